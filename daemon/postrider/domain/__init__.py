@@ -1,0 +1,1 @@
+"""Words and decisions of webhook delivery. Nothing here does I/O or awaits."""

@@ -1,0 +1,21 @@
+"""The base of every error that a person is meant to read."""
+
+
+class PostriderError(Exception):
+    """A mistake or a condition that a person can mend.
+
+    `message` says what is wrong and where; `hint` says the next step. The command line prints both and
+    never a traceback.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(PostriderError):
+    """Bad arguments or a bad configuration: the command exits with 2, where other errors exit with 1."""

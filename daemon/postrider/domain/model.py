@@ -1,0 +1,168 @@
+"""The nouns of Postrider: event, endpoint, delivery, attempt; their states and public ids.
+
+State machine of a delivery:
+
+    waiting ──▶ sending ──▶ succeeded
+       ▲           │ ├────▶ failed
+       │           │ └────▶ retrying ──due──▶ waiting
+       └──release──┘
+    waiting, retrying ──endpoint deleted──▶ cancelled
+    failed, cancelled, succeeded ──a person asks──▶ waiting
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from postrider.domain.errors import UsageError
+
+DEFAULT_WORKSPACE = "default"
+MAX_DATA_BYTES = 1_048_576
+"""Largest `data` of an event, in bytes of JSON text; `postrider.emit` in sql/ holds the same number."""
+MAX_DATA_DEPTH = 512
+"""Deepest nesting of `data` that is sent: receivers' JSON parsers give up soon after."""
+
+
+class DeliveryState(StrEnum):
+    WAITING = "waiting"
+    SENDING = "sending"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class EndpointState(StrEnum):
+    ACTIVE = "active"
+    PAUSED = "paused"  # by a person: events still become deliveries, which wait
+    DISABLED = "disabled"  # by the disable policy or a 410: events no longer become deliveries
+    DELETED = "deleted"  # kept so that past deliveries stay explicable
+
+
+class ErrorKind(StrEnum):
+    """Why an attempt failed, coarse enough for a metric label."""
+
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"
+    HTTP = "http"
+    BLOCKED = "blocked"
+    PAYLOAD = "payload"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the outbox. JSON columns hold the text that the CRM wrote, byte for byte."""
+
+    id: UUID
+    workspace_id: str
+    type: str
+    data: str | None
+    """None where the stored text is larger than `MAX_DATA_BYTES`; `data_bytes` tells how large."""
+    data_bytes: int
+    previous_attributes: str | None
+    object_type: str | None
+    object_id: str | None
+    actor: str | None
+    related: str | None
+    occurred_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    id: int
+    workspace_id: str
+    url: str
+    patterns: tuple[str, ...]
+    exclusions: tuple[str, ...]
+    dialect: str
+    secrets: tuple[bytes, ...] = field(repr=False)
+    """Signing keys, newest first; every one signs, so that a receiver can rotate."""
+    state: EndpointState
+    concurrency: int | None
+    """Requests at a time; None takes `delivery.endpoint_concurrency`."""
+    headers: Mapping[str, str] = field(repr=False)
+    failing_since: datetime | None
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a receiver answered. `body` is at most `delivery.max_response_bytes`, decoded leniently."""
+
+    status: int
+    headers: str
+    """Response headers, one `Name: value` a line, bounded."""
+    body: str
+    retry_after: str | None
+    connect_ms: float | None
+    """Time to look the name up, connect and shake hands; None on a reused connection."""
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that got no usable response."""
+
+    kind: ErrorKind
+    reason: str
+    """One sentence for the support person, without secrets."""
+    duration_ms: float
+    connect_ms: float | None = None
+
+
+AttemptResult = Reply | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One HTTP request of a delivery and what came of it. `number` counts from 1."""
+
+    number: int
+    started_at: datetime
+    result: AttemptResult
+
+
+def event_public_id(event_id: UUID) -> str:
+    return f"evt_{event_id.hex}"
+
+
+def endpoint_public_id(endpoint_id: int) -> str:
+    return f"ep_{endpoint_id:016x}"
+
+
+def delivery_public_id(event_id: UUID, endpoint_id: int) -> str:
+    """A delivery is named by its event and its endpoint, so its id survives a crash and needs no index."""
+    return f"dlv_{event_id.hex}{endpoint_id:016x}"
+
+
+def _hex(public_id: str, prefix: str, digits: int, what: str) -> str:
+    digits_part = public_id.removeprefix(prefix)
+    if public_id.startswith(prefix) and len(digits_part) == digits:
+        try:
+            int(digits_part, 16)
+        except ValueError:
+            pass
+        else:
+            return digits_part
+    raise UsageError(
+        f"{public_id!r} is not {what} id",
+        f"It should be {prefix} and {digits} hexadecimal digits, as the list commands print it.",
+    )
+
+
+def parse_event_id(public_id: str) -> UUID:
+    return UUID(hex=_hex(public_id, "evt_", 32, "an event"))
+
+
+def parse_endpoint_id(public_id: str) -> int:
+    return int(_hex(public_id, "ep_", 16, "an endpoint"), 16)
+
+
+def parse_delivery_id(public_id: str) -> tuple[UUID, int]:
+    digits = _hex(public_id, "dlv_", 48, "a delivery")
+    return UUID(hex=digits[:32]), int(digits[32:], 16)

@@ -1,0 +1,1 @@
+"""Where the process touches the world: clock, files, logs, network."""

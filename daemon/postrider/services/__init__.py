@@ -1,0 +1,1 @@
+"""The running parts of the daemon, one per step of the data flow."""

@@ -1,0 +1,1 @@
+"""What Postrider keeps in PostgreSQL, one module per table family."""
