@@ -1,0 +1,410 @@
+"""The daemon: composes the services, starts them, and stops them so that nothing is lost or doubled."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from postrider import __version__
+from postrider.domain.errors import PostriderError
+from postrider.domain.sealing import Sealer, parse_key
+from postrider.edges.addresses import AddressPolicy, AddressVerdict
+from postrider.edges.clock import Clock, SystemClock
+from postrider.edges.config import Config
+from postrider.edges.dialect_files import load_dialects
+from postrider.edges.metrics import Metrics
+from postrider.edges.network import NetworkOptions, WebhookClient
+from postrider.edges.resources import sql_dir
+from postrider.edges.systemd import Notifier
+from postrider.services.dispatcher import Dispatcher
+from postrider.services.health import Health
+from postrider.services.janitor import Janitor, Retention
+from postrider.services.lanes import Lanes
+from postrider.services.listener import Listener
+from postrider.services.recorder import Recorder
+from postrider.services.scheduler import Scheduler
+from postrider.services.sender import Sender, SendSettings
+from postrider.services.subscriptions import RetrySettings, Subscriptions
+from postrider.services.supervisor import Supervisor
+from postrider.services.work import Work
+from postrider.store.daemons import Daemons
+from postrider.store.database import Database, DatabaseUnavailable, is_pooled
+from postrider.store.deliveries import Deliveries
+from postrider.store.endpoints import Endpoints
+from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.outbox import Outbox
+from postrider.store.partitions import Partitions
+
+LANE_CAPACITY = 8192
+"""Deliveries in memory that wait for a slot; the rest of a backlog stays in the database."""
+START_RETRY_S = 0.5
+STATUS_S = 10.0
+CLAIM_LOOP_STALE_S = 10.0
+"""A claim loop that has not turned for so long hangs; /healthz and the watchdog say so."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    database: bool
+    schema: bool
+    listener: bool
+
+    @property
+    def ready(self) -> bool:
+        return self.database and self.schema and self.listener
+
+
+def read_sealer(config: Config) -> Sealer:
+    """The sealer of signing secrets; UsageError if the key file can't be used."""
+    if config.secrets.key_file is None:
+        return Sealer()
+    path = Path(config.secrets.key_file)
+    return Sealer(parse_key(path.read_text(), str(path)))
+
+
+def network_options(config: Config) -> NetworkOptions:
+    return NetworkOptions(
+        policy=AddressPolicy(config.network.allow, config.network.deny),
+        timeout=config.delivery.timeout,
+        connect_timeout=config.delivery.connect_timeout,
+        max_response_bytes=config.delivery.max_response_bytes,
+        proxy=config.network.proxy,
+        ca_file=config.network.ca_file,
+    )
+
+
+class Daemon:
+    """`start`, then `stop`; between them `reload` as often as you like."""
+
+    def __init__(self, config: Config, *, clock: Clock | None = None, notifier: Notifier | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.metrics = Metrics(__version__)
+        self._notifier = notifier or Notifier()
+        self._schema_checked = False
+        self._clients: list[WebhookClient] = []
+        self.started = asyncio.Event()
+
+    async def start(self) -> None:
+        """Connect, check the schema, rescue what a dead daemon left, and start the services.
+
+        Waits for a database that is away; raises PostriderError for what waiting can't mend.
+        """
+        config, clock, metrics = self.config, self.clock, self.metrics
+        sealer = read_sealer(config)
+        dialects = load_dialects(config.dialect.paths)
+        pooled = await self._patiently(lambda: is_pooled(config.database.dsn))
+        self.database = Database(
+            config.database.dsn, pool_size=config.database.pool_size, pooled=pooled, synchronous_commit=False
+        )
+        await self.database.open()
+
+        self.outbox = Outbox(self.database)
+        deliveries = Deliveries(self.database)
+        self._deliveries = deliveries
+        endpoints = Endpoints(self.database, sealer)
+        self._daemons = Daemons(self.database)
+        self.work = Work()
+        self.lanes = Lanes(
+            capacity=LANE_CAPACITY,
+            endpoint_concurrency=config.delivery.endpoint_concurrency,
+            monotonic=clock.monotonic,
+        )
+        self.recorder = Recorder(deliveries=deliveries, work=self.work, clock=clock, metrics=metrics)
+        retry = RetrySettings(config.retry.schedule, config.retry.jitter)
+        self.subscriptions = Subscriptions(
+            endpoints=endpoints, lanes=self.lanes, recorder=self.recorder, dialects=dialects, retry=retry, clock=clock
+        )
+        settings = SendSettings(
+            await self._open_client(), dialects, config.delivery.user_agent, config.network.https_only
+        )
+        self.sender = Sender(
+            settings=settings,
+            subscriptions=self.subscriptions,
+            lanes=self.lanes,
+            recorder=self.recorder,
+            clock=clock,
+            metrics=metrics,
+        )
+        self.scheduler = Scheduler(
+            deliveries=deliveries,
+            outbox=self.outbox,
+            endpoints=endpoints,
+            lanes=self.lanes,
+            work=self.work,
+            clock=clock,
+        )
+        self.dispatcher = Dispatcher(
+            outbox=self.outbox,
+            deliveries=deliveries,
+            daemons=self._daemons,
+            subscriptions=self.subscriptions,
+            lanes=self.lanes,
+            recorder=self.recorder,
+            work=self.work,
+            clock=clock,
+        )
+        self.health = Health(endpoints=endpoints, disable_after=config.retry.disable_after, clock=clock)
+        self.recorder.on_waiting = self.scheduler.waiting
+        self.recorder.on_retrying = self.scheduler.retry_at
+        self.recorder.on_outcome = self.health.note
+        self.janitor = Janitor(
+            daemons=self._daemons,
+            partitions=Partitions(self.database),
+            retention=Retention(config.retention.events, config.retention.attempts),
+            work=self.work,
+            clock=clock,
+            on_rescued=self._look_again,
+        )
+        self.listener = Listener(
+            database=self.database,
+            daemons=self._daemons,
+            work=self.work,
+            channels={
+                "postrider_wake": self.dispatcher.wake,
+                "postrider_endpoints": self.subscriptions.wake,
+                "postrider_deliveries": self.scheduler.rescan,
+            },
+            version=__version__,
+            pooled=pooled,
+            clock=clock,
+            metrics=metrics,
+            on_reconnected=self._in_doubt,
+            on_identity_lost=self.lanes.clear,
+        )
+        self._supervisor = Supervisor(database=self.database, clock=clock, metrics=metrics)
+
+        await self._patiently(self._check_schema)
+        await self._patiently(self.listener.start)
+        await self._patiently(self.janitor.rescue)
+        await self._patiently(self.subscriptions.run_once)
+        # What consumes starts before what produces; stop() goes the other way.
+        self._supervisor.start("recorder", self.recorder.run)
+        self._supervisor.start("sender", lambda: self.sender.run(config.delivery.concurrency))
+        self._supervisor.start("health", self.health.run)
+        self._supervisor.start("scheduler", self.scheduler.run)
+        self._supervisor.start("dispatcher", self.dispatcher.run)
+        self._supervisor.start("subscriptions", self.subscriptions.run)
+        self._supervisor.start("listener", self.listener.run)
+        self._supervisor.start("janitor", self.janitor.run)
+        self._supervisor.start("status", self._report_status)
+        if self._notifier.watchdog_interval is not None:
+            self._supervisor.start("watchdog", self._watch)
+        self.started.set()
+        self._notifier.ready()
+        log.info("daemon.started", version=__version__, daemon=self.work.owner)
+
+    async def stop(self) -> None:
+        """Stop claiming, let requests under way finish within the grace, record them, give back the rest."""
+        self._notifier.stopping()
+        if not self.started.is_set():
+            await self._close()
+            return
+        log.info("daemon.stopping", in_flight=self.lanes.running, queued=self.lanes.queued)
+        await self._supervisor.stop("dispatcher", "scheduler", "subscriptions", "janitor", "health", "status")
+        self.lanes.close()
+        unfinished = await self._drain(self.config.delivery.drain_timeout)
+        await self._supervisor.stop("sender", "recorder", "listener", "watchdog")
+        released = 0
+        try:
+            while not self.recorder.empty:
+                await self.recorder.run_once()
+            await self.health.run_once()
+            released = len(self.work.events) + len(self.work.deliveries)
+            await self.outbox.release(self.work.owner, list(self.work.events))
+            await self._deliveries.release(self.work.owner, self.work.deliveries)
+            await self._daemons.leave(self.work.owner)
+        except DatabaseUnavailable:
+            log.warning("daemon.unreleased", reason="the database is away; the next daemon rescues the claims")
+        await self.listener.stop()
+        await self._close()
+        log.info("daemon.stopped", cut_off=unfinished, released=released)
+
+    async def reload(self, config: Config) -> None:
+        """Take over a new configuration. Raises PostriderError, and keeps the old one, if it can't be used."""
+        dialects = load_dialects(config.dialect.paths)
+        old, self.config = self.config, config
+        try:
+            client = await self._open_client()
+        except Exception:
+            self.config = old
+            raise
+        self.subscriptions.configure(dialects, RetrySettings(config.retry.schedule, config.retry.jitter))
+        self.sender.settings = SendSettings(
+            client, dialects, config.delivery.user_agent, config.network.https_only
+        )
+        self.health.disable_after = config.retry.disable_after
+        self.janitor.retention = Retention(config.retention.events, config.retention.attempts)
+        fixed = [
+            name
+            for name, before, after in (
+                ("database", old.database, config.database),
+                ("admin", old.admin, config.admin),
+                ("secrets", old.secrets, config.secrets),
+                ("delivery.concurrency", old.delivery.concurrency, config.delivery.concurrency),
+                (
+                    "delivery.endpoint_concurrency",
+                    old.delivery.endpoint_concurrency,
+                    config.delivery.endpoint_concurrency,
+                ),
+                ("log", old.log, config.log),
+            )
+            if before != after
+        ]
+        log.info("config.reloaded", needs_restart=fixed)
+        await self._retire_clients(old.delivery.timeout)
+
+    def turning(self) -> bool:
+        """Whether the claim loop turns, or waits for a database that is away."""
+        if not self.started.is_set() or not self.database.available:
+            return True
+        return self.clock.monotonic() - self.dispatcher.turned_at < CLAIM_LOOP_STALE_S
+
+    async def readiness(self) -> Readiness:
+        """Ask the database, not memory."""
+        if not self.started.is_set():
+            return Readiness(False, self._schema_checked, False)
+        try:
+            async with self.database.connection() as connection:
+                await check_schema(connection, read_migrations(sql_dir()))
+        except DatabaseUnavailable:
+            return Readiness(False, self._schema_checked, self.listener.up)
+        except PostriderError:
+            return Readiness(True, False, self.listener.up)
+        return Readiness(True, True, self.listener.up)
+
+    async def _check_schema(self) -> None:
+        async with self.database.connection() as connection:
+            await check_schema(connection, read_migrations(sql_dir()))
+        self._schema_checked = True
+
+    async def _patiently(self, call: Callable[[], Coroutine[object, object, T]]) -> T:
+        """Call again and again while the database is away."""
+        said = False
+        while True:
+            try:
+                return await call()
+            except DatabaseUnavailable as error:
+                if not said:
+                    log.error("database.awaited", reason=error.message)
+                    said = True
+                await asyncio.sleep(START_RETRY_S)
+
+    async def _open_client(self) -> WebhookClient:
+        client = WebhookClient(network_options(self.config), on_blocked=self._count_blocked)
+        await client.__aenter__()
+        self._clients.append(client)
+        return client
+
+    async def _retire_clients(self, grace: float) -> None:
+        """Close all clients but the newest, once their requests have ended."""
+        retired, self._clients = self._clients[:-1], self._clients[-1:]
+        await self.clock.wait(asyncio.Event(), grace)
+        await self._close_clients(retired)
+
+    async def _close_clients(self, clients: list[WebhookClient]) -> None:
+        for client in clients:
+            await client.__aexit__(None, None, None)
+
+    def _count_blocked(self, verdict: AddressVerdict) -> None:
+        self.metrics.blocked.labels(verdict.value).inc()
+
+    def _look_again(self) -> None:
+        """Rows may have been freed."""
+        self.dispatcher.wake()
+        self.scheduler.rescan()
+
+    def _in_doubt(self) -> None:
+        """The connection was lost, and with it perhaps an answer."""
+        self.dispatcher.doubt()
+        self.scheduler.doubt()
+        self.subscriptions.wake()
+
+    async def _drain(self, grace: float) -> int:
+        """Wait for requests under way; return how many had to be cut off."""
+        deadline = self.clock.monotonic() + grace
+        never = asyncio.Event()
+        while self.lanes.running and self.clock.monotonic() < deadline:
+            await self.clock.wait(never, 0.02)
+        return self.lanes.running
+
+    async def _report_status(self) -> None:
+        """Keep metrics and `systemctl status` current."""
+        never = asyncio.Event()
+        while True:
+            backlog = await self.outbox.backlog()
+            age = (self.clock.now() - backlog.oldest).total_seconds() if backlog.oldest else 0.0
+            self.metrics.backlog.set(backlog.events)
+            self.metrics.oldest_due_seconds.set(max(0.0, age))
+            self.metrics.in_flight.set(self.lanes.running)
+            self.metrics.queued.set(self.lanes.queued)
+            self._notifier.status(
+                f"{backlog.events} events waiting, oldest {age:.0f} s, {self.lanes.running} requests under way"
+            )
+            await self.clock.wait(never, STATUS_S)
+
+    async def _watch(self) -> None:
+        """Tell systemd that the claim loop turns."""
+        never = asyncio.Event()
+        interval = self._notifier.watchdog_interval
+        while True:
+            if self.turning():
+                self._notifier.watchdog()
+            await self.clock.wait(never, interval)
+
+    async def _close(self) -> None:
+        await self._close_clients(self._clients)
+        if hasattr(self, "database"):
+            await self.database.close()
+
+
+async def run_until_stopped(daemon: Daemon, load_config: Callable[[], Config]) -> None:
+    """Run a daemon until SIGTERM or SIGINT; SIGHUP re-reads the configuration."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def on_stop() -> None:
+        if stop.is_set():
+            log.warning("daemon.killed", reason="second signal")
+            os._exit(1)
+        stop.set()
+
+    async def reload() -> None:
+        try:
+            await daemon.reload(load_config())
+        except PostriderError as error:
+            log.error("config.refused", reason=str(error), kept="the configuration in use")
+
+    def on_hangup() -> None:
+        if daemon.started.is_set():
+            task = asyncio.create_task(reload())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    starting = asyncio.create_task(daemon.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+    elif (error := starting.exception()) is not None:
+        stopping.cancel()
+        await daemon.stop()
+        raise error
+    await stop.wait()
+    await daemon.stop()

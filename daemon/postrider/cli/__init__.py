@@ -1,0 +1,67 @@
+"""The command line. Each command is imported when it is called, so `--help` and `emit` start fast."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from postrider import __version__
+from postrider.domain.errors import PostriderError, UsageError
+
+_COMMANDS = {
+    "demo": "postrider.cli.demo",
+    "init": "postrider.cli.init",
+    "check": "postrider.cli.check",
+    "migrate": "postrider.cli.migrate",
+    "run": "postrider.cli.run",
+    "endpoint": "postrider.cli.endpoint",
+    "emit": "postrider.cli.emit",
+    "event": "postrider.cli.event",
+    "delivery": "postrider.cli.delivery",
+    "listen": "postrider.cli.listen",
+}
+"""Command → module; the module has the click command under the command's name."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="postrider")
+def cli() -> None:
+    """Delivers a CRM's outgoing webhooks from its own PostgreSQL.
+
+    Exit codes: 0 done, 1 failed, 2 bad usage or configuration.
+    """
+
+
+def main(*arguments: Any) -> None:
+    """Run a command; print a person's mistake as a sentence and the next step, never as a traceback."""
+    try:
+        sys.exit(cli.main(*arguments, prog_name="postrider", standalone_mode=False))
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, has seen enough.
+        sys.stderr.close()
+        sys.exit(1)
+    except PostriderError as error:
+        click.echo(f"postrider: {error.message}", err=True)
+        if error.hint:
+            click.echo(error.hint, err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

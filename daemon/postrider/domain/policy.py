@@ -1,0 +1,91 @@
+"""What an attempt's result means: done, try again and when, or give up. Pure decisions."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+from postrider.domain.model import AttemptResult, DeliveryState, ErrorKind, Failure, Reply
+
+MAX_RETRY_AFTER = 86_400.0
+"""Seconds that a receiver may put the next attempt off by `Retry-After`."""
+DEFAULT_DELAYS = (0.0, 5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
+"""The example schedule of Standard Webhooks 1.0: ten attempts within 75 h 35 min 5 s."""
+
+_THROTTLING = frozenset({429, 502, 503, 504})
+_SECONDS = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When a delivery is tried. The number of delays is the number of attempts."""
+
+    delays: tuple[float, ...] = DEFAULT_DELAYS
+    """Seconds before attempt 1, 2, …; each counts from the end of the attempt before it."""
+    jitter: float = 0.1
+    """Largest random part added to a delay, as a fraction of it, so that retries do not come in herds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The verdict on one attempt."""
+
+    state: DeliveryState
+    """SUCCEEDED, RETRYING or FAILED."""
+    due: datetime | None
+    """When the next attempt may run; set when RETRYING, else None."""
+    error_kind: ErrorKind | None
+    reason: str
+    """A short sentence such as `HTTP 500` or `timeout: no response within 15 s`."""
+    disable: bool
+    """The receiver wants no more requests: disable the endpoint."""
+    throttled: bool
+    """The receiver is overloaded: slow its lane down."""
+
+
+def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime, rand: float) -> Outcome:
+    """Decide what becomes of a delivery after its attempt `number`, counted from 1.
+
+    The next attempt is never due before the schedule's delay has passed since `now`; `rand`, from [0, 1),
+    chooses the jitter added to it. 2xx succeeds; 410 and a bad payload fail at once; 429 and 503 may ask
+    for a later attempt by `Retry-After`, at most 24 hours; all else is retried while attempts are left.
+    """
+    retry_after = 0.0
+    disable = throttled = False
+    match result:
+        case Reply(status=status):
+            reason = f"HTTP {status}"
+            if 200 <= status < 300:
+                return Outcome(DeliveryState.SUCCEEDED, None, None, reason, disable=False, throttled=False)
+            if 300 <= status < 400:
+                reason += ": redirects are not followed"
+            kind = ErrorKind.HTTP
+            disable = status == 410
+            throttled = status in _THROTTLING
+            if status in (429, 503) and result.retry_after is not None:
+                retry_after = _retry_after_seconds(result.retry_after, now)
+        case Failure(kind=kind):
+            reason = f"{kind}: {result.reason}"
+    if disable or kind is ErrorKind.PAYLOAD or number >= len(policy.delays):
+        return Outcome(DeliveryState.FAILED, None, kind, reason, disable, throttled)
+    delay = max(policy.delays[number] * (1 + policy.jitter * rand), retry_after)
+    return Outcome(DeliveryState.RETRYING, now + timedelta(seconds=delay), kind, reason, disable, throttled)
+
+
+def should_disable(failing_since: datetime | None, now: datetime, disable_after: float) -> bool:
+    """Whether an endpoint that only fails since `failing_since` has done so for `disable_after` seconds."""
+    return failing_since is not None and (now - failing_since).total_seconds() >= disable_after
+
+
+def _retry_after_seconds(header: str, now: datetime) -> float:
+    """Seconds that a `Retry-After`, itself seconds or an HTTP date (RFC 9110, 10.2.3), asks for; else 0."""
+    header = header.strip()[:64]
+    if _SECONDS.fullmatch(header):
+        return min(float(header), MAX_RETRY_AFTER)
+    try:
+        date = parsedate_to_datetime(header)
+        # An HTTP date is in UTC; the parser leaves the zone off for `-0000`.
+        wait = (date if date.tzinfo else date.replace(tzinfo=UTC)) - now
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+    return min(max(wait.total_seconds(), 0.0), MAX_RETRY_AFTER)

@@ -1,0 +1,29 @@
+"""Reads dialect files: those that ship with Postrider, and those of `dialect.paths`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from postrider.domain.dialects import Dialect, parse_dialect
+from postrider.domain.errors import UsageError
+from postrider.edges.resources import config_dir
+
+
+def load_dialects(paths: Iterable[str | Path]) -> dict[str, Dialect]:
+    """Dialects by name. A path is a TOML file or a directory of them; the last one of a name wins.
+
+    Raises UsageError for a path that can't be read and for a file that is not a dialect.
+    """
+    files = sorted((config_dir() / "dialects").glob("*.toml"))
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UsageError(f"dialect.paths: {path} does not exist", "Name a TOML file or a directory of them.")
+        files += sorted(path.glob("*.toml")) if path.is_dir() else [path]
+    dialects = {}
+    for file in files:
+        try:
+            text = file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} can't be read: {error}", "Make it a readable UTF-8 file.") from None
+        dialect = parse_dialect(text, str(file))
+        dialects[dialect.name] = dialect
+    return dialects

@@ -1,0 +1,186 @@
+"""From the outbox to the lanes: claims a batch of pending events, matches each to its endpoints (fan-out)
+and offers the deliveries to their lanes; what a lane can't take goes to the database as waiting.
+
+Woken by the listener, and by room in the lanes; it polls while it is busy, and once a second when idle.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+
+from postrider.domain.model import DeliveryState, Event
+from postrider.edges.clock import Clock
+from postrider.services.lanes import Lanes, Offer
+from postrider.services.recorder import Recorder
+from postrider.services.subscriptions import Subscriptions
+from postrider.services.work import Job, Work
+from postrider.store.daemons import Daemons
+from postrider.store.database import DatabaseUnavailable
+from postrider.store.deliveries import Deliveries
+from postrider.store.outbox import Outbox
+
+BATCH = 500
+"""Events per claim."""
+BUSY_FROM = 32
+"""A claim of this many events means that polling finds more than notifications would."""
+BUSY_POLL_S = 0.005
+WINDOW = 20
+"""Polls after which a busy dispatcher looks back: fewer events than polls, and it goes idle."""
+BACKSTOP_S = (0.01, 0.05, 0.25, 1.0)
+"""Waits of an idle dispatcher. A writer that saw the flag `idle` just before it was set sends no
+notification, so the first polls come soon; the last one repeats."""
+MAX_DATA_BYTES_IN_MEMORY = 64 * 1024 * 1024
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchCounts:
+    claimed: int
+    offered: int
+    spilled: int
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        deliveries: Deliveries,
+        daemons: Daemons,
+        subscriptions: Subscriptions,
+        lanes: Lanes,
+        recorder: Recorder,
+        work: Work,
+        clock: Clock,
+    ) -> None:
+        self._outbox = outbox
+        self._deliveries = deliveries
+        self._daemons = daemons
+        self._subscriptions = subscriptions
+        self._lanes = lanes
+        self._recorder = recorder
+        self._work = work
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._idle = False
+        self._in_doubt = False
+        self.turned_at = clock.monotonic()
+        """When the claim loop turned last; the watchdog and /healthz look at it."""
+        lanes.on_room = self._room.set
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {'idle' if self._idle else 'busy'}>"
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def doubt(self) -> None:
+        """A claim may have been made without our hearing of it: compare before the next one."""
+        self._in_doubt = True
+        self._idle = False
+        self._wake.set()
+
+    async def run(self) -> None:
+        polls = seen = 0
+        while True:
+            self.turned_at = self._clock.monotonic()
+            self._wake.clear()  # before the claim: a wake-up that comes during it is not lost
+            claimed = (await self.run_once()).claimed
+            polls, seen = polls + 1, seen + claimed
+            if claimed >= BUSY_FROM:
+                await self._set_idle(False)
+                polls = seen = 0
+                if claimed < BATCH:
+                    await self._clock.wait(self._wake, BUSY_POLL_S)
+            elif self._idle:
+                if not claimed:
+                    await self._clock.wait(self._wake, BACKSTOP_S[min(polls, len(BACKSTOP_S)) - 1])
+                else:
+                    polls = 0
+            elif polls < WINDOW:
+                await self._clock.wait(self._wake, BUSY_POLL_S)
+            else:
+                await self._set_idle(seen < polls)
+                polls = seen = 0
+
+    async def run_once(self) -> DispatchCounts:
+        """Claim one batch and fan it out, when there is room for it."""
+        await self._wait_for_room()
+        try:
+            if self._in_doubt:
+                await self._reconcile()
+            claimed = await self._outbox.claim(self._work.owner, min(BATCH, self._lanes.room))
+            if not claimed:
+                return DispatchCounts(0, 0, 0)
+            events = await self._outbox.read([claim.event_id for claim in claimed])
+            redo = [claim.event_id for claim in claimed if claim.redo]
+            recorded = await self._deliveries.recorded(redo) if redo else set()
+        except DatabaseUnavailable:
+            self._in_doubt = True
+            raise
+        offered = spilled = 0
+        for event in events:
+            to_lanes, to_database = await self._fan_out(event, recorded)
+            offered += to_lanes
+            spilled += to_database
+        missing = {claim.event_id for claim in claimed} - {event.id for event in events}
+        for event_id in missing:
+            log.error("event.missing", event=str(event_id), reason="its outbox row is gone")
+            self._recorder.drop_event(event_id)
+        return DispatchCounts(len(claimed), offered, spilled)
+
+    async def _fan_out(self, event: Event, recorded: set[tuple[UUID, int]]) -> tuple[int, int]:
+        """Offer an event's deliveries, less those recorded before; return (to lanes, to the database)."""
+        endpoints = [
+            endpoint
+            for endpoint in self._subscriptions.match(event.workspace_id, event.type)
+            if (event.id, endpoint.id) not in recorded
+        ]
+        opened = self._work.open(event)
+        opened.remaining = len(endpoints)
+        if not endpoints:
+            self._recorder.finish_event(opened)
+            return 0, 0
+        taken = 0
+        for endpoint in endpoints:
+            taken += await self._offer(Job(opened, endpoint, attempts=0, attempt_base=0, first=True))
+        return taken, len(endpoints) - taken
+
+    async def _offer(self, job: Job) -> bool:
+        policy = self._subscriptions.retry_policy(job.endpoint)
+        if policy.delays[0] > 0:
+            due = self._clock.now() + timedelta(seconds=policy.delays[0])
+            self._recorder.put(job, DeliveryState.RETRYING, due=due)
+            return False
+        while (offer := self._lanes.offer(job)) is Offer.FULL:
+            self._room.clear()
+            await self._clock.wait(self._room, 0.05)
+        if offer is Offer.TAKEN:
+            return True
+        self._recorder.put(job, DeliveryState.WAITING)
+        return False
+
+    async def _wait_for_room(self) -> None:
+        while self._lanes.room < BATCH or self._work.data_bytes > MAX_DATA_BYTES_IN_MEMORY:
+            self.turned_at = self._clock.monotonic()
+            self._room.clear()
+            await self._clock.wait(self._room, 0.05)
+
+    async def _reconcile(self) -> None:
+        """Give back events that the database thinks we hold: a claim or a result may have been cut off."""
+        stray = await self._outbox.owned(self._work.owner) - self._work.events.keys()
+        if stray:
+            await self._outbox.release(self._work.owner, list(stray))
+            log.info("claims.reconciled", events=len(stray))
+        self._in_doubt = False
+
+    async def _set_idle(self, idle: bool) -> None:
+        if self._idle is not idle:
+            await self._daemons.set_idle(self._work.owner, idle=idle)
+            self._idle = idle
+

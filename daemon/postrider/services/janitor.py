@@ -1,0 +1,98 @@
+"""Keeps house: rescues what dead daemons held, makes partitions ahead and drops those past retention.
+
+It wakes by itself once a second; partitions are looked after once an hour.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from postrider.edges.clock import Clock
+from postrider.services.work import Work
+from postrider.store.daemons import Daemons
+from postrider.store.partitions import PARTITIONED, Partitions
+
+RESCUE_S = 1.0
+PARTITIONS_S = 3600.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Seconds that rows are kept after their event, in whole days; the longer time wins at a partition."""
+
+    events: float
+    attempts: float
+
+
+@dataclass(frozen=True, slots=True)
+class JanitorCounts:
+    rescued_daemons: int
+    partitions_created: int
+    partitions_dropped: int
+
+
+class Janitor:
+    def __init__(
+        self,
+        *,
+        daemons: Daemons,
+        partitions: Partitions,
+        retention: Retention,
+        work: Work,
+        clock: Clock,
+        on_rescued: Callable[[], None],
+    ) -> None:
+        self.retention = retention
+        self._daemons = daemons
+        self._partitions = partitions
+        self._work = work
+        self._clock = clock
+        self._on_rescued = on_rescued
+        self._partitions_at = 0.0
+
+    async def run(self) -> None:
+        never = asyncio.Event()
+        while True:
+            await self.run_once()
+            await self._clock.wait(never, RESCUE_S)
+
+    async def run_once(self) -> JanitorCounts:
+        rescued = await self.rescue()
+        if self._clock.monotonic() < self._partitions_at:
+            return JanitorCounts(rescued, 0, 0)
+        created, dropped = await self.keep_partitions()
+        self._partitions_at = self._clock.monotonic() + PARTITIONS_S
+        return JanitorCounts(rescued, created, dropped)
+
+    async def rescue(self) -> int:
+        """Free what dead daemons held; return how many there were."""
+        rescued = await self._daemons.rescue(self._work.owner, self._clock.now())
+        for dead in rescued:
+            log.warning(
+                "daemon.rescued", daemon=dead.daemon_id, events=dead.events, deliveries=dead.deliveries
+            )
+        if rescued:
+            self._on_rescued()
+        return len(rescued)
+
+    async def keep_partitions(self) -> tuple[int, int]:
+        """Make partitions ahead and drop old ones; return (created, dropped)."""
+        now = self._clock.now()
+        created = await self._partitions.create_ahead(now)
+        if created:
+            log.info("partitions.created", partitions=created)
+        dropped: list[str] = []
+        for parent in PARTITIONED:
+            seconds = self.retention.attempts if parent == "attempt" else self.retention.events
+            gone, kept = await self._partitions.drop_before(parent, (now - timedelta(seconds=seconds)).date())
+            dropped += gone
+            if kept:
+                log.warning("partitions.kept", partitions=kept, reason="they hold deliveries that are not settled")
+        if dropped:
+            log.info("partitions.dropped", partitions=dropped)
+        return len(created), len(dropped)

@@ -1,0 +1,218 @@
+"""Lanes: the in-memory queues between dispatcher and sender, one per endpoint.
+
+Memory is bounded by `capacity` jobs over all lanes. A lane may hold at most half of what is free, so slow
+endpoints together can never fill it. A lane has its own concurrency, and lanes with work take turns. What
+a lane can't take stays in the database.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+
+from postrider.domain.model import Endpoint, EndpointState
+from postrider.services.work import Job
+
+SLOW_AFTER_S = 0.5
+"""A full lane whose head has waited this long is slow: the database holds what comes for it. Until then
+it pays to let it drain, since a place in memory costs nothing and a place in the database three writes."""
+
+
+class Offer(Enum):
+    TAKEN = "taken"
+    FULL = "full"  # but moving: worth waiting for
+    SLOW = "slow"  # full, and its head has waited long
+    CLOSED = "closed"  # paused, disabled or deleted
+    BEHIND = "behind"  # older deliveries of the lane wait in the database
+
+
+class Lane:
+    __slots__ = ("behind", "endpoint", "has_turn", "limit", "queue", "running")
+
+    def __init__(self, endpoint: Endpoint, limit: int) -> None:
+        self.endpoint = endpoint
+        self.limit = limit
+        self.queue: deque[Job] = deque()
+        self.running = 0
+        self.has_turn = False
+        self.behind = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<Lane {self.endpoint.id:016x} {self.endpoint.state.value} queued={len(self.queue)} "
+            f"running={self.running}/{self.limit}{' behind' if self.behind else ''}>"
+        )
+
+    @property
+    def open(self) -> bool:
+        return self.endpoint.state is EndpointState.ACTIVE
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.queue) and self.running < self.limit and self.open
+
+
+class Lanes:
+    """All lanes, and the turn-taking between them."""
+
+    def __init__(self, *, capacity: int, endpoint_concurrency: int, monotonic: Callable[[], float]) -> None:
+        self._capacity = capacity
+        self._endpoint_concurrency = endpoint_concurrency
+        self._monotonic = monotonic
+        self._lanes: dict[int, Lane] = {}
+        self._turns: deque[Lane] = deque()
+        self._idle_takers: deque[asyncio.Future[None]] = deque()
+        self._behind: set[Lane] = set()
+        self._draining = False
+        self.queued = 0
+        self.running = 0
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when less than half of the capacity is in use."""
+        self.on_refill: Callable[[], None] = lambda: None
+        """Called when a lane that is behind runs out of jobs."""
+
+    def __repr__(self) -> str:
+        return f"<Lanes {len(self._lanes)} queued={self.queued}/{self._capacity} running={self.running}>"
+
+    @property
+    def room(self) -> int:
+        return self._capacity - self.queued
+
+    def lane(self, endpoint_id: int) -> Lane | None:
+        return self._lanes.get(endpoint_id)
+
+    def room_of(self, lane: Lane) -> int:
+        """How many more jobs the lane may hold."""
+        return max(lane.limit, (self._capacity - self.queued) // 2) - len(lane.queue)
+
+    def behind(self) -> list[Lane]:
+        """Open lanes with deliveries waiting in the database."""
+        return [lane for lane in self._behind if lane.open]
+
+    def mark_behind(self, endpoint_id: int) -> bool:
+        """Note that deliveries of an endpoint wait in the database; False if there is no such lane."""
+        lane = self._lanes.get(endpoint_id)
+        if lane is None:
+            return False
+        lane.behind = True
+        self._behind.add(lane)
+        return True
+
+    def mark_caught_up(self, lane: Lane) -> None:
+        lane.behind = False
+        self._behind.discard(lane)
+
+    def update(self, endpoints: Iterable[Endpoint]) -> list[Job]:
+        """Take over a new snapshot; return the jobs of lanes that closed, to be given back."""
+        current = {endpoint.id: endpoint for endpoint in endpoints}
+        returned: list[Job] = []
+        for endpoint_id, endpoint in current.items():
+            lane = self._lanes.get(endpoint_id)
+            limit = endpoint.concurrency or self._endpoint_concurrency
+            if lane is None:
+                self._lanes[endpoint_id] = Lane(endpoint, limit)
+                continue
+            reopened = not lane.open and endpoint.state is EndpointState.ACTIVE
+            lane.endpoint, lane.limit = endpoint, limit
+            for job in lane.queue:
+                job.endpoint = endpoint
+            if reopened:
+                self.mark_behind(endpoint_id)
+            if not lane.open:
+                returned += self._empty(lane)
+            self._give_turn(lane)
+            self._wake_taker()
+        for endpoint_id in self._lanes.keys() - current.keys():
+            lane = self._lanes.pop(endpoint_id)
+            self._behind.discard(lane)
+            returned += self._empty(lane)
+        return returned
+
+    def offer(self, job: Job) -> Offer:
+        """Queue a delivery that comes straight from the outbox, if its lane may take it."""
+        lane = self._lanes.get(job.endpoint.id)
+        if lane is None or not lane.open:
+            return Offer.CLOSED
+        if lane.behind:
+            return Offer.BEHIND
+        if self.room_of(lane) <= 0:
+            waited = self._monotonic() - lane.queue[0].queued_at
+            return Offer.SLOW if waited > SLOW_AFTER_S else Offer.FULL
+        self.push(lane, job)
+        return Offer.TAKEN
+
+    def push(self, lane: Lane, job: Job) -> None:
+        job.queued_at = self._monotonic()
+        job.lane = lane
+        lane.queue.append(job)
+        self.queued += 1
+        if lane.ready:
+            self._give_turn(lane)
+            self._wake_taker()
+
+    async def take(self) -> Job | None:
+        """The next job whose lane has a free slot, lanes taking turns; None when draining is over."""
+        while True:
+            while self._turns:
+                lane = self._turns.popleft()
+                lane.has_turn = False
+                if not lane.ready:
+                    continue
+                job = lane.queue.popleft()
+                lane.running += 1
+                self.queued -= 1
+                self.running += 1
+                self._give_turn(lane)
+                return job
+            if self._draining:
+                return None
+            taker = asyncio.get_running_loop().create_future()
+            self._idle_takers.append(taker)
+            try:
+                await taker
+            except asyncio.CancelledError:
+                if taker.done() and not taker.cancelled():
+                    self._wake_taker()
+                raise
+
+    def done(self, job: Job) -> None:
+        """Free the slot of a job that was taken. The caller takes again, so no other taker is woken."""
+        lane = job.lane
+        assert lane is not None
+        self.running -= 1
+        lane.running -= 1
+        self._give_turn(lane)
+        if self.queued < self._capacity // 2:
+            self.on_room()
+        if lane.behind and len(lane.queue) <= lane.limit:
+            self.on_refill()
+
+    def clear(self) -> None:
+        """Forget what is queued."""
+        for lane in self._lanes.values():
+            self._empty(lane)
+
+    def close(self) -> None:
+        """Forget what is queued; takers end when they have done what they took."""
+        self._draining = True
+        self.clear()
+        while self._idle_takers:
+            self._wake_taker()
+
+    def _empty(self, lane: Lane) -> list[Job]:
+        jobs = list(lane.queue)
+        lane.queue.clear()
+        self.queued -= len(jobs)
+        return jobs
+
+    def _give_turn(self, lane: Lane) -> None:
+        if lane.ready and not lane.has_turn:
+            lane.has_turn = True
+            self._turns.append(lane)
+
+    def _wake_taker(self) -> None:
+        while self._idle_takers:
+            taker = self._idle_takers.popleft()
+            if not taker.done():
+                taker.set_result(None)
+                return

@@ -1,0 +1,195 @@
+"""From the sender to the database: writes many results in one transaction, and lets go of what is recorded.
+
+Woken by the first result; it lingers a moment for more unless there are many already. While the database
+is away results wait here, bounded by what the lanes may hold.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+
+from postrider.domain.model import (
+    Attempt,
+    DeliveryState,
+    delivery_public_id,
+    endpoint_public_id,
+    event_public_id,
+)
+from postrider.domain.policy import Outcome
+from postrider.edges.clock import Clock
+from postrider.edges.metrics import Metrics
+from postrider.services.work import Job, OpenEvent, Work
+from postrider.store.deliveries import Deliveries, DeliveryResult
+
+LINGER_S = 0.004
+BATCH = 1000
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    job: Job
+    result: DeliveryResult
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCounts:
+    recorded: int
+    fenced: int
+
+
+class Recorder:
+    def __init__(self, *, deliveries: Deliveries, work: Work, clock: Clock, metrics: Metrics) -> None:
+        self._deliveries = deliveries
+        self._work = work
+        self._clock = clock
+        self._metrics = metrics
+        self._entries: list[Entry] = []
+        self._done_events: list[OpenEvent] = []
+        self._missing_events: list[UUID] = []
+        self._wake = asyncio.Event()
+        self._many = asyncio.Event()
+        self.on_waiting: Callable[[int], None] = lambda _endpoint_id: None
+        self.on_retrying: Callable[[datetime], None] = lambda _due: None
+        self.on_outcome: Callable[[Job, Outcome], None] = lambda _job, _outcome: None
+
+    def __repr__(self) -> str:
+        return f"<Recorder {len(self._entries)} to write>"
+
+    @property
+    def empty(self) -> bool:
+        return not (self._entries or self._done_events or self._missing_events)
+
+    def put(
+        self,
+        job: Job,
+        state: DeliveryState,
+        *,
+        due: datetime | None = None,
+        reason: str | None = None,
+        attempt: Attempt | None = None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Queue the next state of a delivery."""
+        event = job.opened.event
+        result = DeliveryResult(
+            event_id=event.id,
+            endpoint_id=job.endpoint.id,
+            workspace_id=event.workspace_id,
+            state=state,
+            attempts=job.attempts + (attempt is not None),
+            due=due,
+            reason=reason,
+            attempt=attempt,
+        )
+        self._entries.append(Entry(job, result, outcome))
+        self._wake.set()
+        if len(self._entries) >= BATCH:
+            self._many.set()
+
+    def finish_event(self, opened: OpenEvent) -> None:
+        """Queue the end of an event that nobody subscribes to, or whose deliveries are all recorded."""
+        self._done_events.append(opened)
+        self._wake.set()
+
+    def drop_event(self, event_id: UUID) -> None:
+        """Queue the end of a claim whose event is gone."""
+        self._missing_events.append(event_id)
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            if len(self._entries) < BATCH:
+                await self._clock.wait(self._many, LINGER_S)
+            await self.run_once()
+
+    async def run_once(self) -> RecordCounts:
+        """Write what is queued. If the database fails, all of it stays queued."""
+        self._wake.clear()
+        self._many.clear()
+        entries = self._entries[:BATCH]
+        done = list(self._done_events)
+        missing = list(self._missing_events)
+        current = [entry for entry in entries if not entry.job.opened.lost]
+        try:
+            written = await self._write(current, done, missing)
+        except BaseException:
+            self._wake.set()
+            raise
+        del self._entries[: len(entries)], self._done_events[: len(done)], self._missing_events[: len(missing)]
+        if self._entries:
+            self._wake.set()
+        self._work.settle(entry.job for entry in entries)
+        for opened in done:
+            self._work.settle_event(opened)
+        for entry in entries:
+            self._announce(entry, fenced=(entry.result.event_id, entry.result.endpoint_id) not in written)
+        return RecordCounts(len(written), len(entries) - len(written))
+
+    async def _write(
+        self, entries: list[Entry], done: list[OpenEvent], missing: list[UUID]
+    ) -> set[tuple[UUID, int]]:
+        first = [entry for entry in entries if entry.job.first]
+        again = [entry.result for entry in entries if not entry.job.first]
+        here = Counter(entry.job.opened for entry in first)
+        finished = [opened.event.id for opened, count in here.items() if opened.remaining == count]
+        finished += [opened.event.id for opened in done if not opened.lost] + missing
+        if not (first or again or finished):
+            return set()
+        return await self._deliveries.record(
+            self._work.owner,
+            first=[entry.result for entry in first],
+            again=again,
+            unfinished=[opened.event.id for opened, count in here.items() if opened.remaining > count],
+            finished=finished,
+            now=self._clock.now(),
+        )
+
+    def _announce(self, entry: Entry, *, fenced: bool) -> None:
+        """Tell those who wait for it, the metrics and the log what became of a delivery."""
+        result, job = entry.result, entry.job
+        if fenced:
+            self._metrics.deliveries.labels("fenced").inc()
+            log.warning("delivery.fenced", **_facts(entry), reason="another daemon owns it by now")
+            return
+        match result.state:
+            case DeliveryState.WAITING:
+                self.on_waiting(result.endpoint_id)
+                return
+            case DeliveryState.RETRYING:
+                assert result.due is not None
+                self.on_retrying(result.due)
+                log.info("delivery.retrying", **_facts(entry), due=result.due.isoformat(), reason=result.reason)
+            case DeliveryState.FAILED:
+                log.warning("delivery.failed", **_facts(entry), reason=result.reason)
+            case DeliveryState.CANCELLED:
+                log.info("delivery.cancelled", **_facts(entry), reason=result.reason)
+            case _:
+                if log.is_enabled_for(logging.DEBUG):
+                    log.debug("delivery.succeeded", **_facts(entry))
+        self._metrics.deliveries.labels(result.state.value).inc()
+        if entry.outcome is not None:
+            self.on_outcome(job, entry.outcome)
+
+
+def _facts(entry: Entry) -> dict[str, object]:
+    result = entry.result
+    facts: dict[str, object] = {
+        "delivery": delivery_public_id(result.event_id, result.endpoint_id),
+        "event_id": event_public_id(result.event_id),
+        "event_type": entry.job.opened.event.type,
+        "endpoint": endpoint_public_id(result.endpoint_id),
+        "attempt": result.attempts,
+    }
+    if result.attempt is not None:
+        facts["duration_ms"] = round(result.attempt.result.duration_ms, 1)
+    return facts

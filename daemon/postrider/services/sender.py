@@ -1,0 +1,147 @@
+"""One delivery's attempt: render (dialect) → sign → POST → judge; the result goes to the recorder.
+
+A fixed number of workers take jobs from the lanes, so an attempt costs no task of its own.
+"""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from postrider.domain.dialects import Dialect, PayloadError, render, request_headers
+from postrider.domain.model import (
+    Attempt,
+    AttemptResult,
+    DeliveryState,
+    Endpoint,
+    ErrorKind,
+    Failure,
+    Reply,
+    delivery_public_id,
+    endpoint_public_id,
+)
+from postrider.domain.policy import judge
+from postrider.edges.clock import Clock
+from postrider.edges.metrics import Metrics
+from postrider.edges.network import WebhookClient
+from postrider.services.lanes import Lanes
+from postrider.services.recorder import Recorder
+from postrider.services.subscriptions import Subscriptions
+from postrider.services.work import Job, OpenEvent
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SendSettings:
+    """What a reload of the configuration may exchange."""
+
+    client: WebhookClient
+    dialects: Mapping[str, Dialect]
+    user_agent: str
+    https_only: bool
+    """Demand HTTPS of every endpoint; False lifts a dialect's own rule too."""
+
+
+class Sender:
+    def __init__(
+        self,
+        *,
+        settings: SendSettings,
+        subscriptions: Subscriptions,
+        lanes: Lanes,
+        recorder: Recorder,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self._subscriptions = subscriptions
+        self._lanes = lanes
+        self._recorder = recorder
+        self._clock = clock
+        self._metrics = metrics
+
+    def __repr__(self) -> str:
+        return f"<Sender {self._lanes.running} under way>"
+
+    async def run(self, workers: int) -> None:
+        """Send until the lanes are closed and what is under way is done."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        while (job := await self._lanes.take()) is not None:
+            try:
+                await self.run_once(job)
+            finally:
+                self._lanes.done(job)
+
+    async def run_once(self, job: Job) -> None:
+        """Make one attempt of a delivery and hand its result on."""
+        if job.opened.lost:
+            return
+        started_at = self._clock.now()
+        try:
+            result = await self._attempt(job.opened, job.endpoint, started_at)
+        except Exception as error:
+            # A defect of ours or of a library fails this delivery, not the daemon.
+            delivery = delivery_public_id(job.opened.event.id, job.endpoint.id)
+            log.exception("delivery.crashed", delivery=delivery)
+            result = Failure(ErrorKind.PROTOCOL, f"internal error: {type(error).__name__}", duration_ms=0.0)
+        number = job.attempts + 1
+        now = self._clock.now()
+        policy = self._subscriptions.retry_policy(job.endpoint)
+        outcome = judge(result, number - job.attempt_base, policy, now, random.random())  # noqa: S311
+        self._measure(job, result, outcome.error_kind, now)
+        self._recorder.put(
+            job,
+            outcome.state,
+            due=outcome.due,
+            reason=None if outcome.state is DeliveryState.SUCCEEDED else outcome.reason,
+            attempt=Attempt(number, started_at, result),
+            outcome=outcome,
+        )
+
+    async def _attempt(self, opened: OpenEvent, endpoint: Endpoint, now: datetime) -> AttemptResult:
+        settings = self.settings
+        dialect = settings.dialects.get(endpoint.dialect)
+        if dialect is None:
+            return Failure(
+                ErrorKind.PROTOCOL, f"the dialect {endpoint.dialect!r} of the endpoint is not configured", 0.0
+            )
+        if not endpoint.secrets:
+            return Failure(
+                ErrorKind.PROTOCOL, f"endpoint {endpoint_public_id(endpoint.id)} has no signing secret", 0.0
+            )
+        try:
+            body = self._body(opened, dialect)
+        except PayloadError as error:
+            return Failure(ErrorKind.PAYLOAD, error.message, 0.0)
+        headers = request_headers(
+            dialect,
+            opened.event,
+            endpoint.secrets,
+            int(now.timestamp()),
+            body,
+            settings.user_agent,
+            endpoint.headers,
+        )
+        return await settings.client.post(endpoint.url, headers, body, https_only=settings.https_only)
+
+    @staticmethod
+    def _body(opened: OpenEvent, dialect: Dialect) -> bytes:
+        body = opened.bodies.get(dialect.name)
+        if body is None:
+            body = opened.bodies[dialect.name] = render(dialect, opened.event)
+        return body
+
+    def _measure(self, job: Job, result: AttemptResult, kind: ErrorKind | None, now: datetime) -> None:
+        self._metrics.attempts.labels(kind.value if kind else "ok").inc()
+        self._metrics.attempt_seconds.observe(result.duration_ms / 1000)
+        if job.first and isinstance(result, Reply) and kind is None:
+            committed_at = datetime.fromtimestamp((job.opened.event.id.int >> 80) / 1000, UTC)
+            self._metrics.lag_seconds.observe(max(0.0, (now - committed_at).total_seconds()))

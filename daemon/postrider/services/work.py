@@ -1,0 +1,103 @@
+"""What this daemon holds in memory: claimed events, claimed deliveries, and the jobs made of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from postrider.domain.model import Endpoint, Event
+
+if TYPE_CHECKING:
+    from postrider.services.lanes import Lane
+
+
+@dataclass(slots=True, eq=False)
+class OpenEvent:
+    """An event in memory, with what is still to be recorded of it."""
+
+    event: Event
+    remaining: int
+    lost: bool = False
+    """It was rescued from us, or claimed again: results of this copy no longer count."""
+    bodies: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """Rendered once per dialect."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One delivery on its way to one attempt."""
+
+    opened: OpenEvent
+    endpoint: Endpoint
+    attempts: int
+    """Attempts made before."""
+    attempt_base: int
+    """Of those, attempts that don't count towards the schedule."""
+    first: bool
+    """Nothing of this delivery is recorded yet: it is held by the claim of its event, else by its own."""
+    queued_at: float = 0.0
+    lane: "Lane | None" = None
+    """The lane that holds it, or whose slot it takes."""
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        return self.opened.event.id, self.endpoint.id
+
+
+class Work:
+    """Everything claimed by this daemon under its id `owner`, until it is recorded or given back."""
+
+    def __init__(self) -> None:
+        self.owner = 0
+        self.events: dict[UUID, OpenEvent] = {}
+        self.deliveries: dict[tuple[UUID, int], Job] = {}
+        self.data_bytes = 0
+        """JSON text of the claimed events, in bytes."""
+
+    def __repr__(self) -> str:
+        return f"<Work owner={self.owner} events={len(self.events)} deliveries={len(self.deliveries)}>"
+
+    def open(self, event: Event) -> OpenEvent:
+        """Hold an event whose row in the queue was claimed."""
+        if (twin := self.events.get(event.id)) is not None:
+            twin.lost = True
+            self._forget(twin)
+        opened = OpenEvent(event, remaining=0)
+        self.events[event.id] = opened
+        self.data_bytes += event.data_bytes
+        return opened
+
+    def hold(self, job: Job) -> None:
+        """Hold a delivery whose own row was claimed."""
+        if (twin := self.deliveries.get(job.key)) is not None:
+            twin.opened.lost = True
+        self.deliveries[job.key] = job
+
+    def settle(self, jobs: Iterable[Job]) -> None:
+        """Their results are recorded."""
+        for job in jobs:
+            if job.first:
+                job.opened.remaining -= 1
+                self.settle_event(job.opened)
+            elif self.deliveries.get(job.key) is job:
+                del self.deliveries[job.key]
+
+    def settle_event(self, opened: OpenEvent) -> None:
+        """Forget an event of which nothing remains to be recorded."""
+        if opened.remaining <= 0 and not opened.lost:
+            self._forget(opened)
+
+    def lose_everything(self) -> None:
+        """Others rescued what we held: nothing of it counts any more."""
+        for opened in self.events.values():
+            opened.lost = True
+        for job in self.deliveries.values():
+            job.opened.lost = True
+        self.events.clear()
+        self.deliveries.clear()
+        self.data_bytes = 0
+
+    def _forget(self, opened: OpenEvent) -> None:
+        if self.events.get(opened.event.id) is opened:
+            del self.events[opened.event.id]
+            self.data_bytes -= opened.event.data_bytes

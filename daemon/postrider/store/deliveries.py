@@ -1,0 +1,231 @@
+"""Deliveries and their attempts: record results, queue what memory can't hold, claim it, bring it back."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from postrider.domain.model import Attempt, DeliveryState, Failure, Reply
+from postrider.store.database import Connection, Database
+
+DeliveryKey = tuple[UUID, int]
+"""(event id, endpoint id): what names a delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryResult:
+    """The next state of a delivery, with the attempt that led to it, if one was made."""
+
+    event_id: UUID
+    endpoint_id: int
+    workspace_id: str
+    state: DeliveryState
+    attempts: int
+    due: datetime | None = None
+    reason: str | None = None
+    attempt: Attempt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDelivery:
+    event_id: UUID
+    attempts: int
+    attempt_base: int
+
+
+_RESULT_COLUMNS = """
+  unnest($2::uuid[]) AS event_id, unnest($3::bigint[]) AS endpoint_id, unnest($4::text[]) AS workspace_id,
+  unnest($5::text[]) AS state, unnest($6::smallint[]) AS attempts, unnest($7::timestamptz[]) AS due,
+  unnest($8::text[]) AS reason
+"""
+
+# The first result of a delivery: fenced by the claim of its event. $9: events with results to come, which
+# stay pending; $10: events whose last result this is. Those of another owner by now are left alone.
+_RECORD_FIRST = f"""
+WITH unfinished AS (
+  SELECT event_id FROM postrider.pending WHERE event_id = ANY($9::uuid[]) AND owner = $1 FOR KEY SHARE
+), finished AS (
+  DELETE FROM postrider.pending WHERE event_id = ANY($10::uuid[]) AND owner = $1 RETURNING event_id
+), fence AS (
+  SELECT event_id FROM unfinished UNION ALL SELECT event_id FROM finished
+), recorded AS (
+  INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, attempts, due, reason, updated_at)
+  SELECT r.event_id, r.endpoint_id, r.workspace_id, r.state, r.attempts, r.due, r.reason, $11
+  FROM (SELECT {_RESULT_COLUMNS}) AS r JOIN fence USING (event_id)
+  ON CONFLICT DO NOTHING
+)
+SELECT event_id FROM fence
+"""  # noqa: S608 (constant)
+
+# A later result: fenced by the claim of the delivery itself.
+_RECORD_AGAIN = f"""
+UPDATE postrider.delivery AS d
+SET state = r.state, attempts = r.attempts, due = r.due, reason = r.reason, owner = NULL, updated_at = $9
+FROM (SELECT {_RESULT_COLUMNS}) AS r
+WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.owner = $1 AND d.state = 'sending'
+RETURNING d.event_id, d.endpoint_id
+"""  # noqa: S608 (constant)
+
+_INSERT_ATTEMPTS = """
+INSERT INTO postrider.attempt (event_id, endpoint_id, workspace_id, number, started_at, duration_ms, connect_ms,
+                               status, error_kind, error, response_headers, response_body)
+SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::smallint[], $5::timestamptz[], $6::real[],
+                     $7::real[], $8::smallint[], $9::text[], $10::text[], $11::text[], $12::text[])
+ON CONFLICT DO NOTHING
+"""
+
+_CLAIM_WAITING = """
+WITH next AS (
+  SELECT event_id, endpoint_id, workspace_id FROM postrider.delivery
+  WHERE state = 'waiting' AND endpoint_id = $2 ORDER BY event_id LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+UPDATE postrider.delivery AS d SET state = 'sending', owner = $1, updated_at = $4 FROM next
+WHERE d.event_id = next.event_id AND d.endpoint_id = next.endpoint_id AND d.workspace_id = next.workspace_id
+RETURNING d.event_id, d.attempts, d.attempt_base
+"""
+
+_PROMOTE_DUE = """
+WITH next AS (
+  SELECT event_id, endpoint_id, workspace_id FROM postrider.delivery
+  WHERE state = 'retrying' AND due <= $1 ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED
+), promoted AS (
+  UPDATE postrider.delivery AS d SET state = 'waiting', due = NULL, updated_at = $1 FROM next
+  WHERE d.event_id = next.event_id AND d.endpoint_id = next.endpoint_id AND d.workspace_id = next.workspace_id
+  RETURNING d.endpoint_id
+)
+SELECT endpoint_id, count(*) AS deliveries FROM promoted GROUP BY endpoint_id
+"""
+
+# Steps from one endpoint to the next along the index, however many rows each of them has.
+_WAITING_ENDPOINTS = """
+WITH RECURSIVE step AS (
+  SELECT min(endpoint_id) AS endpoint_id FROM postrider.delivery WHERE state = 'waiting'
+  UNION ALL
+  SELECT (SELECT min(d.endpoint_id) FROM postrider.delivery AS d
+          WHERE d.state = 'waiting' AND d.endpoint_id > step.endpoint_id)
+  FROM step WHERE step.endpoint_id IS NOT NULL
+)
+SELECT endpoint_id FROM step WHERE endpoint_id IS NOT NULL
+"""
+
+
+class Deliveries:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def recorded(self, event_ids: Sequence[UUID]) -> set[DeliveryKey]:
+        """The deliveries of these events that have a row already."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT event_id, endpoint_id FROM postrider.delivery WHERE event_id = ANY($1::uuid[])", event_ids
+            )
+        return {(row["event_id"], row["endpoint_id"]) for row in rows}
+
+    async def record(
+        self,
+        owner: int,
+        *,
+        first: Sequence[DeliveryResult],
+        again: Sequence[DeliveryResult],
+        unfinished: Sequence[UUID],
+        finished: Sequence[UUID],
+        now: datetime,
+    ) -> set[DeliveryKey]:
+        """Write many results in one transaction; return the deliveries that were written.
+
+        `first` are results of events that `owner` claimed, `again` of deliveries that it claimed. What
+        another daemon owns by now is not touched. `finished` events leave the queue, `unfinished` ones
+        have results to come.
+        """
+        async with self._database.transaction() as connection:
+            written: set[DeliveryKey] = set()
+            if first or finished:
+                rows = await connection.fetch(
+                    _RECORD_FIRST, owner, *_columns(first), unfinished, finished, now
+                )
+                mine = {row["event_id"] for row in rows}
+                written.update((r.event_id, r.endpoint_id) for r in first if r.event_id in mine)
+            if again:
+                rows = await connection.fetch(_RECORD_AGAIN, owner, *_columns(again), now)
+                written.update((row["event_id"], row["endpoint_id"]) for row in rows)
+            await _insert_attempts(
+                connection, [r for r in (*first, *again) if r.attempt and (r.event_id, r.endpoint_id) in written]
+            )
+        return written
+
+    async def claim_waiting(
+        self, owner: int, endpoint_id: int, limit: int, now: datetime
+    ) -> list[ClaimedDelivery]:
+        """Take up to `limit` waiting deliveries of one endpoint, oldest event first."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_CLAIM_WAITING, owner, endpoint_id, limit, now)
+        return sorted((ClaimedDelivery(*row) for row in rows), key=lambda claimed: claimed.event_id)
+
+    async def promote_due(self, now: datetime, limit: int) -> dict[int, int]:
+        """Turn retries that are due into waiting deliveries; return how many per endpoint."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_PROMOTE_DUE, now, limit)
+        return {row["endpoint_id"]: row["deliveries"] for row in rows}
+
+    async def next_due(self) -> datetime | None:
+        async with self._database.connection() as connection:
+            due: datetime | None = await connection.fetchval(
+                "SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'"
+            )
+        return due
+
+    async def waiting_endpoints(self) -> list[int]:
+        """Endpoints that have waiting deliveries."""
+        async with self._database.connection() as connection:
+            return [row["endpoint_id"] for row in await connection.fetch(_WAITING_ENDPOINTS)]
+
+    async def owned(self, owner: int) -> set[DeliveryKey]:
+        """What the database thinks that `owner` is sending."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT event_id, endpoint_id FROM postrider.delivery WHERE state = 'sending' AND owner = $1", owner
+            )
+        return {(row["event_id"], row["endpoint_id"]) for row in rows}
+
+    async def release(self, owner: int, keys: Iterable[DeliveryKey]) -> None:
+        """Give back deliveries unsent."""
+        pairs = list(keys)
+        async with self._database.connection() as connection:
+            await connection.execute(
+                """UPDATE postrider.delivery AS d SET state = 'waiting', owner = NULL
+                   FROM (SELECT unnest($2::uuid[]) AS event_id, unnest($3::bigint[]) AS endpoint_id) AS r
+                   WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.owner = $1
+                     AND d.state = 'sending'""",
+                owner,
+                [event_id for event_id, _ in pairs],
+                [endpoint_id for _, endpoint_id in pairs],
+            )
+
+
+async def _insert_attempts(connection: Connection, results: Sequence[DeliveryResult]) -> None:
+    if not results:
+        return
+    rows = [(r.event_id, r.endpoint_id, r.workspace_id, *_attempt_values(r.attempt)) for r in results if r.attempt]
+    await connection.execute(_INSERT_ATTEMPTS, *(list(column) for column in zip(*rows, strict=True)))
+
+
+def _attempt_values(attempt: Attempt) -> tuple[object, ...]:
+    start = (attempt.number, attempt.started_at, attempt.result.duration_ms, attempt.result.connect_ms)
+    match attempt.result:
+        case Reply() as reply:
+            kind = None if 200 <= reply.status < 300 else "http"
+            return (*start, reply.status, kind, None, reply.headers, reply.body)
+        case Failure() as failure:
+            return (*start, None, failure.kind.value, failure.reason, None, None)
+
+
+def _columns(results: Sequence[DeliveryResult]) -> tuple[list[object], ...]:
+    return (
+        [r.event_id for r in results],
+        [r.endpoint_id for r in results],
+        [r.workspace_id for r in results],
+        [r.state.value for r in results],
+        [r.attempts for r in results],
+        [r.due for r in results],
+        [r.reason for r in results],
+    )

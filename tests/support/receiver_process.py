@@ -1,0 +1,110 @@
+"""Starts `tests.support.receiver` as its own process and talks to it."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import ProxyHandler, Request, build_opener
+
+_ROOT = Path(__file__).parents[2]
+_OPENER = build_opener(ProxyHandler({}))  # no proxy from the environment: the receiver is on this machine
+
+
+class ReceiverProcess:
+    """A running receiver; a context manager. Its calls block: in async tests use `asyncio.to_thread`.
+
+    `secrets` gives single paths a secret of their own. The modes and the meaning of the counts stand in
+    `tests.support.receiver`.
+    """
+
+    def __init__(
+        self,
+        secret: str | None = None,
+        *,
+        mode: str = "ok",
+        secrets: Mapping[str, str] | None = None,
+        port: int = 0,
+    ) -> None:
+        command = [sys.executable, "-m", "tests.support.receiver", "--mode", mode, "--port", str(port)]
+        if secret:
+            command += ["--secret", secret]
+        for path, own in (secrets or {}).items():
+            command += ["--secret-for", f"{path}={own}"]
+        self._process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        first_line = self._process.stdout.readline()
+        assert first_line, "the receiver ended at once; its error stands above"
+        self.port = int(first_line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def url(self, path: str = "/") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def stats(self, path: str | None = None) -> dict[str, Any]:
+        """Counts of all paths, or of one: received, distinct, accepted, duplicates, bad_signatures, statuses,
+        first_at, last_at."""
+        return _of(self._call("GET", "/_stats"), path)
+
+    def ids(self, path: str) -> dict[str, int]:
+        """The webhook ids that came to `path` with their number of requests, in order of first arrival."""
+        ids: dict[str, int] = self._call("GET", "/_ids").get(path, {})
+        return ids
+
+    def requests(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The last requests, oldest first: at, path, status, headers (names in lower case), body."""
+        requests: list[dict[str, Any]] = self._call("GET", "/_requests", {"limit": limit})
+        return requests
+
+    def wait_for(
+        self, count: int, key: str = "accepted", *, path: str | None = None, timeout: float = 10
+    ) -> dict[str, Any]:
+        """The stats as soon as their count `key` reaches `count`; fails with the stats after `timeout` s."""
+        parameters: dict[str, Any] = {"key": key, "count": count, "timeout": timeout} | (
+            {"path": path} if path else {}
+        )
+        try:
+            return _of(self._call("GET", "/_wait", parameters, timeout + 10), path)
+        except HTTPError as error:
+            with error:
+                raise AssertionError(
+                    f"{key} is not {count} after {timeout} s: {error.read().decode()}"
+                ) from None
+
+    def set_mode(self, mode: str, path: str | None = None) -> None:
+        parameters = {"mode": mode} | ({"path": path} if path else {})
+        self._call("POST", "/_mode", parameters)
+
+    def reset(self) -> None:
+        self._call("POST", "/_reset")
+
+    def stop(self) -> None:
+        """End the process; its port then refuses connections."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(timeout=10)
+        assert self._process.stdout
+        self._process.stdout.close()
+
+    def _call(
+        self, method: str, route: str, parameters: Mapping[str, Any] | None = None, timeout: float = 30
+    ) -> Any:
+        request = Request(f"{self.url(route)}?{urlencode(parameters or {})}", method=method)
+        with _OPENER.open(request, timeout=timeout) as response:
+            return json.load(response)
+
+
+def _of(stats: dict[str, Any], path: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = stats["paths"].get(path, {}) if path else stats
+    return found

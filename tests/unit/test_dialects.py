@@ -1,0 +1,244 @@
+import json
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from standardwebhooks import Webhook
+
+from postrider.domain.dialects import (
+    Dialect,
+    PayloadError,
+    check_header,
+    parse_dialect,
+    render,
+    request_headers,
+)
+from postrider.domain.errors import UsageError
+from postrider.domain.model import MAX_DATA_BYTES, MAX_DATA_DEPTH, Event
+from postrider.domain.policy import DEFAULT_DELAYS
+
+STANDARD_TOML = (Path(__file__).parents[2] / "config/dialects/standard.toml").read_text()
+STANDARD = parse_dialect(STANDARD_TOML, "standard.toml")
+KEY = bytes(range(32))
+EVENT = Event(
+    id=UUID("01957b2c-8f00-7000-8000-000000000001"),
+    workspace_id="ws_1",
+    type="deal.updated",
+    data='{"id":"dl_1"}',
+    data_bytes=13,
+    previous_attributes=None,
+    object_type="deal",
+    object_id="dl_1",
+    actor=None,
+    related=None,
+    occurred_at=datetime(2022, 11, 3, 20, 26, 10, 344522, tzinfo=UTC),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def with_data(data: str) -> Event:
+    return replace(EVENT, data=data, data_bytes=len(data.encode()))
+
+
+def headers(
+    event: Event, body: bytes, dialect: Dialect = STANDARD, extra: dict[str, str] | None = None
+) -> dict[str, str]:
+    return request_headers(
+        dialect,
+        event,
+        [KEY],
+        timestamp=int(time.time()),
+        body=body,
+        user_agent="Postrider/1",
+        extra=extra or {},
+    )
+
+
+def test_standard_body_is_type_timestamp_data() -> None:
+    expected = b'{"type":"deal.updated","timestamp":"2022-11-03T20:26:10.344522Z","data":{"id":"dl_1"}}'
+    assert render(STANDARD, EVENT) == expected
+
+
+def test_previous_attributes_follow_data_where_the_event_has_them() -> None:
+    body = render(STANDARD, replace(EVENT, previous_attributes='{"stage": "new"}'))
+    assert body.endswith(b',"data":{"id":"dl_1"},"previous_attributes":{"stage": "new"}}')
+
+
+def test_data_is_spliced_byte_for_byte() -> None:
+    data = ' {"b" : 1.00, "a":\n"\\u00e9 é", "b":2e400, "big":123456789012345678901234567890} '
+    assert f'"data":{data}}}'.encode() in render(STANDARD, with_data(data))
+
+
+@pytest.mark.parametrize(
+    ("occurred_at", "text"),
+    [
+        (datetime(2026, 3, 15, 10, 30, tzinfo=UTC), "2026-03-15T10:30:00.000000Z"),
+        (datetime(2026, 3, 15, 10, 30, tzinfo=timezone(timedelta(hours=2))), "2026-03-15T08:30:00.000000Z"),
+        (datetime(12, 1, 2, tzinfo=UTC), "0012-01-02T00:00:00.000000Z"),
+    ],
+)
+def test_timestamp_is_utc_with_six_digits(occurred_at: datetime, text: str) -> None:
+    assert json.loads(render(STANDARD, replace(EVENT, occurred_at=occurred_at)))["timestamp"] == text
+
+
+@given(
+    data=json_values, previous=st.none() | st.dictionaries(st.text(), json_values), ascii_only=st.booleans()
+)
+def test_receiver_verifies_and_parses_what_the_crm_wrote(data: Any, previous: Any, ascii_only: bool) -> None:
+    event = replace(
+        with_data(json.dumps(data, ensure_ascii=ascii_only)),
+        previous_attributes=None if previous is None else json.dumps(previous, ensure_ascii=ascii_only),
+    )
+    body = render(STANDARD, event)
+    assert render(STANDARD, event) == body
+    received = Webhook(KEY).verify(body, headers(event, body))
+    assert received["data"] == data
+    assert received.get("previous_attributes") == previous
+    assert list(received)[:3] == ["type", "timestamp", "data"]
+
+
+def test_too_large_data_names_both_sizes() -> None:
+    with pytest.raises(PayloadError) as caught:
+        render(STANDARD, replace(EVENT, data=None, data_bytes=10 * MAX_DATA_BYTES))
+    assert caught.value.message == "data is 10,485,760 bytes; the limit is 1,048,576"
+
+
+@pytest.mark.parametrize("pair", ["[]", "{}"])
+def test_depth_is_limited_exactly(pair: str) -> None:
+    def nested(depth: int) -> str:
+        opening = '{"[":' if pair == "{}" else '["]{",'
+        return opening * (depth - 1) + pair + pair[1] * (depth - 1)
+
+    assert json.loads(render(STANDARD, with_data(nested(MAX_DATA_DEPTH))))["data"]
+    with pytest.raises(PayloadError, match="data is nested 513 levels deep; the limit is 512"):
+        render(STANDARD, with_data(nested(MAX_DATA_DEPTH + 1)))
+
+
+def test_data_nested_10000_deep_is_refused() -> None:
+    with pytest.raises(PayloadError, match="10,000 levels"):
+        render(STANDARD, with_data("[" * 10_000 + "]" * 10_000))
+    with pytest.raises(PayloadError, match="previous_attributes is nested"):
+        render(STANDARD, replace(EVENT, previous_attributes="[" * 10_000 + "]" * 10_000))
+
+
+@pytest.mark.parametrize(
+    "data", [["[" * 5_000, '"{', '\\"[' * 1_000, "\\"], [[]] * 5_000, {"{": ["}"] * 5_000}]
+)
+def test_many_brackets_side_by_side_or_in_strings_are_fine(data: Any) -> None:
+    assert json.loads(render(STANDARD, with_data(json.dumps(data))))["data"] == data
+
+
+def test_text_that_is_not_unicode_is_a_payload_error() -> None:
+    with pytest.raises(PayloadError, match="cannot be written as JSON"):
+        render(STANDARD, replace(EVENT, data='"\udcff"'))
+
+
+def test_headers_are_those_of_standard_webhooks() -> None:
+    sent = headers(EVENT, b"{}")
+    assert list(sent) == [
+        "content-type",
+        "user-agent",
+        "webhook-id",
+        "webhook-timestamp",
+        "webhook-signature",
+    ]
+    assert sent["content-type"] == "application/json"
+    assert sent["user-agent"] == "Postrider/1"
+    assert sent["webhook-id"] == "evt_01957b2c8f0070008000000000000001"
+
+
+def test_own_headers_are_added_but_replace_none() -> None:
+    sent = headers(
+        EVENT, b"{}", extra={"X-Api-Key": "k", "Webhook-ID": "evt_0", "Content-Type": "text/plain"}
+    )
+    assert sent["X-Api-Key"] == "k"
+    assert sent["content-type"] == "application/json"
+    assert len(sent) == 6
+
+
+def test_dialect_may_bring_its_user_agent() -> None:
+    dialect = parse_dialect('user_agent = "Acme-Webhooks/1.0"\n' + STANDARD_TOML, "acme.toml")
+    assert headers(EVENT, b"{}", dialect)["user-agent"] == "Acme-Webhooks/1.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("X-Api-Key", "k=1; b"), ("authorization", "Bearer x"), ("Cookie", "")]
+)
+def test_harmless_header_is_accepted(name: str, value: str) -> None:
+    check_header(name, value)
+
+
+@pytest.mark.parametrize(
+    "name", ["Content-Type", "user-agent", "HOST", "Webhook-Id", "webhook-anything", "Content-Length"]
+)
+def test_reserved_header_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="set by Postrider"):
+        check_header(name, "x")
+
+
+@pytest.mark.parametrize("name", ["", "X Key", "X:Key", "X-Key\n", "Schlüssel", "X\0"])
+def test_invalid_header_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="not a header name"):
+        check_header(name, "x")
+
+
+@pytest.mark.parametrize(
+    "value", ["secret\r\nX-Other: 1", "secret\n", "secret\r", "secret\0", "secret\x7f", "secretß"]
+)
+def test_invalid_header_value_is_refused_and_not_echoed(value: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_header("X-Key", value)
+    assert "X-Key" in caught.value.message
+    assert "secret" not in str(caught.value)
+
+
+def test_standard_is_what_the_design_says() -> None:
+    assert STANDARD.name == "standard"
+    assert STANDARD.retry_delays == DEFAULT_DELAYS
+    assert (STANDARD.user_agent, STANDARD.timeout) == (None, None)
+
+
+def test_dialect_without_a_schedule_has_the_default_one() -> None:
+    text = "\n".join(line for line in STANDARD_TOML.splitlines() if not line.startswith("retry_delays"))
+    assert parse_dialect(text, "acme.toml").retry_delays == DEFAULT_DELAYS
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('name = "standard"', "name = 1", "acme.toml: name: Expected `str`, got `int`"),
+        ('name = "standard"', 'name = "Not a name"', "acme.toml: name: "),
+        ('name = "standard"', "", "acme.toml: Object missing required field `name`"),
+        ("retry_delays", "retry_delay", "unknown field `retry_delay`"),
+        ("[0, 5,", '[0, "5s",', "acme.toml: retry_delays[1]: Expected `float`, got `str`"),
+        ("[0, 5,", "[0, -5,", "acme.toml: retry_delays[1]: "),
+        ("[0, 5,", "[0, nan,", "acme.toml: retry_delays[1]: "),
+        ("[0, 5,", "[0, inf,", "acme.toml: retry_delays[1]: "),
+        ("[0, 5,", "[true, 5,", "acme.toml: retry_delays[0]: "),
+        ('value = "data"', 'value = "payload"', "acme.toml: envelope[2].value: Invalid enum value 'payload'"),
+        ('name = "data"', 'name = "type"', "acme.toml: the names in `envelope` must differ"),
+        ('"standard-webhooks-v1"', '"md5"', "acme.toml: signature.scheme: "),
+        ('"webhook-id"', '"webhook id"', "acme.toml: signature.id_header: "),
+        ('"webhook-id"', '"Webhook-Timestamp"', "acme.toml: signature: the headers of a request must differ"),
+        ('"webhook-id"', '"User-Agent"', "acme.toml: signature: the headers of a request must differ"),
+        ('name = "standard"', 'name = "a"\nuser_agent = "a\\nb"', "acme.toml: user_agent: "),
+        ('name = "standard"', 'name = "a"\ntimeout = 0', "acme.toml: timeout: "),
+        ('name = "standard"', 'name = "a"\ntimeout = nan', "acme.toml: timeout: "),
+        ('name = "standard"', "name = ", "acme.toml: Invalid value (at line 2"),
+    ],
+)
+def test_mistake_in_a_dialect_is_named_with_its_path(old: str, new: str, said: str) -> None:
+    assert old in STANDARD_TOML
+    with pytest.raises(UsageError) as caught:
+        parse_dialect(STANDARD_TOML.replace(old, new, 1), "acme.toml")
+    assert said in caught.value.message
+    assert caught.value.hint
