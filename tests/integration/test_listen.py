@@ -239,7 +239,7 @@ def test_it_ends_with_a_summary(secret_file: str, number: signal.Signals) -> Non
         listener.post(b"{}")
         code, _, err = listener.stop(number)
     assert code == 0
-    assert err == "2 requests: signature bad 1, signature ok 1, status 200 1, status 401 1\n"
+    assert err == "Requests 2: signature bad 1, signature ok 1, status 200 1, status 401 1\n"
 
 
 def test_a_request_that_waits_for_its_delay_does_not_hold_up_the_end() -> None:

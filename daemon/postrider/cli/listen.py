@@ -297,4 +297,4 @@ def _summary(counts: Counter[str]) -> str:
     requests = sum(count for name, count in counts.items() if name.startswith("status "))
     if not requests:
         return "No requests."
-    return f"{requests} requests: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return f"Requests {requests}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))

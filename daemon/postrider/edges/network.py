@@ -175,6 +175,9 @@ class WebhookClient:
                 return ErrorKind.TLS, f"the certificate is not trusted: {cause.verify_message}"
             case ssl.SSLError():
                 return ErrorKind.TLS, f"the TLS handshake failed: {cause.reason or 'no reason given'}"
+            case ConnectionError() if cause is not error and cause.errno is None:
+                # The system names every failure to connect; this one is the event loop's own.
+                return ErrorKind.TLS, "the TLS handshake failed: the other side closed the connection"
             case aiohttp.ClientHttpProxyError():
                 return ErrorKind.CONNECT, f"the proxy refused the connection with status {cause.status}"
             case aiohttp.ClientResponseError():
@@ -321,7 +324,8 @@ def _first_line(message: str) -> str:
 
 def _system_message(error: Exception) -> str:
     errno = error.errno if isinstance(error, OSError) else None
-    return os.strerror(errno) if errno else "the other side closed it"
+    # Several addresses that failed for different reasons have no number in common.
+    return os.strerror(errno) if errno else "none of its addresses could be reached"
 
 
 def _milliseconds_since(started: float) -> float:

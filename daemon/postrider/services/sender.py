@@ -125,10 +125,10 @@ class Sender:
             dialect,
             opened.event,
             endpoint.secrets,
-            int(now.timestamp()),
-            body,
-            settings.user_agent,
-            endpoint.headers,
+            timestamp=int(now.timestamp()),
+            body=body,
+            user_agent=settings.user_agent,
+            extra=endpoint.headers,
         )
         return await settings.client.post(endpoint.url, headers, body, https_only=settings.https_only)
 

@@ -3,14 +3,17 @@
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import structlog
 
 from postrider.domain.errors import PostriderError
 
-Connection = asyncpg.Connection[asyncpg.Record]
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+else:
+    Connection = asyncpg.Connection  # generic in its stubs only
 
 COMMAND_TIMEOUT_S = 60.0
 """A statement that takes longer was sent over a dead socket, or the database is not usable anyway."""

