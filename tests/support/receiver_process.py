@@ -39,7 +39,9 @@ class ReceiverProcess:
         self._process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         first_line = self._process.stdout.readline()
-        assert first_line, "the receiver ended at once; its error stands above"
+        if not first_line:
+            self.stop()
+            raise AssertionError("the receiver ended at once; its error stands on stderr")
         self.port = int(first_line)
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.signing import SignatureError, secret_key, verify_v1
 from postrider.edges.clock import SystemClock
-from postrider.edges.config import parse_duration
+from postrider.edges.durations import parse_duration
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _MAX_SHOWN_CHARACTERS = 16_384
@@ -79,7 +79,7 @@ class Received:
 @click.option(
     "--status", default=200, show_default=True, type=click.IntRange(200, 599), help="Answer with this."
 )
-@click.option("--delay", default="0s", show_default=True, help="Answer after this time, as in 2s or 500ms.")
+@click.option("--delay", default="0s", show_default=True, help="Answer after this time, as in 2s.")
 @click.option(
     "--fail-rate",
     default=0.0,

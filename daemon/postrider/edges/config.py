@@ -1,13 +1,354 @@
-import tomllib, ipaddress
-from types import SimpleNamespace as N
+"""The configuration: one TOML file, validated strictly, every mistake told at once with its path in the file.
+
+Sections and keys are the contract's; config/postrider.toml explains each of them.
+"""
+
+import difflib
+import ipaddress
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-Config = N
-def load_config(path, environ):
-    d = tomllib.loads(Path(path or environ["POSTRIDER_CONFIG"]).read_text())
-    g = lambda s, **kw: N(**{k: d.get(s, {}).get(k, v) for k, v in kw.items()})
-    c = N(database=g("database", dsn=None, pool_size=4), delivery=g("delivery", concurrency=256, endpoint_concurrency=16, timeout=15.0, connect_timeout=5.0, drain_timeout=30.0, max_response_bytes=16384, user_agent="Postrider/0.1"),
-      network=g("network", https_only=True, allow=(), deny=(), proxy=None, ca_file=None), dialect=g("dialect", default="standard", paths=()), retry=g("retry", schedule=None, jitter=0.1, disable_after=432000.0), admin=g("admin", listen="", public_url=None), log=g("log", level="info", format="auto"), retention=g("retention", events=30*86400., attempts=14*86400.), secrets=g("secrets", key_file=None))
-    c.network.allow = tuple(ipaddress.ip_network(x) for x in c.network.allow)
-    c.network.deny = tuple(ipaddress.ip_network(x) for x in c.network.deny)
-    return c
-def parse_duration(t): return float(t.rstrip("s"))
+from typing import Any
+from urllib.parse import urlsplit
+
+from postrider import __version__
+from postrider.domain.errors import UsageError
+from postrider.edges.durations import parse_duration
+
+DEFAULT_PATH = Path("/etc/postrider/postrider.toml")
+DAY_S = 86_400.0
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class _Mistake(Exception):
+    """What was expected of a value; `where` is its path below the key, such as [1]."""
+
+    def __init__(self, expected: str, where: str = "") -> None:
+        super().__init__(expected)
+        self.where = where
+
+
+Reader = Callable[[Any], Any]
+
+
+def _integer(low: int, high: int) -> Reader:
+    def read(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise _Mistake(f"a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _fraction(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise _Mistake("a number from 0 to 1")
+    return float(value)
+
+
+def _boolean(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _Mistake("true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str or not value.strip() or not value.isprintable():
+        raise _Mistake("text")
+    return value
+
+
+def _duration(low: str, high: str) -> Reader:
+    def read(value: Any) -> float:
+        expected = f'a duration from "{low}" to "{high}", such as "15s" (units: ms, s, m, h, d)'
+        try:
+            seconds = parse_duration(value) if type(value) is str else None
+        except UsageError:
+            seconds = None
+        if seconds is None or not parse_duration(low) <= seconds <= parse_duration(high):
+            raise _Mistake(expected)
+        return seconds
+
+    return read
+
+
+def _choice(*choices: str) -> Reader:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise _Mistake("one of " + ", ".join(f'"{choice}"' for choice in choices))
+        return str(value)
+
+    return read
+
+
+def _list(item: Reader) -> Reader:
+    def read(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise _Mistake("a list")
+        items = []
+        for index, element in enumerate(value):
+            try:
+                items.append(item(element))
+            except _Mistake as mistake:
+                raise _Mistake(str(mistake), f"[{index}]") from None
+        return tuple(items)
+
+    return read
+
+
+def _schedule(value: Any) -> tuple[float, ...]:
+    delays: tuple[float, ...] = _list(_duration("0s", "30d"))(value)
+    if not 1 <= len(delays) <= 100:
+        raise _Mistake("1 to 100 durations, one before each attempt")
+    return delays
+
+
+def _network(value: Any) -> Network:
+    try:
+        return ipaddress.ip_network(value if type(value) is str else "")
+    except ValueError:
+        pass
+    try:
+        corrected = ipaddress.ip_network(value if type(value) is str else "", strict=False)
+    except ValueError:
+        raise _Mistake('an address range such as "10.0.0.0/8"') from None
+    raise _Mistake(f'an address range without host bits: "{corrected}"')
+
+
+def _dsn(value: Any) -> str:
+    if type(value) is not str or not value.startswith(("postgresql://", "postgres://")):
+        # The value may hold a password, so it is not told.
+        raise _Mistake('a URL such as "postgresql://postrider@localhost/crm"')
+    return value
+
+
+def _url(*schemes: str) -> Reader:
+    def read(value: Any) -> str:
+        expected = f'a URL such as "{schemes[0]}://host:port"'
+        try:
+            parts = urlsplit(value if type(value) is str else "")
+            usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise _Mistake(expected)
+        return str(value)
+
+    return read
+
+
+def _listen(value: Any) -> str:
+    if value == "":
+        return ""
+    host, _, port = value.rpartition(":") if type(value) is str else ("", "", "")
+    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+        raise _Mistake('"host:port" such as "127.0.0.1:8710", or "" for none')
+    return str(value)
+
+
+def _readable_file(value: Any) -> str:
+    path = _text(value)
+    try:
+        Path(path).open("rb").close()
+    except OSError as error:
+        raise _Mistake(f"a file that can be read ({error.strerror})") from None
+    return path
+
+
+def key(read: Reader, default: Any = MISSING) -> Any:
+    """A key of a section: how its value is read, and what it is where the file leaves it out."""
+    hidden = read is _dsn
+    if default is MISSING:
+        return field(metadata={"read": read}, repr=not hidden)
+    return field(default=default, metadata={"read": read}, repr=not hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseConfig:
+    dsn: str = key(_dsn)
+    pool_size: int = key(_integer(2, 100), 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryConfig:
+    concurrency: int = key(_integer(1, 10_000), 256)
+    endpoint_concurrency: int = key(_integer(1, 10_000), 16)
+    timeout: float = key(_duration("100ms", "5m"), 15.0)
+    connect_timeout: float = key(_duration("50ms", "1m"), 5.0)
+    drain_timeout: float = key(_duration("0s", "10m"), 30.0)
+    max_response_bytes: int = key(_integer(0, 1_048_576), 16_384)
+    user_agent: str = key(_text, f"Postrider/{__version__}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    https_only: bool = key(_boolean, True)
+    allow: tuple[Network, ...] = key(_list(_network), ())
+    deny: tuple[Network, ...] = key(_list(_network), ())
+    proxy: str | None = key(_url("http"), None)
+    ca_file: str | None = key(_readable_file, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialectConfig:
+    default: str = key(_text, "standard")
+    paths: tuple[str, ...] = key(_list(_text), ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryConfig:
+    schedule: tuple[float, ...] | None = key(_schedule, None)
+    jitter: float = key(_fraction, 0.1)
+    disable_after: float = key(_duration("1m", "365d"), 5 * DAY_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminConfig:
+    listen: str = key(_listen, "127.0.0.1:8710")
+    public_url: str | None = key(_url("https", "http"), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    level: str = key(_choice("debug", "info", "warning", "error"), "info")
+    format: str = key(_choice("auto", "json", "text"), "auto")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionConfig:
+    events: float = key(_duration("1d", "3650d"), 30 * DAY_S)
+    attempts: float = key(_duration("1d", "3650d"), 14 * DAY_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretsConfig:
+    key_file: str | None = key(_readable_file, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Durations are seconds; everything is checked. Sections that a caller leaves out have their defaults."""
+
+    database: DatabaseConfig
+    delivery: DeliveryConfig = field(default_factory=DeliveryConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    dialect: DialectConfig = field(default_factory=DialectConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    admin: AdminConfig = field(default_factory=AdminConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
+    secrets: SecretsConfig = field(default_factory=SecretsConfig)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "database": DatabaseConfig,
+    "delivery": DeliveryConfig,
+    "network": NetworkConfig,
+    "dialect": DialectConfig,
+    "retry": RetryConfig,
+    "admin": AdminConfig,
+    "log": LogConfig,
+    "retention": RetentionConfig,
+    "secrets": SecretsConfig,
+}
+
+
+def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """Read `path`, else $POSTRIDER_CONFIG, else /etc/postrider/postrider.toml.
+
+    $POSTRIDER_DATABASE_DSN overrides `database.dsn`, and alone is enough where no file was named and the
+    default one does not exist. Raises UsageError with every mistake.
+    """
+    named = path or (Path(environ["POSTRIDER_CONFIG"]) if environ.get("POSTRIDER_CONFIG") else None)
+    source = named or DEFAULT_PATH
+    dsn = environ.get("POSTRIDER_DATABASE_DSN")
+    try:
+        text = source.read_text()
+    except FileNotFoundError:
+        if named is not None or not dsn:
+            raise UsageError(
+                f"there is no configuration file {source}",
+                "Write one with `postrider init FILE`, and name it with --config FILE or $POSTRIDER_CONFIG.",
+            ) from None
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source} can't be read: {error}", "Make it a readable UTF-8 file.") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source} is not TOML: {error}", "Mend that line.") from None
+    if dsn and isinstance(table.setdefault("database", {}), dict):
+        table["database"]["dsn"] = dsn
+    return parse_config(table, str(source))
+
+
+def parse_config(table: Mapping[str, Any], source: str) -> Config:
+    """Check a configuration as TOML reads it. Raises UsageError with every mistake."""
+    mistakes: list[str] = []
+    sections = {name: _section(name, kind, table.get(name, {}), mistakes) for name, kind in SECTIONS.items()}
+    mistakes += [_unknown(name, SECTIONS, f"[{name}]") for name in table if name not in SECTIONS]
+    if not mistakes:
+        config = Config(**sections)
+        mistakes = _contradictions(config)
+        if not mistakes:
+            return config
+    count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    raise UsageError(
+        f"{source} has {count}:\n" + "\n".join(f"  {mistake}" for mistake in mistakes),
+        "`postrider init -` prints every key with its default.",
+    )
+
+
+def _section(name: str, kind: type[Any], table: Any, mistakes: list[str]) -> Any:
+    if not isinstance(table, dict):
+        mistakes.append(f"{name}: expected a section [{name}], found {_shown(table)}")
+        return None
+    before = len(mistakes)
+    values = {}
+    known = {each.name: each for each in fields(kind)}
+    for each in known.values():
+        path = f"{name}.{each.name}"
+        if each.name not in table:
+            if each.default is MISSING:
+                mistakes.append(f"{path}: missing; set it, or $POSTRIDER_DATABASE_DSN")
+            continue
+        value = table[each.name]
+        try:
+            values[each.name] = each.metadata["read"](value)
+        except _Mistake as mistake:
+            found = "" if not each.repr else f", found {_shown(value)}"
+            mistakes.append(f"{path}{mistake.where}: expected {mistake}{found}")
+    mistakes += [_unknown(each, known, f"{name}.{each}") for each in table if each not in known]
+    return kind(**values) if len(mistakes) == before else None
+
+
+def _unknown(name: str, known: Mapping[str, object], path: str) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f'did you mean "{nearest[0]}"?' if nearest else "known here: " + ", ".join(known)
+    return f"{path}: unknown; {hint}"
+
+
+def _contradictions(config: Config) -> list[str]:
+    delivery, retention = config.delivery, config.retention
+    checks = [
+        (
+            delivery.connect_timeout <= delivery.timeout,
+            "delivery.connect_timeout: expected no more than delivery.timeout",
+        ),
+        (
+            delivery.endpoint_concurrency <= delivery.concurrency,
+            "delivery.endpoint_concurrency: expected no more than delivery.concurrency",
+        ),
+        (
+            retention.attempts <= retention.events,
+            "retention.attempts: expected no more than retention.events",
+        ),
+    ]
+    return [mistake for holds, mistake in checks if not holds]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -16,7 +16,9 @@ def load_dialects(paths: Iterable[str | Path]) -> dict[str, Dialect]:
     files = sorted((config_dir() / "dialects").glob("*.toml"))
     for path in map(Path, paths):
         if not path.exists():
-            raise UsageError(f"dialect.paths: {path} does not exist", "Name a TOML file or a directory of them.")
+            raise UsageError(
+                f"dialect.paths: {path} does not exist", "Name a TOML file or a directory of them."
+            )
         files += sorted(path.glob("*.toml")) if path.is_dir() else [path]
     dialects = {}
     for file in files:

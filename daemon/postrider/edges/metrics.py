@@ -14,10 +14,16 @@ class Metrics:
             "postrider_deliveries", "Recorded delivery results by outcome", ["outcome"], registry=registry
         )
         self.attempts = Counter(
-            "postrider_attempts", "HTTP attempts by error kind; ok for a success", ["result"], registry=registry
+            "postrider_attempts",
+            "HTTP attempts by error kind; ok for a success",
+            ["result"],
+            registry=registry,
         )
         self.attempt_seconds = Histogram(
-            "postrider_attempt_duration_seconds", "Duration of an attempt", buckets=_SECONDS, registry=registry
+            "postrider_attempt_duration_seconds",
+            "Duration of an attempt",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.lag_seconds = Histogram(
             "postrider_delivery_lag_seconds",
@@ -34,10 +40,16 @@ class Metrics:
         self.listener_up = Gauge("postrider_listener_up", "1 while LISTEN works", registry=registry)
         self.reconnects = Counter("postrider_listener_reconnects", "Listener reconnects", registry=registry)
         self.service_failures = Counter(
-            "postrider_service_failures", "Services that failed and were restarted", ["service"], registry=registry
+            "postrider_service_failures",
+            "Services that failed and were restarted",
+            ["service"],
+            registry=registry,
         )
         self.blocked = Counter(
-            "postrider_blocked_addresses", "Connections refused by the network policy", ["verdict"], registry=registry
+            "postrider_blocked_addresses",
+            "Connections refused by the network policy",
+            ["verdict"],
+            registry=registry,
         )
         Info("postrider_build", "Version", registry=registry).info({"version": version})
 

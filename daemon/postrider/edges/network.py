@@ -147,11 +147,11 @@ class WebhookClient:
     async def _read(self, response: aiohttp.ClientResponse) -> str:
         limit = self._options.max_response_bytes
         excerpt = bytearray()
-        while len(excerpt) < limit and (chunk := await response.content.read(limit - len(excerpt))):
-            excerpt += chunk
+        while len(excerpt) < limit and not response.content.at_eof():
+            excerpt += await response.content.read(limit - len(excerpt))
         if not response.content.at_eof():
             response.close()  # cheaper than draining what may be endless
-        return _text(bytes(excerpt))
+        return _text(excerpt)
 
     # One line for each foreign exception reads better than any split of them.
     def _explain(self, error: Exception) -> tuple[ErrorKind, str]:  # noqa: PLR0911, PLR0912
@@ -313,7 +313,7 @@ def _header_lines(raw_headers: tuple[tuple[bytes, bytes], ...]) -> str:
     return _text(lines)[:_MAX_HEADER_CHARACTERS]
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes | bytearray) -> str:
     # PostgreSQL's text can't hold NUL.
     return data.decode("utf-8", "replace").replace("\0", "\ufffd")
 
