@@ -74,7 +74,7 @@ def read_sealer(config: Config) -> Sealer:
 
 def network_options(config: Config) -> NetworkOptions:
     return NetworkOptions(
-        policy=AddressPolicy(config.network.allow, config.network.deny),
+        policy=AddressPolicy(map(str, config.network.allow), map(str, config.network.deny)),
         timeout=config.delivery.timeout,
         connect_timeout=config.delivery.connect_timeout,
         max_response_bytes=config.delivery.max_response_bytes,
@@ -86,7 +86,9 @@ def network_options(config: Config) -> NetworkOptions:
 class Daemon:
     """`start`, then `stop`; between them `reload` as often as you like."""
 
-    def __init__(self, config: Config, *, clock: Clock | None = None, notifier: Notifier | None = None) -> None:
+    def __init__(
+        self, config: Config, *, clock: Clock | None = None, notifier: Notifier | None = None
+    ) -> None:
         self.config = config
         self.clock = clock or SystemClock()
         self.metrics = Metrics(__version__)
@@ -123,7 +125,12 @@ class Daemon:
         self.recorder = Recorder(deliveries=deliveries, work=self.work, clock=clock, metrics=metrics)
         retry = RetrySettings(config.retry.schedule, config.retry.jitter)
         self.subscriptions = Subscriptions(
-            endpoints=endpoints, lanes=self.lanes, recorder=self.recorder, dialects=dialects, retry=retry, clock=clock
+            endpoints=endpoints,
+            lanes=self.lanes,
+            recorder=self.recorder,
+            dialects=dialects,
+            retry=retry,
+            clock=clock,
         )
         settings = SendSettings(
             await self._open_client(), dialects, config.delivery.user_agent, config.network.https_only
@@ -225,13 +232,15 @@ class Daemon:
             await self._deliveries.release(self.work.owner, self.work.deliveries)
             await self._daemons.leave(self.work.owner)
         except DatabaseUnavailable:
-            log.warning("daemon.unreleased", reason="the database is away; the next daemon rescues the claims")
+            log.warning(
+                "daemon.unreleased", reason="the database is away; the next daemon rescues the claims"
+            )
         await self.listener.stop()
         await self._close()
         log.info("daemon.stopped", cut_off=unfinished, released=released)
 
     async def reload(self, config: Config) -> None:
-        """Take over a new configuration. Raises PostriderError, and keeps the old one, if it can't be used."""
+        """Take over a new configuration. PostriderError, and the old one stays, if it is unusable."""
         dialects = load_dialects(config.dialect.paths)
         old, self.config = self.config, config
         try:
@@ -349,7 +358,7 @@ class Daemon:
             self.metrics.in_flight.set(self.lanes.running)
             self.metrics.queued.set(self.lanes.queued)
             self._notifier.status(
-                f"{backlog.events} events waiting, oldest {age:.0f} s, {self.lanes.running} requests under way"
+                f"{backlog.events} events waiting, oldest {age:.0f} s; {self.lanes.running} in flight"
             )
             await self.clock.wait(never, STATUS_S)
 

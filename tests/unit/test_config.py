@@ -135,7 +135,7 @@ def test_a_duration_survives_a_round_trip(amount: int, unit: str) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "15", "s", "-1s", "1 s", "1S", "١s", "1e3s", "15s\n", "inf"])
+@pytest.mark.parametrize("text", ["", "15", "s", "-1s", "1 s", "1S", "١s", "1e3s", "15s\n", "inf"])  # noqa: RUF001 (on purpose)
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_duration(text)

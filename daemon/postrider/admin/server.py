@@ -36,7 +36,9 @@ class AdminServer:
                 f"admin.listen: can't listen on {self._listen}: {error.strerror}",
                 "Choose a free port, or stop the program that uses this one.",
             ) from None
-        log.info("admin.listening", addresses=[f"{address[0]}:{address[1]}" for address in self._runner.addresses])
+        log.info(
+            "admin.listening", addresses=[f"{address[0]}:{address[1]}" for address in self._runner.addresses]
+        )
         return self
 
     async def __aexit__(
@@ -57,5 +59,6 @@ class AdminServer:
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(
-            body=self._daemon.metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=self._daemon.metrics.exposition(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )

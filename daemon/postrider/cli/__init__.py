@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from typing import Any
 
 import click
 
@@ -44,10 +43,10 @@ def cli() -> None:
     """
 
 
-def main(*arguments: Any) -> None:
+def main() -> None:
     """Run a command; print a person's mistake as a sentence and the next step, never as a traceback."""
     try:
-        sys.exit(cli.main(*arguments, prog_name="postrider", standalone_mode=False))
+        sys.exit(cli.main(prog_name="postrider", standalone_mode=False))
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:

@@ -58,7 +58,12 @@ async def open_stores(config_path: Path | None) -> AsyncIterator[Stores]:
         async with database.connection() as connection:
             await check_schema(connection, read_migrations(sql_dir()))
         yield Stores(
-            config, database, Outbox(database), Endpoints(database, sealer), DeliveryHistory(database), SystemClock()
+            config,
+            database,
+            Outbox(database),
+            Endpoints(database, sealer),
+            DeliveryHistory(database),
+            SystemClock(),
         )
     finally:
         await database.close()
@@ -108,10 +113,8 @@ def printable(value: object) -> str:
 def ago(moment: datetime, now: datetime | None = None) -> str:
     """How long ago, or in how long, in the largest unit that fits."""
     seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
-        if abs(seconds) >= size:
-            break
-    else:
-        size, unit = 1, "s"
+    size, unit = next(
+        (step for step in ((86_400, "d"), (3600, "h"), (60, "m")) if abs(seconds) >= step[0]), (1, "s")
+    )
     amount = f"{abs(seconds) / size:.0f} {unit}"
     return f"{amount} ago" if seconds >= 0 else f"in {amount}"

@@ -253,9 +253,9 @@ def _show_json(received: Received) -> None:
 
 
 def _pretty_printer() -> Callable[[Received], None]:
-    from rich.console import Console  # noqa: PLC0415 - only a person's terminal needs it
-    from rich.highlighter import JSONHighlighter  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.highlighter import JSONHighlighter
+    from rich.text import Text
 
     console = Console(highlight=False)
     highlight = JSONHighlighter()

@@ -81,6 +81,8 @@ def verify_v1(
             raise SignatureError(f"the request has no {name} header")
     if not _TIMESTAMP.fullmatch(received["webhook-timestamp"]):
         raise SignatureError("webhook-timestamp is not a whole number of seconds since 1970")
+    if not received["webhook-id"].isascii():
+        raise SignatureError("webhook-id is not ASCII")
     timestamp = int(received["webhook-timestamp"])
     if abs(now - timestamp) > tolerance:
         direction = "old" if timestamp < now else "new"

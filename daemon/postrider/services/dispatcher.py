@@ -183,4 +183,3 @@ class Dispatcher:
         if self._idle is not idle:
             await self._daemons.set_idle(self._work.owner, idle=idle)
             self._idle = idle
-

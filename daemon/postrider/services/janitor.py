@@ -92,7 +92,9 @@ class Janitor:
             gone, kept = await self._partitions.drop_before(parent, (now - timedelta(seconds=seconds)).date())
             dropped += gone
             if kept:
-                log.warning("partitions.kept", partitions=kept, reason="they hold deliveries that are not settled")
+                log.warning(
+                    "partitions.kept", partitions=kept, reason="they hold deliveries that are not settled"
+                )
         if dropped:
             log.info("partitions.dropped", partitions=dropped)
         return len(created), len(dropped)

@@ -17,7 +17,13 @@ from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.services.work import Work
 from postrider.store.daemons import Daemons
-from postrider.store.database import Connection, Database, DatabaseError, DatabaseUnavailable, translated_errors
+from postrider.store.database import (
+    Connection,
+    Database,
+    DatabaseError,
+    DatabaseUnavailable,
+    translated_errors,
+)
 
 HEARTBEAT_S = 5.0
 RECONNECT_S = (0.05, 0.1, 0.25, 0.5, 1.0)

@@ -125,7 +125,11 @@ class Recorder:
         except BaseException:
             self._wake.set()
             raise
-        del self._entries[: len(entries)], self._done_events[: len(done)], self._missing_events[: len(missing)]
+        del (
+            self._entries[: len(entries)],
+            self._done_events[: len(done)],
+            self._missing_events[: len(missing)],
+        )
         if self._entries:
             self._wake.set()
         self._work.settle(entry.job for entry in entries)
@@ -168,7 +172,9 @@ class Recorder:
             case DeliveryState.RETRYING:
                 assert result.due is not None
                 self.on_retrying(result.due)
-                log.info("delivery.retrying", **_facts(entry), due=result.due.isoformat(), reason=result.reason)
+                log.info(
+                    "delivery.retrying", **_facts(entry), due=result.due.isoformat(), reason=result.reason
+                )
             case DeliveryState.FAILED:
                 log.warning("delivery.failed", **_facts(entry), reason=result.reason)
             case DeliveryState.CANCELLED:

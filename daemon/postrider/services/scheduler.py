@@ -140,7 +140,9 @@ class Scheduler:
             return 0
         wanted = min(self._lanes.room_of(lane), REFILL_BATCH)
         endpoint = lane.endpoint
-        claimed = await self._deliveries.claim_waiting(self._work.owner, endpoint.id, wanted, self._clock.now())
+        claimed = await self._deliveries.claim_waiting(
+            self._work.owner, endpoint.id, wanted, self._clock.now()
+        )
         if len(claimed) < wanted:
             self._lanes.mark_caught_up(lane)
         if not claimed:
@@ -161,7 +163,7 @@ class Scheduler:
         return len(claimed)
 
     async def _reconcile(self) -> None:
-        """Give back deliveries that the database thinks we hold: a claim or a result may have been cut off."""
+        """Give back deliveries that the database thinks we hold: an answer may have been cut off."""
         stray = await self._deliveries.owned(self._work.owner) - self._work.deliveries.keys()
         if stray:
             await self._deliveries.release(self._work.owner, stray)

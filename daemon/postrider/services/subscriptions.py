@@ -84,7 +84,9 @@ class Subscriptions:
         known = {endpoint.id for endpoint in endpoints}
         for job in self._lanes.update(endpoints):
             state = DeliveryState.WAITING if job.endpoint.id in known else DeliveryState.CANCELLED
-            self._recorder.put(job, state, reason="the endpoint was deleted" if job.endpoint.id not in known else None)
+            self._recorder.put(
+                job, state, reason="the endpoint was deleted" if job.endpoint.id not in known else None
+            )
         self._revision = revision
         log.info("subscriptions.loaded", endpoints=len(endpoints), revision=revision)
         return revision

@@ -102,7 +102,8 @@ class Daemons:
             if not dead:
                 return None
             events = await connection.fetch(
-                "UPDATE postrider.pending SET owner = NULL, redo = true WHERE owner = $1 RETURNING event_id", daemon_id
+                "UPDATE postrider.pending SET owner = NULL, redo = true WHERE owner = $1 RETURNING event_id",
+                daemon_id,
             )
             deliveries = await connection.fetch(
                 """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2
@@ -120,7 +121,8 @@ class Daemons:
                      CASE WHEN pooled THEN heartbeat_at >= $2 ELSE EXISTS (
                        SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = $1::bigint::oid
                        AND objid = d.id::bigint::oid AND objsubid = 2 AND granted
-                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) END AS alive
+                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+                     END AS alive
                    FROM postrider.daemon AS d ORDER BY id""",
                 LOCK_CLASS,
                 now - HEARTBEAT_TIMEOUT,

@@ -41,7 +41,7 @@ _UNAVAILABLE = (
 )
 _REFUSED = {
     asyncpg.InvalidPasswordError: "Check user and password in database.dsn.",
-    asyncpg.InvalidAuthorizationSpecificationError: "Check user and password in database.dsn, and pg_hba.conf.",
+    asyncpg.InvalidAuthorizationSpecificationError: "Check the user in database.dsn, and pg_hba.conf.",
     asyncpg.InvalidCatalogNameError: "Create the database, or name another one in database.dsn.",
     asyncpg.InsufficientPrivilegeError: "Grant the role postrider_daemon to the user of database.dsn.",
     asyncpg.UndefinedTableError: "Run `postrider migrate`.",
@@ -56,9 +56,13 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except ssl.SSLError as error:
-        raise DatabaseError(f"TLS to the database failed: {error}", "Check sslmode in database.dsn.") from error
+        raise DatabaseError(
+            f"TLS to the database failed: {error}", "Check sslmode in database.dsn."
+        ) from error
     except asyncpg.ClientConfigurationError as error:
-        raise DatabaseError(f"database.dsn can't be used: {error}", "Mend it in the configuration.") from error
+        raise DatabaseError(
+            f"database.dsn can't be used: {error}", "Mend it in the configuration."
+        ) from error
     except _UNAVAILABLE as error:
         raise DatabaseUnavailable(
             f"the database can't be reached: {error or type(error).__name__}",
@@ -71,7 +75,9 @@ def translated_errors() -> Iterator[None]:
 class Database:
     """Lends connections. It reports once that the database is gone, and once that it is back."""
 
-    def __init__(self, dsn: str, *, pool_size: int, pooled: bool = False, synchronous_commit: bool = True) -> None:
+    def __init__(
+        self, dsn: str, *, pool_size: int, pooled: bool = False, synchronous_commit: bool = True
+    ) -> None:
         """`pooled`: a transaction pooler stands between. `synchronous_commit=False` is for the daemon:
         a crash of the server may undo its last results, which costs duplicates, never an event."""
         self._dsn = dsn
@@ -131,7 +137,10 @@ class Database:
         """A connection outside the pool, for LISTEN and the session lock; the caller closes it."""
         with translated_errors():
             return await asyncpg.connect(
-                self._dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=CONNECT_TIMEOUT_S, statement_cache_size=0
+                self._dsn,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=CONNECT_TIMEOUT_S,
+                statement_cache_size=0,
             )
 
     async def _prepare(self, connection: Connection) -> None:
@@ -167,4 +176,3 @@ async def is_pooled(dsn: str) -> bool:
         return bool(backend != connection.get_server_pid())
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)
-

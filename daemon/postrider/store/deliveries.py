@@ -49,7 +49,8 @@ WITH unfinished AS (
 ), fence AS (
   SELECT event_id FROM unfinished UNION ALL SELECT event_id FROM finished
 ), recorded AS (
-  INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, attempts, due, reason, updated_at)
+  INSERT INTO postrider.delivery
+    (event_id, endpoint_id, workspace_id, state, attempts, due, reason, updated_at)
   SELECT r.event_id, r.endpoint_id, r.workspace_id, r.state, r.attempts, r.due, r.reason, $11
   FROM (SELECT {_RESULT_COLUMNS}) AS r JOIN fence USING (event_id)
   ON CONFLICT DO NOTHING
@@ -67,8 +68,8 @@ RETURNING d.event_id, d.endpoint_id
 """  # noqa: S608 (constant)
 
 _INSERT_ATTEMPTS = """
-INSERT INTO postrider.attempt (event_id, endpoint_id, workspace_id, number, started_at, duration_ms, connect_ms,
-                               status, error_kind, error, response_headers, response_body)
+INSERT INTO postrider.attempt (event_id, endpoint_id, workspace_id, number, started_at, duration_ms,
+                               connect_ms, status, error_kind, error, response_headers, response_body)
 SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::smallint[], $5::timestamptz[], $6::real[],
                      $7::real[], $8::smallint[], $9::text[], $10::text[], $11::text[], $12::text[])
 ON CONFLICT DO NOTHING
@@ -117,7 +118,8 @@ class Deliveries:
         """The deliveries of these events that have a row already."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT event_id, endpoint_id FROM postrider.delivery WHERE event_id = ANY($1::uuid[])", event_ids
+                "SELECT event_id, endpoint_id FROM postrider.delivery WHERE event_id = ANY($1::uuid[])",
+                event_ids,
             )
         return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
@@ -149,7 +151,8 @@ class Deliveries:
                 rows = await connection.fetch(_RECORD_AGAIN, owner, *_columns(again), now)
                 written.update((row["event_id"], row["endpoint_id"]) for row in rows)
             await _insert_attempts(
-                connection, [r for r in (*first, *again) if r.attempt and (r.event_id, r.endpoint_id) in written]
+                connection,
+                [r for r in (*first, *again) if r.attempt and (r.event_id, r.endpoint_id) in written],
             )
         return written
 
@@ -183,7 +186,8 @@ class Deliveries:
         """What the database thinks that `owner` is sending."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT event_id, endpoint_id FROM postrider.delivery WHERE state = 'sending' AND owner = $1", owner
+                "SELECT event_id, endpoint_id FROM postrider.delivery WHERE state = 'sending' AND owner = $1",
+                owner,
             )
         return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
@@ -205,7 +209,9 @@ class Deliveries:
 async def _insert_attempts(connection: Connection, results: Sequence[DeliveryResult]) -> None:
     if not results:
         return
-    rows = [(r.event_id, r.endpoint_id, r.workspace_id, *_attempt_values(r.attempt)) for r in results if r.attempt]
+    rows = [
+        (r.event_id, r.endpoint_id, r.workspace_id, *_attempt_values(r.attempt)) for r in results if r.attempt
+    ]
     await connection.execute(_INSERT_ATTEMPTS, *(list(column) for column in zip(*rows, strict=True)))
 
 

@@ -88,8 +88,9 @@ class Endpoints:
     async def add(self, endpoint: Endpoint, secrets: Sequence[str], now: datetime) -> None:
         async with self._database.transaction() as connection:
             await connection.execute(
-                """INSERT INTO postrider.endpoint (id, workspace_id, url, description, patterns, exclusions, dialect,
-                     concurrency, headers, state, created_at, updated_at)
+                """INSERT INTO postrider.endpoint
+                     (id, workspace_id, url, description, patterns, exclusions, dialect, concurrency,
+                      headers, state, created_at, updated_at)
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::json, $10, $11, $11)""",
                 endpoint.id,
                 endpoint.workspace_id,
@@ -121,7 +122,8 @@ class Endpoints:
         """Change what is not None."""
         async with self._database.connection() as connection:
             await connection.execute(
-                """UPDATE postrider.endpoint SET url = coalesce($2, url), description = coalesce($3, description),
+                """UPDATE postrider.endpoint
+                   SET url = coalesce($2, url), description = coalesce($3, description),
                      patterns = coalesce($4, patterns), exclusions = coalesce($5, exclusions),
                      dialect = coalesce($6, dialect), concurrency = coalesce($7, concurrency),
                      headers = coalesce($8::text::json, headers), updated_at = $9
@@ -154,17 +156,21 @@ class Endpoints:
         """Delete an endpoint and its secrets, and cancel what waits; return how many were cancelled."""
         async with self._database.transaction() as connection:
             await connection.execute(
-                "UPDATE postrider.endpoint SET state = 'deleted', updated_at = $2 WHERE id = $1", endpoint_id, now
+                "UPDATE postrider.endpoint SET state = 'deleted', updated_at = $2 WHERE id = $1",
+                endpoint_id,
+                now,
             )
-            await connection.execute("DELETE FROM postrider.endpoint_secret WHERE endpoint_id = $1", endpoint_id)
+            await connection.execute(
+                "DELETE FROM postrider.endpoint_secret WHERE endpoint_id = $1", endpoint_id
+            )
         return await self.cancel_deleted(endpoint_id, now)
 
     async def cancel_deleted(self, endpoint_id: int, now: datetime) -> int:
         """Cancel what waits for an endpoint that is deleted."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """UPDATE postrider.delivery SET state = 'cancelled', due = NULL, reason = 'the endpoint was deleted',
-                     updated_at = $2
+                """UPDATE postrider.delivery
+                   SET state = 'cancelled', due = NULL, reason = 'the endpoint was deleted', updated_at = $2
                    WHERE endpoint_id = $1 AND state IN ('waiting', 'retrying') AND EXISTS (
                      SELECT FROM postrider.endpoint AS e WHERE e.id = $1 AND e.state = 'deleted')
                    RETURNING event_id""",
@@ -195,7 +201,8 @@ class Endpoints:
         """Endpoints whose every attempt failed, and since when."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT id, failing_since FROM postrider.endpoint WHERE failing_since IS NOT NULL AND state <> 'deleted'"
+                """SELECT id, failing_since FROM postrider.endpoint
+                   WHERE failing_since IS NOT NULL AND state <> 'deleted'"""
             )
         return {row["id"]: row["failing_since"] for row in rows}
 
@@ -212,7 +219,8 @@ class Endpoints:
     async def mark_recovered(self, endpoint_ids: Iterable[int]) -> None:
         async with self._database.connection() as connection:
             await connection.execute(
-                "UPDATE postrider.endpoint SET failing_since = NULL WHERE id = ANY($1::bigint[])", list(endpoint_ids)
+                "UPDATE postrider.endpoint SET failing_since = NULL WHERE id = ANY($1::bigint[])",
+                list(endpoint_ids),
             )
 
     async def secret(self, endpoint_id: int) -> str:

@@ -68,7 +68,8 @@ class DeliveryHistory:
     async def get(self, key: DeliveryKey) -> DeliveryRow | None:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
-                f"SELECT {_ROW_COLUMNS} FROM postrider.delivery AS d WHERE event_id = $1 AND endpoint_id = $2",  # noqa: S608
+                f"""SELECT {_ROW_COLUMNS} FROM postrider.delivery AS d
+                    WHERE d.event_id = $1 AND d.endpoint_id = $2""",  # noqa: S608 (constant)
                 *key,
             )
         return _delivery_row(row) if row else None
@@ -76,7 +77,8 @@ class DeliveryHistory:
     async def attempts(self, key: DeliveryKey) -> list[Attempt]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT * FROM postrider.attempt WHERE event_id = $1 AND endpoint_id = $2 ORDER BY number", *key
+                "SELECT * FROM postrider.attempt WHERE event_id = $1 AND endpoint_id = $2 ORDER BY number",
+                *key,
             )
         return [_attempt(row) for row in rows]
 
@@ -107,7 +109,8 @@ class DeliveryHistory:
         """Deliveries by state whose last change is not older than `since`."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT state, count(*) AS n FROM postrider.delivery WHERE updated_at >= $1 GROUP BY state", since
+                "SELECT state, count(*) AS n FROM postrider.delivery WHERE updated_at >= $1 GROUP BY state",
+                since,
             )
         return {DeliveryState(row["state"]): row["n"] for row in rows}
 

@@ -50,7 +50,9 @@ def read_migrations(directory: Path) -> list[Migration]:
     return migrations
 
 
-async def migrate(connection: Connection, migrations: list[Migration], to: int | None = None) -> list[Migration]:
+async def migrate(
+    connection: Connection, migrations: list[Migration], to: int | None = None
+) -> list[Migration]:
     """Apply what is missing up to number `to` (None: all); return what was applied.
 
     Raises SchemaError if an applied migration was edited, or the database is newer than the program.

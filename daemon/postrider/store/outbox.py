@@ -27,6 +27,8 @@ WHERE p.event_id = next.event_id AND p.workspace_id = next.workspace_id
 RETURNING p.event_id, p.redo
 """
 
+_JSON_ARGUMENTS = frozenset({"previous_attributes", "actor", "related"})
+
 _RELEASE = """
 UPDATE postrider.pending SET owner = NULL, redo = true WHERE event_id = ANY($2::uuid[]) AND owner = $1
 """
@@ -77,7 +79,13 @@ class Outbox:
         return {row["event_id"] for row in rows}
 
     async def list_events(
-        self, *, workspace_id: str | None, type_pattern: str | None, before: UUID | None, after: UUID | None, limit: int
+        self,
+        *,
+        workspace_id: str | None,
+        type_pattern: str | None,
+        before: UUID | None,
+        after: UUID | None,
+        limit: int,
     ) -> list[Event]:
         """Newest first (with `after`: oldest first). `type_pattern` is an event type or `deal.*`."""
         exact = type_pattern if type_pattern and not type_pattern.endswith("*") else None
@@ -113,12 +121,12 @@ class Outbox:
         """Call postrider.emit in a transaction of its own; return the public id of the event."""
         names = [name for name, value in optional.items() if value is not None]
         arguments = "".join(
-            f", {name} => ${number}::{'json' if name in {'previous_attributes', 'actor', 'related'} else 'text'}"
+            f", {name} => ${number}::{'json' if name in _JSON_ARGUMENTS else 'text'}"
             for number, name in enumerate(names, start=3)
         )
         async with self._database.connection() as connection:
             event_id: str = await connection.fetchval(
-                f"SELECT postrider.emit($1::text, $2::json{arguments})",  # noqa: S608 (names are our own)
+                f"SELECT postrider.emit($1::text, $2::json{arguments})",
                 event_type,
                 data,
                 *(optional[name] for name in names),

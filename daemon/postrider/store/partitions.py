@@ -63,7 +63,7 @@ class Partitions:
         try:
             async with connection.transaction():
                 await connection.execute("SET LOCAL lock_timeout = '250ms'")
-                result = await connection.fetchval(f"SELECT postrider.{function}($1, $2)", parent, day)  # noqa: S608
+                result = await connection.fetchval(f"SELECT postrider.{function}($1, $2)", parent, day)
                 return result if result is not None else True
         except asyncpg.LockNotAvailableError:
             return None
