@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -95,6 +95,7 @@ class Daemon:
         self._notifier = notifier or Notifier()
         self._schema_checked = False
         self._clients: list[WebhookClient] = []
+        self._opened = AsyncExitStack()
         self.started = asyncio.Event()
 
     async def start(self) -> None:
@@ -110,10 +111,11 @@ class Daemon:
             config.database.dsn, pool_size=config.database.pool_size, pooled=pooled, synchronous_commit=False
         )
         await self.database.open()
+        self._opened.push_async_callback(self.database.close)
+        self._opened.push_async_callback(lambda: self._close_clients(self._clients))
 
         self.outbox = Outbox(self.database)
         deliveries = Deliveries(self.database)
-        self._deliveries = deliveries
         endpoints = Endpoints(self.database, sealer)
         self._daemons = Daemons(self.database)
         self.work = Work()
@@ -192,6 +194,7 @@ class Daemon:
         self._supervisor = Supervisor(database=self.database, clock=clock, metrics=metrics)
 
         await self._patiently(self._check_schema)
+        self._opened.push_async_callback(self.listener.stop)
         await self._patiently(self.listener.start)
         await self._patiently(self.janitor.rescue)
         await self._patiently(self.subscriptions.run_once)
@@ -215,7 +218,7 @@ class Daemon:
         """Stop claiming, let requests under way finish within the grace, record them, give back the rest."""
         self._notifier.stopping()
         if not self.started.is_set():
-            await self._close()
+            await self._opened.aclose()
             return
         log.info("daemon.stopping", in_flight=self.lanes.running, queued=self.lanes.queued)
         await self._supervisor.stop("dispatcher", "scheduler", "subscriptions", "janitor", "health", "status")
@@ -227,16 +230,13 @@ class Daemon:
             while not self.recorder.empty:
                 await self.recorder.run_once()
             await self.health.run_once()
-            released = len(self.work.events) + len(self.work.deliveries)
-            await self.outbox.release(self.work.owner, list(self.work.events))
-            await self._deliveries.release(self.work.owner, self.work.deliveries)
-            await self._daemons.leave(self.work.owner)
+            left = await self._daemons.leave(self.work.owner, self.clock.now())
+            released = left.events + left.deliveries
         except DatabaseUnavailable:
             log.warning(
                 "daemon.unreleased", reason="the database is away; the next daemon rescues the claims"
             )
-        await self.listener.stop()
-        await self._close()
+        await self._opened.aclose()
         log.info("daemon.stopped", cut_off=unfinished, released=released)
 
     async def reload(self, config: Config) -> None:
@@ -370,11 +370,6 @@ class Daemon:
             if self.turning():
                 self._notifier.watchdog()
             await self.clock.wait(never, interval)
-
-    async def _close(self) -> None:
-        await self._close_clients(self._clients)
-        if hasattr(self, "database"):
-            await self.database.close()
 
 
 async def run_until_stopped(daemon: Daemon, load_config: Callable[[], Config]) -> None:

@@ -32,7 +32,6 @@ WINDOW = 20
 BACKSTOP_S = (0.01, 0.05, 0.25, 1.0)
 """Waits of an idle dispatcher. A writer that saw the flag `idle` just before it was set sends no
 notification, so the first polls come soon; the last one repeats."""
-MAX_DATA_BYTES_IN_MEMORY = 64 * 1024 * 1024
 
 log = structlog.get_logger()
 
@@ -114,10 +113,11 @@ class Dispatcher:
         try:
             if self._in_doubt:
                 await self._reconcile()
-            claimed = await self._outbox.claim(self._work.owner, min(BATCH, self._lanes.room))
+            claimed = await self._outbox.claim(self._work.owner, self._work.affordable(BATCH))
             if not claimed:
                 return DispatchCounts(0, 0, 0)
             events = await self._outbox.read([claim.event_id for claim in claimed])
+            self._work.learn_size(events)
             redo = [claim.event_id for claim in claimed if claim.redo]
             recorded = await self._deliveries.recorded(redo) if redo else set()
         except DatabaseUnavailable:
@@ -158,6 +158,7 @@ class Dispatcher:
             self._recorder.put(job, DeliveryState.RETRYING, due=due)
             return False
         while (offer := self._lanes.offer(job)) is Offer.FULL:
+            self.turned_at = self._clock.monotonic()
             self._room.clear()
             await self._clock.wait(self._room, 0.05)
         if offer is Offer.TAKEN:
@@ -166,7 +167,7 @@ class Dispatcher:
         return False
 
     async def _wait_for_room(self) -> None:
-        while self._lanes.room < BATCH or self._work.data_bytes > MAX_DATA_BYTES_IN_MEMORY:
+        while self._lanes.room < BATCH or self._work.affordable(1) < 1:
             self.turned_at = self._clock.monotonic()
             self._room.clear()
             await self._clock.wait(self._room, 0.05)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from postrider.domain.policy import Outcome
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.services.work import Job, OpenEvent, Work
+from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import Deliveries, DeliveryResult
 
 LINGER_S = 0.004
@@ -57,6 +58,7 @@ class Recorder:
         self._missing_events: list[UUID] = []
         self._wake = asyncio.Event()
         self._many = asyncio.Event()
+        self._batch = BATCH
         self.on_waiting: Callable[[int], None] = lambda _endpoint_id: None
         self.on_retrying: Callable[[datetime], None] = lambda _due: None
         self.on_outcome: Callable[[Job, Outcome], None] = lambda _job, _outcome: None
@@ -116,15 +118,18 @@ class Recorder:
         """Write what is queued. If the database fails, all of it stays queued."""
         self._wake.clear()
         self._many.clear()
-        entries = self._entries[:BATCH]
+        entries = self._entries[: self._batch]
         done = list(self._done_events)
         missing = list(self._missing_events)
         current = [entry for entry in entries if not entry.job.opened.lost]
         try:
             written = await self._write(current, done, missing)
-        except BaseException:
+        except BaseException as error:
             self._wake.set()
+            if isinstance(error, Exception) and not isinstance(error, DatabaseUnavailable):
+                self._narrow_down(entries, error)
             raise
+        self._batch = min(BATCH, self._batch * 2)
         del (
             self._entries[: len(entries)],
             self._done_events[: len(done)],
@@ -138,6 +143,15 @@ class Recorder:
         for entry in entries:
             self._announce(entry, fenced=(entry.result.event_id, entry.result.endpoint_id) not in written)
         return RecordCounts(len(written), len(entries) - len(written))
+
+    def _narrow_down(self, entries: list[Entry], error: Exception) -> None:
+        """Find the result that can't be written, and write it without what the receiver sent."""
+        self._batch = max(1, len(entries) // 2)
+        if len(entries) == 1 and entries[0].result.attempt is not None:
+            reason = f"the attempt can't be recorded: {type(error).__name__}"
+            self._entries[0] = replace(
+                entries[0], result=replace(entries[0].result, attempt=None, reason=reason)
+            )
 
     async def _write(
         self, entries: list[Entry], done: list[OpenEvent], missing: list[UUID]

@@ -138,7 +138,9 @@ class Scheduler:
         """Claim waiting deliveries of a lane, and queue them."""
         if len(lane.queue) > lane.limit:
             return 0
-        wanted = min(self._lanes.room_of(lane), REFILL_BATCH)
+        wanted = self._work.affordable(min(self._lanes.room_of(lane), REFILL_BATCH))
+        if wanted < 1:
+            return 0  # asked again when a delivery of the lane is done, and at the next rescan
         endpoint = lane.endpoint
         claimed = await self._deliveries.claim_waiting(
             self._work.owner, endpoint.id, wanted, self._clock.now()
@@ -147,7 +149,9 @@ class Scheduler:
             self._lanes.mark_caught_up(lane)
         if not claimed:
             return 0
-        events = {event.id: event for event in await self._outbox.read([claim.event_id for claim in claimed])}
+        read = await self._outbox.read([claim.event_id for claim in claimed])
+        self._work.learn_size(read)
+        events = {event.id: event for event in read}
         for claim in claimed:
             event = events.get(claim.event_id)
             if event is None:
@@ -158,7 +162,7 @@ class Scheduler:
             if lane.open and self._lanes.lane(endpoint.id) is lane:
                 self._lanes.push(lane, job)
             else:
-                del self._work.deliveries[job.key]
+                self._work.release(job)
                 await self._deliveries.release(self._work.owner, [job.key])
         return len(claimed)
 

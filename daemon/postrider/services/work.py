@@ -1,6 +1,6 @@
 """What this daemon holds in memory: claimed events, claimed deliveries, and the jobs made of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -9,6 +9,8 @@ from postrider.domain.model import Endpoint, Event
 
 if TYPE_CHECKING:
     from postrider.services.lanes import Lane
+
+MAX_DATA_BYTES_IN_MEMORY = 64 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -52,10 +54,22 @@ class Work:
         self.events: dict[UUID, OpenEvent] = {}
         self.deliveries: dict[tuple[UUID, int], Job] = {}
         self.data_bytes = 0
-        """JSON text of the claimed events, in bytes."""
+        """JSON text of all events in memory, in bytes."""
+        self._typical_bytes = 0.0
 
     def __repr__(self) -> str:
         return f"<Work owner={self.owner} events={len(self.events)} deliveries={len(self.deliveries)}>"
+
+    def affordable(self, wanted: int) -> int:
+        """How many of `wanted` events may be claimed, going by the size of those claimed lately."""
+        free = MAX_DATA_BYTES_IN_MEMORY - self.data_bytes
+        return min(wanted, int(free / max(self._typical_bytes, 1.0)))
+
+    def learn_size(self, events: Sequence[Event]) -> None:
+        """Take in the sizes of events just read; large ones count at once, small ones by and by."""
+        if events:
+            mean = sum(event.data_bytes for event in events) / len(events)
+            self._typical_bytes = max(mean, 0.8 * self._typical_bytes)
 
     def open(self, event: Event) -> OpenEvent:
         """Hold an event whose row in the queue was claimed."""
@@ -71,7 +85,15 @@ class Work:
         """Hold a delivery whose own row was claimed."""
         if (twin := self.deliveries.get(job.key)) is not None:
             twin.opened.lost = True
+            self.release(twin)
         self.deliveries[job.key] = job
+        self.data_bytes += job.opened.event.data_bytes
+
+    def release(self, job: Job) -> None:
+        """Let go of a delivery whose own row was claimed."""
+        if self.deliveries.get(job.key) is job:
+            del self.deliveries[job.key]
+            self.data_bytes -= job.opened.event.data_bytes
 
     def settle(self, jobs: Iterable[Job]) -> None:
         """Their results are recorded."""
@@ -79,8 +101,8 @@ class Work:
             if job.first:
                 job.opened.remaining -= 1
                 self.settle_event(job.opened)
-            elif self.deliveries.get(job.key) is job:
-                del self.deliveries[job.key]
+            else:
+                self.release(job)
 
     def settle_event(self, opened: OpenEvent) -> None:
         """Forget an event of which nothing remains to be recorded."""

@@ -77,10 +77,10 @@ class Daemons:
         async with self._database.connection() as connection:
             await connection.execute("UPDATE postrider.daemon SET idle = $2 WHERE id = $1", daemon_id, idle)
 
-    async def leave(self, daemon_id: int) -> None:
-        """Strike the daemon out, after it released what it held."""
-        async with self._database.connection() as connection:
-            await connection.execute("DELETE FROM postrider.daemon WHERE id = $1", daemon_id)
+    async def leave(self, daemon_id: int, now: datetime) -> Rescued:
+        """Give back everything that a daemon holds, and strike it out."""
+        async with self._database.transaction() as connection:
+            return await self._free(connection, daemon_id, now)
 
     async def rescue(self, own_id: int, now: datetime) -> list[Rescued]:
         """Free the rows of dead daemons; return what each of them left."""
@@ -101,17 +101,22 @@ class Daemons:
             )
             if not dead:
                 return None
-            events = await connection.fetch(
-                "UPDATE postrider.pending SET owner = NULL, redo = true WHERE owner = $1 RETURNING event_id",
-                daemon_id,
-            )
-            deliveries = await connection.fetch(
-                """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2
-                   WHERE owner = $1 AND state = 'sending' RETURNING event_id""",
-                daemon_id,
-                now,
-            )
-            await connection.execute("DELETE FROM postrider.daemon WHERE id = $1", daemon_id)
+            return await self._free(connection, daemon_id, now)
+
+    @staticmethod
+    async def _free(connection: Connection, daemon_id: int, now: datetime) -> Rescued:
+        """Free what a daemon holds: its events for a new fan-out, its deliveries as waiting."""
+        events = await connection.fetch(
+            "UPDATE postrider.pending SET owner = NULL, redo = true WHERE owner = $1 RETURNING event_id",
+            daemon_id,
+        )
+        deliveries = await connection.fetch(
+            """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2
+               WHERE owner = $1 AND state = 'sending' RETURNING event_id""",
+            daemon_id,
+            now,
+        )
+        await connection.execute("DELETE FROM postrider.daemon WHERE id = $1", daemon_id)
         return Rescued(daemon_id, len(events), len(deliveries))
 
     async def list_daemons(self, now: datetime) -> list[DaemonRow]:

@@ -144,6 +144,8 @@ class Database:
             )
 
     async def _prepare(self, connection: Connection) -> None:
+        if self._pooled:
+            return  # what is set here would stay with the pooler's connection, for others
         # Every statement here reads a few rows by key, which a plan made on stale statistics may not turn
         # into a scan; and the price of a forbidden scan may not start the compiler.
         await connection.execute("SET enable_seqscan = off; SET jit = off; SET timezone = 'UTC'")
