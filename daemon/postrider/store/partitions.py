@@ -19,6 +19,19 @@ SELECT EXISTS (SELECT FROM postrider.pending
                  AND state IN ('waiting', 'sending', 'retrying'))
 """
 
+# Days without a partition went to the default one, where rows have to be deleted one by one.
+_SWEEP_DEFAULT: dict[Partitioned, str] = {
+    "outbox": """
+        DELETE FROM postrider.outbox_default AS o WHERE o.id < postrider.first_id_of($1)
+          AND NOT EXISTS (SELECT FROM postrider.pending AS p WHERE p.event_id = o.id)
+          AND NOT EXISTS (SELECT FROM postrider.delivery AS d WHERE d.event_id = o.id
+                          AND d.state IN ('waiting', 'sending', 'retrying'))""",
+    "delivery": """
+        DELETE FROM postrider.delivery_default WHERE event_id < postrider.first_id_of($1)
+          AND state NOT IN ('waiting', 'sending', 'retrying')""",
+    "attempt": "DELETE FROM postrider.attempt_default WHERE event_id < postrider.first_id_of($1)",
+}
+
 
 class Partitions:
     def __init__(self, database: Database) -> None:
@@ -49,6 +62,7 @@ class Partitions:
                     kept.append(name)
                 elif await self._impatiently(connection, "drop_partition", parent, old) is not None:
                     dropped.append(name)
+            await connection.execute(_SWEEP_DEFAULT[parent], day)
             if parent == "outbox":
                 await connection.execute(
                     "DELETE FROM postrider.idempotency WHERE event_id < postrider.first_id_of($1)", day
