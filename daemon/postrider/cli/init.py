@@ -19,13 +19,16 @@ def init(file: Path, force: bool) -> None:
 
     Example: postrider init /etc/postrider/postrider.toml
     """
-    text = (config_dir() / "postrider.toml").read_text()
+    text = (config_dir() / "postrider.toml").read_text(encoding="utf-8")
     if str(file) == "-":
         click.echo(text, nl=False)
         return
-    mode = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+    flags = os.O_WRONLY | os.O_CREAT | (0 if force else os.O_EXCL)
     try:
-        with os.fdopen(os.open(file, mode, 0o600), "w") as target:
+        with os.fdopen(os.open(file, flags, 0o600), "w", encoding="utf-8") as target:
+            if file.is_file():  # a device keeps its mode and has no length
+                os.fchmod(target.fileno(), 0o600)
+                target.truncate()
             target.write(text)
     except FileExistsError:
         raise UsageError(f"{file} exists", "Choose another name, or overwrite it with --force.") from None

@@ -5,16 +5,17 @@ Sections and keys are the contract's; config/postrider.toml explains each of the
 
 import difflib
 import ipaddress
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from postrider import __version__
 from postrider.domain.errors import UsageError
-from postrider.edges.durations import parse_duration
+from postrider.edges.durations import format_duration, parse_duration
 
 DEFAULT_PATH = Path("/etc/postrider/postrider.toml")
 DAY_S = 86_400.0
@@ -22,12 +23,25 @@ DAY_S = 86_400.0
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-class _Mistake(Exception):
-    """What was expected of a value; `where` is its path below the key, such as [1]."""
+_HOST_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^:\[\]\s/]*)(?::(\d{1,5}))?", re.ASCII)
+_PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*(?=@)|([?&](?:ssl)?password=)[^&#]*")
 
-    def __init__(self, expected: str, where: str = "") -> None:
+
+class _Mistake(Exception):
+    """What was expected of a value, or, by their index, of elements of a list."""
+
+    def __init__(self, expected: str = "", elements: Mapping[int, "_Mistake"] | None = None) -> None:
         super().__init__(expected)
-        self.where = where
+        self._elements = elements or {}
+
+    def lines(self, path: str, value: Any) -> list[str]:
+        if not self._elements:
+            return [f"{path}: expected {self}, found {_shown(value)}"]
+        return [
+            line
+            for index, mistake in self._elements.items()
+            for line in mistake.lines(f"{path}[{index}]", value[index])
+        ]
 
 
 Reader = Callable[[Any], Any]
@@ -60,6 +74,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _header_value(value: Any) -> str:
+    text = _text(value)
+    if not text.isascii():
+        raise _Mistake("ASCII text")
+    return text
+
+
 def _duration(low: str, high: str) -> Reader:
     def read(value: Any) -> float:
         expected = f'a duration from "{low}" to "{high}", such as "15s" (units: ms, s, m, h, d)'
@@ -88,11 +109,14 @@ def _list(item: Reader) -> Reader:
         if type(value) is not list:
             raise _Mistake("a list")
         items = []
+        mistakes = {}
         for index, element in enumerate(value):
             try:
                 items.append(item(element))
             except _Mistake as mistake:
-                raise _Mistake(str(mistake), f"[{index}]") from None
+                mistakes[index] = mistake
+        if mistakes:
+            raise _Mistake(elements=mistakes)
         return tuple(items)
 
     return read
@@ -102,6 +126,9 @@ def _schedule(value: Any) -> tuple[float, ...]:
     delays: tuple[float, ...] = _list(_duration("0s", "30d"))(value)
     if not 1 <= len(delays) <= 100:
         raise _Mistake("1 to 100 durations, one before each attempt")
+    idle = {index: _Mistake("a wait; only the first may be zero") for index in range(1, len(delays))}
+    if mistakes := {index: mistake for index, mistake in idle.items() if delays[index] == 0}:
+        raise _Mistake(elements=mistakes)
     return delays
 
 
@@ -118,10 +145,14 @@ def _network(value: Any) -> Network:
 
 
 def _dsn(value: Any) -> str:
-    if type(value) is not str or not value.startswith(("postgresql://", "postgres://")):
-        # The value may hold a password, so it is not told.
+    scheme, _, rest = value.partition("://") if type(value) is str else ("", "", "")
+    if scheme not in {"postgresql", "postgres"}:
         raise _Mistake('a URL such as "postgresql://postrider@localhost/crm"')
-    return value
+    user, _, hosts = re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")
+    # A bare / or @ in the password would make a host of its rest, and the driver would show that.
+    if "@" in user or not all(_HOST_PORT.fullmatch(host) for host in hosts.split(",")):
+        raise _Mistake("a URL in which special characters of user and password are percent-encoded")
+    return str(value)
 
 
 def _url(*schemes: str) -> Reader:
@@ -142,8 +173,8 @@ def _url(*schemes: str) -> Reader:
 def _listen(value: Any) -> str:
     if value == "":
         return ""
-    host, _, port = value.rpartition(":") if type(value) is str else ("", "", "")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+    match = _HOST_PORT.fullmatch(value if type(value) is str else "")
+    if match is None or not match[1] or int(match[2] or 65_536) > 65_535:
         raise _Mistake('"host:port" such as "127.0.0.1:8710", or "" for none')
     return str(value)
 
@@ -157,18 +188,25 @@ def _readable_file(value: Any) -> str:
     return path
 
 
-def key(read: Reader, default: Any = MISSING) -> Any:
-    """A key of a section: how its value is read, and what it is where the file leaves it out."""
-    hidden = read is _dsn
+def key(read: Reader, default: Any = MISSING, *, secret: bool = False) -> Any:
+    """A key of a section: how its value is read, and what it is where the file leaves it out.
+
+    One that may hold a secret is shown neither in `repr` nor in errors.
+    """
     if default is MISSING:
-        return field(metadata={"read": read}, repr=not hidden)
-    return field(default=default, metadata={"read": read}, repr=not hidden)
+        return field(metadata={"read": read}, repr=not secret)
+    return field(default=default, metadata={"read": read}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseConfig:
-    dsn: str = key(_dsn)
+    dsn: str = key(_dsn, secret=True)
     pool_size: int = key(_integer(2, 100), 4)
+
+    @property
+    def safe_dsn(self) -> str:
+        """The DSN for people and logs: its password is masked."""
+        return _PASSWORD.sub(r"\1\2***", self.dsn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +217,7 @@ class DeliveryConfig:
     connect_timeout: float = key(_duration("50ms", "1m"), 5.0)
     drain_timeout: float = key(_duration("0s", "10m"), 30.0)
     max_response_bytes: int = key(_integer(0, 1_048_576), 16_384)
-    user_agent: str = key(_text, f"Postrider/{__version__}")
+    user_agent: str = key(_header_value, f"Postrider/{__version__}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +225,7 @@ class NetworkConfig:
     https_only: bool = key(_boolean, True)
     allow: tuple[Network, ...] = key(_list(_network), ())
     deny: tuple[Network, ...] = key(_list(_network), ())
-    proxy: str | None = key(_url("http"), None)
+    proxy: str | None = key(_url("http"), None, secret=True)
     ca_file: str | None = key(_readable_file, None)
 
 
@@ -242,17 +280,13 @@ class Config:
     secrets: SecretsConfig = field(default_factory=SecretsConfig)
 
 
-SECTIONS: dict[str, type[Any]] = {
-    "database": DatabaseConfig,
-    "delivery": DeliveryConfig,
-    "network": NetworkConfig,
-    "dialect": DialectConfig,
-    "retry": RetryConfig,
-    "admin": AdminConfig,
-    "log": LogConfig,
-    "retention": RetentionConfig,
-    "secrets": SecretsConfig,
+SECTIONS: dict[str, type[Any]] = get_type_hints(Config)
+_AT_MOST = {
+    ("delivery", "connect_timeout"): "timeout",
+    ("delivery", "endpoint_concurrency"): "concurrency",
+    ("retention", "attempts"): "events",
 }
+"""Section and key whose value must not exceed that of another key of the section."""
 
 
 def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
@@ -265,7 +299,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     source = named or DEFAULT_PATH
     dsn = environ.get("POSTRIDER_DATABASE_DSN")
     try:
-        text = source.read_text()
+        text = source.read_text(encoding="utf-8")
     except FileNotFoundError:
         if named is not None or not dsn:
             raise UsageError(
@@ -273,15 +307,21 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
                 "Write one with `postrider init FILE`, and name it with --config FILE or $POSTRIDER_CONFIG.",
             ) from None
         text = ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{source} can't be read: {error}", "Make it a readable UTF-8 file.") from None
+    except OSError as error:
+        raise UsageError(
+            f"{source} can't be read: {error.strerror}", "Make it a file that this user may read."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} is not UTF-8 text: byte {error.start}", "Save it as UTF-8.") from None
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{source} is not TOML: {error}", "Mend that line.") from None
-    if dsn and isinstance(table.setdefault("database", {}), dict):
+    if not dsn:
+        return parse_config(table, str(source))
+    if isinstance(table.setdefault("database", {}), dict):
         table["database"]["dsn"] = dsn
-    return parse_config(table, str(source))
+    return parse_config(table, f"{source} with $POSTRIDER_DATABASE_DSN")
 
 
 def parse_config(table: Mapping[str, Any], source: str) -> Config:
@@ -290,10 +330,7 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
     sections = {name: _section(name, kind, table.get(name, {}), mistakes) for name, kind in SECTIONS.items()}
     mistakes += [_unknown(name, SECTIONS, f"[{name}]") for name in table if name not in SECTIONS]
     if not mistakes:
-        config = Config(**sections)
-        mistakes = _contradictions(config)
-        if not mistakes:
-            return config
+        return Config(**sections)
     count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     raise UsageError(
         f"{source} has {count}:\n" + "\n".join(f"  {mistake}" for mistake in mistakes),
@@ -303,23 +340,25 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
 
 def _section(name: str, kind: type[Any], table: Any, mistakes: list[str]) -> Any:
     if not isinstance(table, dict):
-        mistakes.append(f"{name}: expected a section [{name}], found {_shown(table)}")
+        # A DSN may stand here by mistake, so the value is not told.
+        mistakes.append(f"{name}: expected a section [{name}], found {type(table).__name__}")
         return None
     before = len(mistakes)
     values = {}
     known = {each.name: each for each in fields(kind)}
     for each in known.values():
         path = f"{name}.{each.name}"
-        if each.name not in table:
-            if each.default is MISSING:
-                mistakes.append(f"{path}: missing; set it, or $POSTRIDER_DATABASE_DSN")
-            continue
-        value = table[each.name]
-        try:
-            values[each.name] = each.metadata["read"](value)
-        except _Mistake as mistake:
-            found = "" if not each.repr else f", found {_shown(value)}"
-            mistakes.append(f"{path}{mistake.where}: expected {mistake}{found}")
+        if each.name in table:
+            value = table[each.name]
+            try:
+                values[each.name] = each.metadata["read"](value)
+            except _Mistake as mistake:
+                mistakes += mistake.lines(path, value) if each.repr else [f"{path}: expected {mistake}"]
+        elif each.default is MISSING:
+            mistakes.append(f"{path}: missing; set it, or $POSTRIDER_DATABASE_DSN")
+        else:
+            values[each.name] = each.default
+    mistakes += _contradictions(name, values)
     mistakes += [_unknown(each, known, f"{name}.{each}") for each in table if each not in known]
     return kind(**values) if len(mistakes) == before else None
 
@@ -330,23 +369,16 @@ def _unknown(name: str, known: Mapping[str, object], path: str) -> str:
     return f"{path}: unknown; {hint}"
 
 
-def _contradictions(config: Config) -> list[str]:
-    delivery, retention = config.delivery, config.retention
-    checks = [
-        (
-            delivery.connect_timeout <= delivery.timeout,
-            "delivery.connect_timeout: expected no more than delivery.timeout",
-        ),
-        (
-            delivery.endpoint_concurrency <= delivery.concurrency,
-            "delivery.endpoint_concurrency: expected no more than delivery.concurrency",
-        ),
-        (
-            retention.attempts <= retention.events,
-            "retention.attempts: expected no more than retention.events",
-        ),
+def _contradictions(section: str, values: Mapping[str, Any]) -> list[str]:
+    def shown(value: Any) -> str:
+        return format_duration(value) if isinstance(value, float) else str(value)
+
+    return [
+        f"{where}.{smaller}: expected at most {where}.{larger} ({shown(values[larger])}), "
+        f"found {shown(values[smaller])}"
+        for (where, smaller), larger in _AT_MOST.items()
+        if where == section and {smaller, larger} <= values.keys() and values[smaller] > values[larger]
     ]
-    return [mistake for holds, mistake in checks if not holds]
 
 
 def _shown(value: Any) -> str:

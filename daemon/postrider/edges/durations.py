@@ -5,7 +5,7 @@ import re
 from postrider.domain.errors import UsageError
 
 _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
 
 
 def parse_duration(text: str) -> float:
@@ -19,9 +19,9 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The duration in the largest unit in which it is a whole number."""
+    """The duration in the largest unit in which it is a whole number, else in ms; `parse_duration` reads it."""
     for unit, size in _UNITS.items():
         amount = seconds / size
         if amount >= 1 and abs(amount - round(amount)) < 1e-9:
             return f"{round(amount)}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds * 1000:.3f}".rstrip("0").rstrip(".") + "ms"

@@ -66,7 +66,8 @@ class Dispatcher:
         self._clock = clock
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
-        self._idle = False
+        self._idle: bool | None = None
+        """What writers were told; None while that is unknown."""
         self._in_doubt = False
         self.turned_at = clock.monotonic()
         """When the claim loop turned last; the watchdog and /healthz look at it."""
@@ -81,7 +82,7 @@ class Dispatcher:
     def doubt(self) -> None:
         """A claim may have been made without our hearing of it: compare before the next one."""
         self._in_doubt = True
-        self._idle = False
+        self._idle = None
         self._wake.set()
 
     async def run(self) -> None:
