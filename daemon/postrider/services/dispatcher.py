@@ -13,7 +13,7 @@ import structlog
 
 from postrider.domain.model import DeliveryState, Event
 from postrider.edges.clock import Clock
-from postrider.services.lanes import Lanes, Offer
+from postrider.services.lanes import Lane, Lanes, Offer
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
 from postrider.services.work import Job, Work
@@ -27,6 +27,7 @@ BATCH = 500
 BUSY_FROM = 32
 """A claim of this many events means that polling finds more than notifications would."""
 BUSY_POLL_S = 0.005
+ROOM_POLL_S = 0.05
 WINDOW = 20
 """Polls after which a busy dispatcher looks back: fewer events than polls, and it goes idle."""
 BACKSTOP_S = (0.01, 0.05, 0.25, 1.0)
@@ -159,9 +160,7 @@ class Dispatcher:
             self._recorder.put(job, DeliveryState.RETRYING, due=due)
             return False
         while (offer := self._lanes.offer(job)) is Offer.FULL:
-            self.turned_at = self._clock.monotonic()
-            self._room.clear()
-            await self._clock.wait(self._room, 0.05)
+            await self._room_for(self._lanes.lane(job.endpoint.id))
         if offer is Offer.TAKEN:
             return True
         self._recorder.put(job, DeliveryState.WAITING)
@@ -169,9 +168,14 @@ class Dispatcher:
 
     async def _wait_for_room(self) -> None:
         while self._lanes.room < BATCH or self._work.affordable(1) < 1:
-            self.turned_at = self._clock.monotonic()
-            self._room.clear()
-            await self._clock.wait(self._room, 0.05)
+            await self._room_for(None)
+
+    async def _room_for(self, lane: Lane | None) -> None:
+        """Wait until a lane, or all together, have room; or a moment, since both may change otherwise."""
+        self.turned_at = self._clock.monotonic()
+        self._room.clear()
+        self._lanes.want_room(lane)
+        await self._clock.wait(self._room, ROOM_POLL_S)
 
     async def _reconcile(self) -> None:
         """Give back events that the database thinks we hold: a claim or a result may have been cut off."""

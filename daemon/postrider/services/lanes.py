@@ -1,8 +1,8 @@
 """Lanes: the in-memory queues between dispatcher and sender, one per endpoint.
 
-Memory is bounded by `capacity` jobs over all lanes. A lane may hold at most half of what is free, so slow
-endpoints together can never fill it. A lane has its own concurrency, and lanes with work take turns. What
-a lane can't take stays in the database.
+Memory is bounded by `capacity` jobs over all lanes. A lane holds a few jobs for each of its slots, and at
+most half of what is free, so slow endpoints together can never fill it. A lane has its own concurrency, and
+lanes with work take turns. What a lane can't take stays in the database.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ from enum import Enum
 from postrider.domain.model import Endpoint, EndpointState
 from postrider.services.work import Job
 
+JOBS_PER_SLOT = 8
+"""Enough to keep a slot busy until more arrive; so few that a full lane that is fast drains at once."""
 SLOW_AFTER_S = 0.5
 """A full lane whose head has waited this long is slow: the database holds what comes for it. Until then
 it pays to let it drain, since a place in memory costs nothing and a place in the database three writes."""
@@ -67,7 +69,9 @@ class Lanes:
         self.queued = 0
         self.running = 0
         self.on_room: Callable[[], None] = lambda: None
-        """Called when less than half of the capacity is in use."""
+        """Called once when the room that was asked for has come about."""
+        self._room_wanted = False
+        self._awaited: Lane | None = None
         self.on_refill: Callable[[], None] = lambda: None
         """Called when a lane that is behind runs out of jobs."""
 
@@ -83,7 +87,13 @@ class Lanes:
 
     def room_of(self, lane: Lane) -> int:
         """How many more jobs the lane may hold."""
-        return max(lane.limit, (self._capacity - self.queued) // 2) - len(lane.queue)
+        bound = min(lane.limit * JOBS_PER_SLOT, (self._capacity - self.queued) // 2)
+        return max(lane.limit, bound) - len(lane.queue)
+
+    def want_room(self, lane: Lane | None = None) -> None:
+        """Ask for `on_room`: when the lane is half empty, or without one, when all lanes together are."""
+        self._awaited = lane
+        self._room_wanted = True
 
     def behind(self) -> list[Lane]:
         """Open lanes with deliveries waiting in the database."""
@@ -182,7 +192,8 @@ class Lanes:
         self.running -= 1
         lane.running -= 1
         self._give_turn(lane)
-        if self.queued < self._capacity // 2:
+        if self._room_wanted and self._has_room():
+            self._room_wanted = False
             self.on_room()
         if lane.behind and len(lane.queue) <= lane.limit:
             self.on_refill()
@@ -204,6 +215,11 @@ class Lanes:
         lane.queue.clear()
         self.queued -= len(jobs)
         return jobs
+
+    def _has_room(self) -> bool:
+        if self._awaited is None:
+            return self.queued <= self._capacity // 2
+        return len(self._awaited.queue) <= self._awaited.limit * JOBS_PER_SLOT // 2
 
     def _give_turn(self, lane: Lane) -> None:
         if lane.ready and not lane.has_turn:
