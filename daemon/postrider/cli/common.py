@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -93,12 +94,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     if not cells:
         click.echo(empty, err=True)
         return
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        # An id has to be copied in one piece.
+        table.add_column(column, no_wrap=column in {"id", "delivery"}, overflow="fold")
     for row in cells:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    console = Console()
+        table.add_row(*map(Text, row))
     # A pipe has no width to fit into.
-    console.print(table, width=None if console.is_terminal else 10_000, crop=False, end="")
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table, crop=False)
 
 
 def printable(value: object) -> str:

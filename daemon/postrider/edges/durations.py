@@ -19,7 +19,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The duration in the largest unit in which it is a whole number, else in ms; `parse_duration` reads it."""
+    """In the largest unit in which it is a whole number, else in ms, as `parse_duration` reads it."""
     for unit, size in _UNITS.items():
         amount = seconds / size
         if amount >= 1 and abs(amount - round(amount)) < 1e-9:

@@ -65,6 +65,17 @@ class DeliveryHistory:
             )
         return [_delivery_row(row) for row in rows]
 
+    async def keys(self, endpoint_id: int, state: DeliveryState) -> list[DeliveryKey]:
+        """Deliveries of an endpoint in a state, oldest event first."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """SELECT event_id, endpoint_id FROM postrider.delivery
+                   WHERE endpoint_id = $1 AND state = $2 ORDER BY event_id""",
+                endpoint_id,
+                state.value,
+            )
+        return [(row["event_id"], row["endpoint_id"]) for row in rows]
+
     async def get(self, key: DeliveryKey) -> DeliveryRow | None:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
+from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, Event
 from postrider.store.database import Database
 
@@ -107,6 +108,14 @@ class Outbox:
             )
         return [_event(row) for row in rows]
 
+    async def is_pending(self, event_id: UUID) -> bool:
+        """Whether deliveries of an event are still to be recorded."""
+        async with self._database.connection() as connection:
+            pending: bool = await connection.fetchval(
+                "SELECT EXISTS (SELECT FROM postrider.pending WHERE event_id = $1)", event_id
+            )
+        return pending
+
     async def backlog(self) -> Backlog:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
@@ -118,19 +127,27 @@ class Outbox:
         return Backlog(row["events"], row["oldest"])
 
     async def emit(self, event_type: str, data: str, **optional: str | None) -> str:
-        """Call postrider.emit in a transaction of its own; return the public id of the event."""
+        """Call postrider.emit in a transaction of its own; return the public id of the event.
+
+        Raises UsageError for arguments that it refuses.
+        """
         names = [name for name, value in optional.items() if value is not None]
         arguments = "".join(
             f", {name} => ${number}::{'json' if name in _JSON_ARGUMENTS else 'text'}"
             for number, name in enumerate(names, start=3)
         )
         async with self._database.connection() as connection:
-            event_id: str = await connection.fetchval(
-                f"SELECT postrider.emit($1::text, $2::json{arguments})",
-                event_type,
-                data,
-                *(optional[name] for name in names),
-            )
+            try:
+                event_id: str = await connection.fetchval(
+                    f"SELECT postrider.emit($1::text, $2::json{arguments})",
+                    event_type,
+                    data,
+                    *(optional[name] for name in names),
+                )
+            except (asyncpg.InvalidParameterValueError, asyncpg.ProgramLimitExceededError) as error:
+                raise UsageError(error.args[0], error.hint or "") from error
+            except asyncpg.InvalidTextRepresentationError as error:
+                raise UsageError(f"{error.args[0]}: {error.detail}", "Pass valid JSON.") from error
         return event_id
 
 

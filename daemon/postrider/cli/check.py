@@ -1,0 +1,197 @@
+"""postrider check: tests the live system, and says what is wrong and how to mend it."""
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from postrider.app import network_options, read_sealer
+from postrider.cli.common import config_option, json_option, print_json, run_async
+from postrider.domain.errors import PostriderError
+from postrider.domain.model import EndpointState, endpoint_public_id
+from postrider.edges.config import Config, load_config
+from postrider.edges.dialect_files import load_dialects
+from postrider.edges.probe import Probe, probe
+from postrider.edges.resources import sql_dir
+from postrider.store.daemons import Daemons
+from postrider.store.database import Connection, Database, is_pooled
+from postrider.store.endpoints import Endpoints
+from postrider.store.migrations import check_schema, read_migrations
+
+OLDEST_POSTGRES = 140_000
+MAX_ENDPOINTS = 200
+PROBES_AT_A_TIME = 16
+SKEW_WARN_S, SKEW_FAIL_S = 1.0, 60.0
+"""Receivers refuse a timestamp that is five minutes off."""
+
+_RIGHTS = """
+SELECT string_agg(name || ' (' || need || ')', ', ') FROM (VALUES
+  ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('pending', 'UPDATE'), ('pending', 'DELETE'),
+  ('delivery', 'INSERT'), ('delivery', 'UPDATE'), ('attempt', 'INSERT'), ('endpoint', 'UPDATE'),
+  ('daemon', 'INSERT'), ('idempotency', 'DELETE')
+) AS needed(name, need) WHERE NOT has_table_privilege('postrider.' || name, need)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    level: str
+    """ok, warn or fail."""
+    what: str
+    message: str
+    hint: str = ""
+
+
+@click.command()
+@click.option("--no-endpoints", is_flag=True, help="Leave out name, address and TLS of the endpoints.")
+@config_option
+@json_option
+@run_async
+async def check(no_endpoints: bool, config_path: Path | None, as_json: bool) -> None:
+    """Check configuration, database, schema, rights, LISTEN, clock and endpoints.
+
+    Exit code 1 if anything fails; warnings don't fail.
+
+    Example: postrider check --config /etc/postrider/postrider.toml
+    """
+    findings = []
+    async for finding in _findings(config_path, with_endpoints=not no_endpoints):
+        findings.append(finding)
+        if not as_json:
+            color = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
+            click.echo(f"{click.style(f'{finding.level:<4}', fg=color)}  {finding.what}: {finding.message}")
+            if finding.hint and finding.level != "ok":
+                click.echo(f"      {finding.hint}")
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    if any(finding.level == "fail" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncIterator[Finding]:
+    """One check after the other; those that need what failed are left out."""
+    try:
+        config = load_config(config_path, os.environ)
+        load_dialects(config.dialect.paths)
+        sealer = read_sealer(config)
+    except PostriderError as error:
+        yield Finding("fail", "configuration", error.message, error.hint)
+        return
+    yield Finding("ok", "configuration", "valid")
+    database = Database(config.database.dsn, pool_size=2)
+    await database.open()
+    try:
+        try:
+            async with database.connection() as connection:
+                async for finding in _database_findings(connection):
+                    yield finding
+            yield await _listen_finding(config, database)
+            yield await _daemon_finding(database)
+            endpoints = await Endpoints(database, sealer).list_endpoints()
+        except PostriderError as error:
+            yield Finding("fail", "database", error.message, error.hint)
+            return
+        if with_endpoints:
+            active = [row.endpoint for row in endpoints if row.endpoint.state is EndpointState.ACTIVE]
+            gate = asyncio.Semaphore(PROBES_AT_A_TIME)
+            for endpoint, result in zip(
+                active[:MAX_ENDPOINTS],
+                await asyncio.gather(*(_probe(each.url, config, gate) for each in active[:MAX_ENDPOINTS])),
+                strict=True,
+            ):
+                what = f"endpoint {endpoint_public_id(endpoint.id)} ({urlsplit(endpoint.url).hostname})"
+                yield Finding(result.level, what, result.message)
+            if len(active) > MAX_ENDPOINTS:
+                yield Finding(
+                    "warn", "endpoints", f"only the first {MAX_ENDPOINTS} of {len(active)} were checked"
+                )
+    finally:
+        await database.close()
+
+
+async def _database_findings(connection: Connection) -> AsyncIterator[Finding]:
+    version = connection.get_server_version()
+    number = int(await connection.fetchval("SHOW server_version_num"))
+    name = f"PostgreSQL {version.major}.{version.minor}"
+    if number < OLDEST_POSTGRES:
+        yield Finding("fail", "database", f"{name} is too old", "Postrider needs PostgreSQL 14 or later.")
+    else:
+        yield Finding("ok", "database", f"{name} is reachable")
+    before = datetime.now(UTC)
+    theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    ours = before + (datetime.now(UTC) - before) / 2
+    skew = abs((theirs - ours).total_seconds())
+    level = "fail" if skew > SKEW_FAIL_S else "warn" if skew > SKEW_WARN_S else "ok"
+    yield Finding(
+        level,
+        "clock",
+        f"{skew:.3f} s from the database's",
+        "Let both hosts follow a time server; receivers check it.",
+    )
+    try:
+        schema = await check_schema(connection, read_migrations(sql_dir()))
+    except PostriderError as error:
+        yield Finding("fail", "schema", error.message, error.hint)
+        return
+    yield Finding("ok", "schema", f"version {schema}")
+    missing = await connection.fetchval(_RIGHTS)
+    if missing:
+        hint = "GRANT postrider_daemon TO the user of database.dsn."
+        yield Finding("fail", "rights", f"missing on {missing}", hint)
+    else:
+        yield Finding("ok", "rights", "may do all that the daemon does")
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y%m%d")
+    if await connection.fetchval("SELECT to_regclass('postrider.outbox_' || $1)", tomorrow) is None:
+        yield Finding("warn", "partitions", "there is none for tomorrow", "A running daemon makes them.")
+    else:
+        yield Finding("ok", "partitions", "made ahead")
+
+
+async def _listen_finding(config: Config, database: Database) -> Finding:
+    """Listen for real: a notification from one connection has to arrive on another."""
+    hint = "Point database.dsn at PostgreSQL itself, not at the pooler."
+    if await is_pooled(config.database.dsn):
+        return Finding(
+            "warn", "LISTEN", "a pooler such as PgBouncer stands between; the daemon will poll", hint
+        )
+    arrived = asyncio.Event()
+    listening = await database.dedicated()
+    try:
+        await listening.add_listener("postrider_check", lambda *_: arrived.set())
+        async with database.connection() as connection:
+            await connection.execute("NOTIFY postrider_check")
+        async with asyncio.timeout(2):
+            await arrived.wait()
+    except TimeoutError:
+        return Finding("warn", "LISTEN", "a notification did not arrive; the daemon will poll", hint)
+    finally:
+        await listening.close(timeout=2)
+    return Finding("ok", "LISTEN", "notifications arrive")
+
+
+async def _daemon_finding(database: Database) -> Finding:
+    alive = [row for row in await Daemons(database).list_daemons(datetime.now(UTC)) if row.alive]
+    if not alive:
+        return Finding("warn", "daemon", "none is running", "Start it: systemctl start postrider")
+    return Finding("ok", "daemon", ", ".join(f"pid {row.pid} on {row.hostname}" for row in alive))
+
+
+async def _probe(url: str, config: Config, gate: asyncio.Semaphore) -> Probe:
+    options = network_options(config)
+    tls = ssl.create_default_context()
+    if options.ca_file is not None:
+        tls.load_verify_locations(options.ca_file)
+    async with gate:
+        return await probe(
+            url,
+            options.policy,
+            https_only=config.network.https_only,
+            tls=tls,
+            timeout=config.delivery.connect_timeout,
+        )

@@ -1,0 +1,193 @@
+"""postrider event: what the CRM announced."""
+
+import asyncio
+import signal
+from collections import OrderedDict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+import orjson
+
+from postrider.cli.common import (
+    config_option,
+    json_option,
+    open_stores,
+    print_json,
+    print_table,
+    printable,
+    run_async,
+)
+from postrider.domain.errors import UsageError
+from postrider.domain.model import Event, delivery_public_id, event_public_id, parse_event_id
+
+TAIL_POLL_S = 0.3
+TAIL_OVERLAP_S = 30.0
+"""How far back `tail` looks each time: rows become visible as they commit, not in the order of ids."""
+
+
+@click.group()
+def event() -> None:
+    """List, show and follow events."""
+
+
+@event.command(name="list")
+@click.option("--type", "event_type", metavar="P", help="An event type, or a prefix such as deal.*.")
+@click.option("--workspace", help="Only this workspace.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--before", metavar="EVT", help="Events older than this one: the next page.")
+@config_option
+@json_option
+@run_async
+async def list_(
+    event_type: str | None,
+    workspace: str | None,
+    limit: int,
+    before: str | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """List events, newest first.
+
+    Example: postrider event list --type 'deal.*' --limit 20
+    """
+    async with open_stores(config_path) as stores:
+        events = await stores.outbox.list_events(
+            workspace_id=workspace,
+            type_pattern=event_type,
+            before=parse_event_id(before) if before else None,
+            after=None,
+            limit=limit,
+        )
+    if as_json:
+        print_json([_facts(each) for each in events])
+        return
+    print_table(
+        ["id", "occurred", "workspace", "type", "object"],
+        [
+            (event_public_id(each.id), each.occurred_at, each.workspace_id, each.type, each.object_id)
+            for each in events
+        ],
+        empty="no events",
+    )
+
+
+@event.command()
+@click.argument("evt")
+@config_option
+@json_option
+@run_async
+async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
+    """Show one event, its data, and its deliveries.
+
+    Example: postrider event show evt_0198c5b0c7e27a7f8a3c6d1e2f304152
+    """
+    event_id = parse_event_id(evt)
+    async with open_stores(config_path) as stores:
+        found = await stores.outbox.read([event_id])
+        if not found:
+            raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
+        deliveries = await stores.history.list_deliveries(event_id=event_id, limit=1000)
+        pending = await stores.outbox.is_pending(event_id)
+    facts = _facts(found[0])
+    facts["pending"] = pending
+    facts["deliveries"] = [
+        {
+            "id": delivery_public_id(each.event_id, each.endpoint_id),
+            "state": each.state,
+            "attempts": each.attempts,
+            "reason": each.reason,
+        }
+        for each in deliveries
+    ]
+    if as_json:
+        print_json(facts)
+        return
+    for name in ("id", "type", "workspace", "occurred_at", "object_type", "object_id"):
+        click.echo(f"{name + ':':<13} {printable(facts[name])}")
+    for name in ("data", "previous_attributes", "actor", "related"):
+        if facts[name] is not None:
+            click.echo(f"{name}: {_pretty(facts[name])}")
+    if pending:
+        click.echo("deliveries: not all recorded yet; a running daemon is at it", err=True)
+    print_table(
+        ["delivery", "state", "attempts", "reason"],
+        [tuple(each.values()) for each in facts["deliveries"]],
+        empty="no deliveries" if pending else "no deliveries: nobody was subscribed to it",
+    )
+
+
+@event.command()
+@click.option("--type", "event_type", metavar="P", help="An event type, or a prefix such as deal.*.")
+@click.option("--workspace", help="Only this workspace.")
+@config_option
+@json_option
+@run_async
+async def tail(
+    event_type: str | None, workspace: str | None, config_path: Path | None, as_json: bool
+) -> None:
+    """Print events as they are committed, until Ctrl-C.
+
+    Example: postrider event tail --type 'deal.*'
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_stores(config_path) as stores:
+        seen: OrderedDict[UUID, None] = OrderedDict()
+        started = datetime.now(UTC).timestamp()
+        while not stop.is_set():
+            since = max(started, datetime.now(UTC).timestamp() - TAIL_OVERLAP_S)
+            after = UUID(int=int(since * 1000) << 80)
+            while events := await stores.outbox.list_events(
+                workspace_id=workspace, type_pattern=event_type, before=None, after=after, limit=500
+            ):
+                for each in events:
+                    if each.id not in seen:
+                        seen[each.id] = None
+                        _print_line(each, as_json=as_json)
+                after = events[-1].id
+            oldest = UUID(int=int((since - 1) * 1000) << 80)
+            for event_id in [each for each in seen if each < oldest]:
+                del seen[event_id]
+            await stores.clock.wait(stop, TAIL_POLL_S)
+
+
+def _print_line(each: Event, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(orjson.dumps(_facts(each), option=orjson.OPT_UTC_Z).decode())
+        return
+    occurred = each.occurred_at.astimezone().strftime("%H:%M:%S.%f")[:-3]
+    click.echo(f"{occurred}  {event_public_id(each.id)}  {printable(each.type)}  {printable(each.object_id)}")
+
+
+def _pretty(value: Any) -> str:
+    text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return "\n".join(printable(line) for line in text.splitlines())
+
+
+def _facts(each: Event) -> dict[str, Any]:
+    return {
+        "id": event_public_id(each.id),
+        "type": each.type,
+        "workspace": each.workspace_id,
+        "occurred_at": each.occurred_at,
+        "object_type": each.object_type,
+        "object_id": each.object_id,
+        "data": _parsed(each.data) if each.data is not None else f"({each.data_bytes} bytes: too large)",
+        "previous_attributes": _parsed(each.previous_attributes),
+        "actor": _parsed(each.actor),
+        "related": _parsed(each.related),
+    }
+
+
+def _parsed(text: str | None) -> Any:
+    """JSON for display; text that a parser gives up on, such as one nested too deep, stays text."""
+    if text is None:
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text[:1000]
