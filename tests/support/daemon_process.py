@@ -1,0 +1,190 @@
+"""`postrider run` as a process of its own, and the endpoints and events that tests need."""
+
+import asyncio
+import json
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import asyncpg
+
+from postrider.domain.model import Endpoint, EndpointState
+from postrider.domain.sealing import Sealer
+from postrider.store.database import Database
+from postrider.store.endpoints import Endpoints
+
+SECRET = "whsec_" + "c2VjcmV0" * 6
+
+
+def write_config(directory: Path, dsn: str, name: str = "postrider", **sections: dict[str, Any]) -> Path:
+    """A configuration that permits loopback; `sections` adds to it or replaces keys."""
+    merged: dict[str, dict[str, Any]] = {
+        "database": {"dsn": dsn},
+        "network": {"https_only": False, "allow": ["127.0.0.0/8"]},
+        "admin": {"listen": ""},
+        "log": {"format": "json"},
+    }
+    for section, keys in sections.items():
+        merged.setdefault(section, {}).update(keys)
+    lines = []
+    for section, keys in merged.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+    path = directory / f"{name}.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class DaemonProcess:
+    """A running daemon; a context manager that ends it. Its log lines go to a file."""
+
+    def __init__(self, config: Path) -> None:
+        self.log_path = config.with_suffix(f".{time.monotonic_ns()}.log")
+        self._log = self.log_path.open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "postrider", "run", "--config", str(config)], stderr=self._log
+        )
+        self.started_at = time.time()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+        self.process.wait(60)
+        self._log.close()
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Its log lines of one event name."""
+        lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    def wait_for_log(self, event: str, timeout: float = 15) -> dict[str, Any]:
+        wait_until(lambda: bool(self.logged(event)) or self.process.poll() is not None, timeout, event)
+        return self.logged(event)[0]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, timeout: float = 60) -> int:
+        self.process.terminate()
+        return self.process.wait(timeout)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+
+def wait_until(holds: Callable[[], bool], timeout: float, what: str) -> None:
+    """Poll for a condition in another process."""
+    ends_at = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < ends_at, f"waited {timeout} s in vain for {what}"
+        time.sleep(0.02)
+
+
+def add_endpoint(dsn: str, url: str, *patterns: str, secret: str = SECRET, **fields: Any) -> int:
+    """Subscribe a URL; return the endpoint's id."""
+    endpoint = Endpoint(
+        id=secrets.randbits(63) or 1,
+        workspace_id=fields.pop("workspace_id", "default"),
+        url=url,
+        patterns=patterns or ("*",),
+        exclusions=fields.pop("exclusions", ()),
+        dialect="standard",
+        secrets=(),
+        state=fields.pop("state", EndpointState.ACTIVE),
+        concurrency=fields.pop("concurrency", None),
+        headers=fields.pop("headers", {}),
+        failing_since=None,
+    )
+    assert not fields, fields
+
+    async def add() -> None:
+        async with open_endpoints(dsn) as endpoints:
+            await endpoints.add(endpoint, [secret], datetime.now(UTC))
+
+    asyncio.run(add())
+    return endpoint.id
+
+
+class open_endpoints:  # noqa: N801 (used as a function)
+    def __init__(self, dsn: str) -> None:
+        self._database = Database(dsn, pool_size=1)
+
+    async def __aenter__(self) -> Endpoints:
+        await self._database.open()
+        return Endpoints(self._database, Sealer())
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._database.close()
+
+
+def query(dsn: str, statement: str, *arguments: object) -> list[asyncpg.Record]:
+    async def run() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return await connection.fetch(statement, *arguments)
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def emit(dsn: str, count: int = 1, event_type: str = "deal.updated") -> list[str]:
+    """Emit events in one transaction; return their ids."""
+    rows = query(
+        dsn,
+        """SELECT postrider.emit($1, json_build_object('n', n)) AS id FROM generate_series(1, $2) AS n""",
+        event_type,
+        count,
+    )
+    return [row["id"] for row in rows]
+
+
+async def write_events(dsn: str, writers: int, each: int) -> list[str]:
+    """`writers` connections commit `each` events, one a transaction, and repeat what a lost connection cut
+    off, by idempotency key; return the ids of all."""
+
+    async def write(writer: int) -> list[str]:
+        ids = []
+        connection = await asyncpg.connect(dsn)
+        for number in range(each):
+            while True:
+                try:
+                    if connection.is_closed():
+                        connection = await asyncpg.connect(dsn)
+                    ids.append(
+                        await connection.fetchval(
+                            "SELECT postrider.emit('deal.updated', json_build_object('n', $1::int),"
+                            " idempotency_key => $2)",
+                            number,
+                            f"{writer}-{number}",
+                        )
+                    )
+                    break
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    await asyncio.sleep(0.05)
+        await connection.close()
+        return ids
+
+    written = await asyncio.gather(*(write(writer) for writer in range(writers)))
+    return [event_id for ids in written for event_id in ids]
+
+
+def assert_settled(dsn: str, states: Sequence[str] = ("succeeded",)) -> None:
+    """Nothing is pending, and every delivery has come to an end."""
+    wait_until(lambda: query(dsn, "SELECT count(*) FROM postrider.pending")[0][0] == 0, 30, "an empty queue")
+    found = {row["state"] for row in query(dsn, "SELECT DISTINCT state FROM postrider.delivery")}
+    assert found <= set(states), found
