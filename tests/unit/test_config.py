@@ -1,6 +1,9 @@
 """Behaviours of the configuration: defaults, precedence, and every mistake told at once with its path."""
 
 import re
+import stat
+import subprocess
+import sys
 import tomllib
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -24,7 +27,18 @@ def mistakes_of(text: str) -> str:
 
 
 def annotated() -> str:
-    return (config_dir() / "postrider.toml").read_text()
+    return (config_dir() / "postrider.toml").read_text(encoding="utf-8")
+
+
+def postrider_init(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    program = "from postrider.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "init", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_annotated_file_is_valid_as_it_stands() -> None:
@@ -54,8 +68,9 @@ def test_every_mistake_is_told_at_once_with_its_path() -> None:
         timeout = 15
         concurency = 3
         max_response_bytes = -1
+        endpoint_concurrency = 300
         [network]
-        allow = ["10.0.0.0/8", "192.168.1.7/16"]
+        allow = ["10.0.0.0/8", "192.168.1.7/16", "all"]
         https_only = "yes"
         [retry]
         schedule = ["0s", "soon"]
@@ -63,19 +78,20 @@ def test_every_mistake_is_told_at_once_with_its_path() -> None:
         level = "info"
         """
     )
-    assert "7 mistakes" not in message
     for expected in (
         "database.dsn: expected a URL",
         "delivery.timeout: expected a duration",
         'delivery.concurency: unknown; did you mean "concurrency"?',
         "delivery.max_response_bytes: expected a whole number from 0 to 1048576, found -1",
+        "delivery.endpoint_concurrency: expected at most delivery.concurrency (256), found 300",
         'network.allow[1]: expected an address range without host bits: "192.168.0.0/16"',
+        """network.allow[2]: expected an address range such as "10.0.0.0/8", found 'all'""",
         "network.https_only: expected true or false, found 'yes'",
         "retry.schedule[1]: expected a duration",
         '[loging]: unknown; did you mean "log"?',
     ):
         assert expected in message
-    assert "8 mistakes" in message
+    assert "10 mistakes" in message
     assert "hunter2" not in message
 
 
@@ -83,7 +99,8 @@ def test_every_mistake_is_told_at_once_with_its_path() -> None:
     ("text", "expected"),
     [
         ("", "database.dsn: missing"),
-        ("database = 3", "database: expected a section [database], found 3"),
+        ("database = 3", "database: expected a section [database], found int"),
+        ('[database]\ndsn = "postgresql://u@host:port/crm"', "database.dsn: expected a URL in which special"),
         (f'[database]\ndsn = "{DSN}"\npool_size = true', "database.pool_size: expected a whole number"),
         (f'[database]\ndsn = "{DSN}"\n[admin]\nlisten = "8710"', "admin.listen: expected"),
         (f'[database]\ndsn = "{DSN}"\n[network]\nproxy = "socks5://x:1"', "network.proxy: expected a URL"),
@@ -92,10 +109,21 @@ def test_every_mistake_is_told_at_once_with_its_path() -> None:
             "network.ca_file: expected a file",
         ),
         (f'[database]\ndsn = "{DSN}"\n[log]\nlevel = "loud"', 'log.level: expected one of "debug"'),
-        (f'[database]\ndsn = "{DSN}"\n[delivery]\ntimeout = "1s"', "connect_timeout: expected no more than"),
+        (
+            f'[database]\ndsn = "{DSN}"\n[delivery]\ntimeout = "1s"',
+            "delivery.connect_timeout: expected at most delivery.timeout (1s), found 5s",
+        ),
+        (
+            f'[database]\ndsn = "{DSN}"\n[delivery]\nuser_agent = "Bote für alle"',
+            "delivery.user_agent: expected ASCII text",
+        ),
         (
             f'[database]\ndsn = "{DSN}"\n[retention]\nevents = "2d"',
-            "retention.attempts: expected no more than",
+            "retention.attempts: expected at most retention.events (2d), found 14d",
+        ),
+        (
+            f'[database]\ndsn = "{DSN}"\n[retry]\nschedule = ["0s", "5s", "0s"]',
+            "retry.schedule[2]: expected a wait; only the first may be zero",
         ),
         (f'[database]\ndsn = "{DSN}"\n[retry]\nschedule = []', "retry.schedule: expected 1 to 100 durations"),
         (f'[database]\ndsn = "{DSN}"\n[retry]\njitter = nan', "retry.jitter: expected a number from 0 to 1"),
@@ -103,6 +131,49 @@ def test_every_mistake_is_told_at_once_with_its_path() -> None:
 )
 def test_an_impossible_value_is_refused(text: str, expected: str) -> None:
     assert expected in mistakes_of(text)
+
+
+@pytest.mark.parametrize("listen", ["8710", ":8710", "localhost", "localhost:99999", "::1:8710", "a b:1"])
+def test_an_ambiguous_listen_address_is_refused(listen: str) -> None:
+    with pytest.raises(UsageError, match=r"admin\.listen: expected"):
+        parse_config({"database": {"dsn": DSN}, "admin": {"listen": listen}}, "test.toml")
+
+
+@pytest.mark.parametrize("listen", ["", "127.0.0.1:8710", "[::1]:8710", "admin.internal:0"])
+def test_a_listen_address_is_a_host_and_a_port_or_nothing(listen: str) -> None:
+    config = parse_config({"database": {"dsn": DSN}, "admin": {"listen": listen}}, "test.toml")
+    assert config.admin.listen == listen
+
+
+@pytest.mark.parametrize(
+    ("dsn", "safe"),
+    [
+        (DSN, "postgresql://postrider:***@localhost/crm"),
+        ("postgres://u:hunter2@[::1]:5432,b:5433/crm", "postgres://u:***@[::1]:5432,b:5433/crm"),
+        (
+            "postgresql:///crm?host=/run/postgresql&password=hunter2&sslpassword=hunter2",
+            "postgresql:///crm?host=/run/postgresql&password=***&sslpassword=***",
+        ),
+        ("postgresql://localhost/crm?user=u", "postgresql://localhost/crm?user=u"),
+    ],
+)
+def test_the_safe_dsn_masks_passwords_only(dsn: str, safe: str) -> None:
+    assert parse_config({"database": {"dsn": dsn}}, "test.toml").database.safe_dsn == safe
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'database = "postgresql://u:hunter2@localhost/crm"',
+        'dsn = "postgresql://u:hunter2@localhost/crm"',
+        '[database]\ndns = "postgresql://u:hunter2@localhost/crm"',
+        '[database]\ndsn = "postgresql://u:hunter2/@localhost/crm"',
+        '[database]\ndsn = "postgresql://u:x@hunter2@localhost/crm"',
+        f'[database]\ndsn = "{DSN}"\n[network]\nproxy = "https://u:hunter2@proxy:3128"',
+    ],
+)
+def test_a_misplaced_password_is_not_in_the_error(text: str) -> None:
+    assert "hunter2" not in mistakes_of(text)
 
 
 def test_environment_overrides_the_dsn(tmp_path: Path) -> None:
@@ -125,14 +196,72 @@ def test_broken_toml_is_told_with_line_and_column(tmp_path: Path) -> None:
         load_config(file, {})
 
 
-def test_the_password_is_not_in_the_repr() -> None:
-    assert "hunter2" not in repr(parse_config({"database": {"dsn": DSN}}, "test"))
+def test_a_file_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "postrider.toml"
+    file.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(UsageError, match="is not UTF-8 text: byte 5"):
+        load_config(file, {})
 
 
-@given(st.integers(1, 10_000), st.sampled_from(["ms", "s", "m", "h", "d"]))
-def test_a_duration_survives_a_round_trip(amount: int, unit: str) -> None:
-    seconds = parse_duration(f"{amount}{unit}")
-    assert parse_duration(format_duration(seconds)) == pytest.approx(seconds)
+def test_a_bad_dsn_of_the_environment_is_told_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "postrider.toml"
+    file.write_text("")
+    with pytest.raises(UsageError, match=r"with \$POSTRIDER_DATABASE_DSN has a mistake"):
+        load_config(file, {"POSTRIDER_DATABASE_DSN": "crm"})
+
+
+def test_passwords_are_not_in_the_repr() -> None:
+    table = {"database": {"dsn": DSN}, "network": {"proxy": "http://u:hunter2@proxy:3128"}}
+    config = parse_config(table, "test.toml")
+    assert config.network.proxy is not None
+    assert "hunter2" not in repr(config)
+
+
+def test_init_writes_a_file_for_its_owner_alone_and_keeps_an_existing_one(tmp_path: Path) -> None:
+    file = tmp_path / "postrider.toml"
+    written = postrider_init(cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    assert file.read_text() == annotated()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+    file.write_text("mine, and longer than before\n" + annotated())
+    file.chmod(0o644)
+    refused = postrider_init(cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--force" in refused.stderr
+    assert file.read_text().startswith("mine")
+
+    forced = postrider_init("--force", cwd=tmp_path)
+    assert forced.returncode == 0, forced.stderr
+    assert file.read_text() == annotated()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_init_prints_to_stdout(tmp_path: Path) -> None:
+    assert postrider_init("-", cwd=tmp_path).stdout == annotated()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_in_a_missing_directory_fails_with_a_sentence(tmp_path: Path) -> None:
+    failed = postrider_init("missing/postrider.toml", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "can't be written: No such file or directory" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@given(st.integers(0, 999_999_999), st.integers(0, 999), st.sampled_from(["ms", "s", "m", "h", "d"]))
+def test_a_duration_survives_a_round_trip(whole: int, thousandths: int, unit: str) -> None:
+    seconds = parse_duration(f"{whole}.{thousandths:03}{unit}")
+    again = format_duration(seconds)
+    assert parse_duration(again) == pytest.approx(seconds, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0ms"), (0.5, "500ms"), (1.5, "1500ms"), (90.0, "90s"), (7200.0, "2h"), (86_400.0, "1d")],
+)
+def test_a_duration_is_shown_in_its_largest_whole_unit(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize("text", ["", "15", "s", "-1s", "1 s", "1S", "١s", "1e3s", "15s\n", "inf"])  # noqa: RUF001 (on purpose)

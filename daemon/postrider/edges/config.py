@@ -22,7 +22,6 @@ DAY_S = 86_400.0
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-
 _HOST_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^:\[\]\s/]*)(?::(\d{1,5}))?", re.ASCII)
 _PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*(?=@)|([?&](?:ssl)?password=)[^&#]*")
 
@@ -126,9 +125,8 @@ def _schedule(value: Any) -> tuple[float, ...]:
     delays: tuple[float, ...] = _list(_duration("0s", "30d"))(value)
     if not 1 <= len(delays) <= 100:
         raise _Mistake("1 to 100 durations, one before each attempt")
-    idle = {index: _Mistake("a wait; only the first may be zero") for index in range(1, len(delays))}
-    if mistakes := {index: mistake for index, mistake in idle.items() if delays[index] == 0}:
-        raise _Mistake(elements=mistakes)
+    if zeros := [index for index, delay in enumerate(delays) if index > 0 and delay == 0]:
+        raise _Mistake(elements=dict.fromkeys(zeros, _Mistake("a wait; only the first may be zero")))
     return delays
 
 
