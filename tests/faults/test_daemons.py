@@ -85,10 +85,13 @@ def test_a_daemon_that_wakes_up_can_not_overwrite_its_rescuer(database_dsn: str,
             receiver.set_mode("500")
             with DaemonProcess(rescuer_config) as rescuer:
                 rescuer.wait_for_log("delivery.retrying")
-                as_rescued = query(database_dsn, "SELECT state, attempts, due FROM postrider.delivery")
+                current = "SELECT state, attempts, due FROM postrider.delivery"
+                as_rescued = query(database_dsn, current)
                 sleeper.signal(signal.SIGCONT)
                 sleeper.wait_for_log("delivery.fenced")
-                assert query(database_dsn, "SELECT state, attempts, due FROM postrider.delivery") == as_rescued
+                assert (
+                    query(database_dsn, "SELECT state, attempts, due FROM postrider.delivery") == as_rescued
+                )
                 assert as_rescued[0]["state"] == "retrying"
 
 

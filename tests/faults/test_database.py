@@ -5,9 +5,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,13 @@ from postrider.store.migrations import migrate, read_migrations
 from tests.support.daemon_process import (
     SECRET,
     DaemonProcess,
+    Writers,
     add_endpoint,
     assert_settled,
     emit,
     query,
     wait_until,
     write_config,
-    write_events,
 )
 from tests.support.receiver_process import ReceiverProcess
 
@@ -72,22 +72,18 @@ def test_a_restart_of_postgresql_loses_nothing(
 ) -> None:
     dsn, data = own_server
     config = write_config(tmp_path, dsn)
-    written: list[str] = []
     with ReceiverProcess(SECRET) as receiver:
         add_endpoint(dsn, receiver.url("/a"))
         with DaemonProcess(config) as daemon:
             daemon.wait_for_log("daemon.started")
-            writer = threading.Thread(
-                target=lambda: written.extend(asyncio.run(write_events(dsn, WRITERS, EVENTS // WRITERS)))
-            )
-            writer.start()
+            writers = Writers(dsn, writers=WRITERS, each=EVENTS // WRITERS, pause_s=0.002)
             receiver.wait_for(200)
             restart(data, mode)
             back_at = time.time()
             before = receiver.stats()["received"]
             wait_until(lambda: receiver.stats()["received"] > before, 5, "deliveries after the restart")
             print(f"deliveries flow {time.time() - back_at:.2f} s after the return")
-            writer.join()
+            written = writers.join()
             receiver.wait_for(EVENTS, timeout=60)
             # An immediate stop may lose the last commits that did not wait for the disk: of results, not of
             # events, whose writers waited.
@@ -109,6 +105,10 @@ def test_cut_connections_lose_nothing_and_are_replaced(database_dsn: str, tmp_pa
         with DaemonProcess(config) as daemon:
             daemon.wait_for_log("daemon.started")
             total = 0
+
+            def reconnected(times: int) -> bool:
+                return len(daemon.logged("listener.reconnected")) == times
+
             for cut in range(4):
                 total += len(emit(database_dsn, 300))
                 receiver.wait_for(total - 250)
@@ -117,14 +117,14 @@ def test_cut_connections_lose_nothing_and_are_replaced(database_dsn: str, tmp_pa
                     """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                        WHERE datname = current_database() AND pid <> pg_backend_pid()""",
                 )
-                wait_until(
-                    lambda cut=cut: len(daemon.logged("listener.reconnected")) > cut, 10, "a new connection"
-                )
+                wait_until(partial(reconnected, cut + 1), 10, "a new connection")
             receiver.wait_for(total, timeout=30)
             assert_settled(database_dsn)
             # It listens again: an event emitted into silence arrives without waiting for a poll.
             wait_until(
-                lambda: query(database_dsn, "SELECT bool_or(idle) FROM postrider.daemon")[0][0], 10, "idleness"
+                lambda: query(database_dsn, "SELECT bool_or(idle) FROM postrider.daemon")[0][0],
+                10,
+                "idleness",
             )
             emit(database_dsn)
             receiver.wait_for(total + 1, timeout=5)

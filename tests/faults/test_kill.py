@@ -1,8 +1,6 @@
 """kill -9 of the daemon under load: nothing lost, duplicates only for what was in flight or unrecorded."""
 
-import asyncio
 import random
-import threading
 import time
 from pathlib import Path
 
@@ -11,12 +9,12 @@ import pytest
 from tests.support.daemon_process import (
     SECRET,
     DaemonProcess,
+    Writers,
     add_endpoint,
     assert_settled,
     query,
     wait_until,
     write_config,
-    write_events,
 )
 from tests.support.receiver_process import ReceiverProcess
 
@@ -37,32 +35,30 @@ def test_nothing_is_lost_when_the_daemon_is_killed(
     chance = random.Random(seed)
     print(f"seed {seed}")
     config = write_config(tmp_path, database_dsn)
-    written: list[str] = []
     with ReceiverProcess(SECRET) as receiver:
         for number in range(ENDPOINTS):
             add_endpoint(database_dsn, receiver.url(f"/{number}"))
-        writer = threading.Thread(
-            target=lambda: written.extend(asyncio.run(write_events(database_dsn, WRITERS, events // WRITERS)))
-        )
-        writer.start()
-        restarts = []
-        for _ in range(kills):
+        writers = Writers(database_dsn, writers=WRITERS, each=events // WRITERS)
+
+        def run_and_kill() -> float:
+            """Start a daemon, kill it at a random instant; return the seconds to its first delivery."""
             before = receiver.stats()["received"]
             with DaemonProcess(config) as daemon:
-                wait_until(
-                    lambda before=before: receiver.stats()["received"] > before, 10, "the first delivery"
-                )
-                restarts.append(time.time() - daemon.started_at)
+                wait_until(lambda: receiver.stats()["received"] > before, 10, "the first delivery")
+                seconds = time.time() - daemon.started_at
                 # A random instant of the work itself, not of the clock.
                 target = before + chance.randrange(1, events * ENDPOINTS // (kills + 2))
                 wait_until(
-                    lambda target=target: receiver.stats()["received"] >= target or not writer.is_alive(),
+                    lambda: receiver.stats()["received"] >= target or not writers.writing,
                     60,
                     f"{target} requests",
                 )
                 daemon.kill()
+            return seconds
+
+        restarts = [run_and_kill() for _ in range(kills)]
         with DaemonProcess(config):
-            writer.join()
+            written = writers.join()
             assert len(set(written)) == events
             receiver.wait_for(events * ENDPOINTS, timeout=120)
             assert_settled(database_dsn)

@@ -19,7 +19,9 @@ DELAYS = (1.0, 2.0, 1.0)
 
 def test_attempts_keep_their_schedule_across_a_restart_and_a_kill(database_dsn: str, tmp_path: Path) -> None:
     config = write_config(
-        tmp_path, database_dsn, retry={"schedule": ["0s", *(f"{delay:.0f}s" for delay in DELAYS)], "jitter": 0}
+        tmp_path,
+        database_dsn,
+        retry={"schedule": ["0s", *(f"{delay:.0f}s" for delay in DELAYS)], "jitter": 0},
     )
     with ReceiverProcess(SECRET, mode="500") as receiver:
         add_endpoint(database_dsn, receiver.url("/a"))
@@ -43,8 +45,12 @@ def test_attempts_keep_their_schedule_across_a_restart_and_a_kill(database_dsn: 
         # Never early; late by no more than a start of the daemon takes.
         assert delay - 0.01 <= gap < delay + 1.5
     assert len({request["body"] for request in requests}) == 1
-    headers = [{name.lower(): value for name, value in dict(request["headers"]).items()} for request in requests]
+    headers = [
+        {name.lower(): value for name, value in dict(request["headers"]).items()} for request in requests
+    ]
     assert len({each["webhook-id"] for each in headers}) == 1
-    assert len({each["webhook-signature"] for each in headers}) == len({each["webhook-timestamp"] for each in headers})
+    assert len({each["webhook-signature"] for each in headers}) == len(
+        {each["webhook-timestamp"] for each in headers}
+    )
     row = query(database_dsn, "SELECT state, attempts FROM postrider.delivery")[0]
     assert (row["state"], row["attempts"]) == ("failed", 4)

@@ -1,4 +1,4 @@
-"""Endpoints and payloads that are sick fail their own deliveries with a reason; the healthy notice nothing."""
+"""Sick endpoints and payloads fail their own deliveries with a reason; the healthy notice nothing."""
 
 from pathlib import Path
 
@@ -102,16 +102,16 @@ def test_emit_refuses_ten_megabytes(database_dsn: str) -> None:
 
 
 def test_without_permission_loopback_never_gets_a_connection(database_dsn: str, tmp_path: Path) -> None:
-    config = write_config(
-        tmp_path, database_dsn, network={"allow": []}, retry={"schedule": ["0s"]}
-    )
+    config = write_config(tmp_path, database_dsn, network={"allow": []}, retry={"schedule": ["0s"]})
     with ReceiverProcess(SECRET) as receiver:
         for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433"):
             add_endpoint(database_dsn, f"http://{host}:{receiver.port}/a")
         with DaemonProcess(config):
             emit(database_dsn)
             wait_until(
-                lambda: len(query(database_dsn, "SELECT FROM postrider.delivery WHERE state = 'failed'")) == 4,
+                lambda: (
+                    len(query(database_dsn, "SELECT FROM postrider.delivery WHERE state = 'failed'")) == 4
+                ),
                 10,
                 "four failed deliveries",
             )

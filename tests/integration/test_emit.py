@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import psycopg
 import pytest
+from psycopg.types.json import Json
 
 from postrider.store.database import Connection
 from tests.support.daemon_process import query
@@ -54,7 +55,7 @@ def test_a_wrong_argument_is_explained_and_writes_nothing(
     with pytest.raises(asyncpg.InvalidParameterValueError) as caught:
         query(database_dsn, f"SELECT postrider.emit({arguments})")
     assert message in str(caught.value)
-    assert hint in caught.value.hint  # type: ignore[attr-defined]
+    assert hint in (caught.value.hint or "")
     assert query(database_dsn, "SELECT FROM postrider.outbox") == []
 
 
@@ -82,10 +83,12 @@ def test_it_works_from_psycopg_inside_a_transaction_with_other_work(database_dsn
         row = connection.execute(
             """SELECT postrider.emit(%(type)s, data => %(data)s, object_type => 'deal', object_id => %(id)s,
                                      workspace_id => 'ws_1', actor => '{"id":"1-users"}'::json)""",
-            {"type": "deal.created", "data": psycopg.types.json.Json({"id": "dl_1"}), "id": "dl_1"},
+            {"type": "deal.created", "data": Json({"id": "dl_1"}), "id": "dl_1"},
         ).fetchone()
     assert row is not None
-    stored = query(database_dsn, "SELECT 'evt_' || replace(id::text, '-', '') AS id, workspace_id FROM postrider.outbox")
+    stored = query(
+        database_dsn, "SELECT 'evt_' || replace(id::text, '-', '') AS id, workspace_id FROM postrider.outbox"
+    )
     assert (stored[0]["id"], stored[0]["workspace_id"]) == (row[0], "ws_1")
 
 
@@ -198,7 +201,8 @@ def test_notifications_are_sent_only_while_a_daemon_sleeps(database_dsn: str) ->
 def test_one_statement_queues_a_thousand_events(database_dsn: str) -> None:
     query(
         database_dsn,
-        "INSERT INTO postrider.outbox (type, data) SELECT 'a.b', json_build_object('n', n) FROM generate_series(1, 1000) n",
+        """INSERT INTO postrider.outbox (type, data)
+           SELECT 'a.b', json_build_object('n', n) FROM generate_series(1, 1000) AS n""",
     )
     assert query(database_dsn, "SELECT count(*) FROM postrider.pending")[0][0] == 1000
     assert query(database_dsn, "SELECT count(DISTINCT id) FROM postrider.outbox")[0][0] == 1000

@@ -79,7 +79,9 @@ def test_a_user_without_rights_is_told_what_is_missing(empty_database_dsn: str, 
         await connection.execute("SET ROLE postrider_migration_test")
         await migrate(connection, MIGRATIONS)
 
-    execute(server_dsn, "DROP ROLE IF EXISTS postrider_migration_test", "CREATE ROLE postrider_migration_test")
+    execute(
+        server_dsn, "DROP ROLE IF EXISTS postrider_migration_test", "CREATE ROLE postrider_migration_test"
+    )
     try:
         with pytest.raises(DatabaseError, match="permission denied") as caught:
             with_connection(empty_database_dsn, run)

@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import asyncpg
+import psycopg
 
 from postrider.domain.model import Endpoint, EndpointState
 from postrider.domain.sealing import Sealer
@@ -153,34 +155,45 @@ def emit(dsn: str, count: int = 1, event_type: str = "deal.updated") -> list[str
     return [row["id"] for row in rows]
 
 
-async def write_events(dsn: str, writers: int, each: int) -> list[str]:
-    """`writers` connections commit `each` events, one a transaction, and repeat what a lost connection cut
-    off, by idempotency key; return the ids of all."""
+class Writers:
+    """Threads that each commit events one by one, and repeat what a lost connection cut off, by
+    idempotency key. `join` returns the ids of all events whose commit was acknowledged."""
 
-    async def write(writer: int) -> list[str]:
-        ids = []
-        connection = await asyncpg.connect(dsn)
-        for number in range(each):
-            while True:
-                try:
-                    if connection.is_closed():
-                        connection = await asyncpg.connect(dsn)
-                    ids.append(
-                        await connection.fetchval(
-                            "SELECT postrider.emit('deal.updated', json_build_object('n', $1::int),"
-                            " idempotency_key => $2)",
-                            number,
-                            f"{writer}-{number}",
-                        )
-                    )
-                    break
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    await asyncio.sleep(0.05)
-        await connection.close()
-        return ids
+    def __init__(self, dsn: str, *, writers: int, each: int, pause_s: float = 0.0) -> None:
+        self._dsn = dsn
+        self._each = each
+        self._pause_s = pause_s
+        self._ids: list[str] = []
+        self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(writers)]
+        for thread in self._threads:
+            thread.start()
 
-    written = await asyncio.gather(*(write(writer) for writer in range(writers)))
-    return [event_id for ids in written for event_id in ids]
+    @property
+    def writing(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def join(self) -> list[str]:
+        for thread in self._threads:
+            thread.join()
+        return self._ids
+
+    def _write(self, writer: int) -> None:
+        number = 0
+        while number < self._each:
+            try:
+                with psycopg.connect(self._dsn, autocommit=True) as connection:
+                    while number < self._each:
+                        row = connection.execute(
+                            """SELECT postrider.emit('deal.updated', json_build_object('n', %s::int),
+                                                     idempotency_key => %s)""",
+                            (number, f"{writer}-{number}"),
+                        ).fetchone()
+                        assert row is not None
+                        self._ids.append(row[0])
+                        number += 1
+                        time.sleep(self._pause_s)
+            except psycopg.OperationalError:
+                time.sleep(0.05)
 
 
 def assert_settled(dsn: str, states: Sequence[str] = ("succeeded",)) -> None:

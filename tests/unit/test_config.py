@@ -253,7 +253,7 @@ def test_init_in_a_missing_directory_fails_with_a_sentence(tmp_path: Path) -> No
 def test_a_duration_survives_a_round_trip(whole: int, thousandths: int, unit: str) -> None:
     seconds = parse_duration(f"{whole}.{thousandths:03}{unit}")
     again = format_duration(seconds)
-    assert parse_duration(again) == pytest.approx(seconds, abs=1e-6)
+    assert parse_duration(again) == pytest.approx(seconds, rel=1e-12, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 from postrider.domain.errors import UsageError
 
 _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,17}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
 
 
 def parse_duration(text: str) -> float:

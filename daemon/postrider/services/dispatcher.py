@@ -167,7 +167,7 @@ class Dispatcher:
         return False
 
     async def _wait_for_room(self) -> None:
-        while self._lanes.room < BATCH or self._work.affordable(1) < 1:
+        while self._work.affordable(1) < 1:
             await self._room_for(None)
 
     async def _room_for(self, lane: Lane | None) -> None:

@@ -1,8 +1,9 @@
 """Lanes: the in-memory queues between dispatcher and sender, one per endpoint.
 
-Memory is bounded by `capacity` jobs over all lanes. A lane holds a few jobs for each of its slots, and at
-most half of what is free, so slow endpoints together can never fill it. A lane has its own concurrency, and
-lanes with work take turns. What a lane can't take stays in the database.
+A lane holds a few jobs for each of its slots while `capacity` lasts: at most half of what is free. One job
+for each slot it may always hold, so slow endpoints can't keep others out, and memory is bounded by the
+configuration. A lane has its own concurrency, and lanes with work take turns. What a lane can't take stays
+in the database.
 """
 
 import asyncio
@@ -78,17 +79,13 @@ class Lanes:
     def __repr__(self) -> str:
         return f"<Lanes {len(self._lanes)} queued={self.queued}/{self._capacity} running={self.running}>"
 
-    @property
-    def room(self) -> int:
-        return self._capacity - self.queued
-
     def lane(self, endpoint_id: int) -> Lane | None:
         return self._lanes.get(endpoint_id)
 
     def room_of(self, lane: Lane) -> int:
         """How many more jobs the lane may hold."""
-        bound = min(lane.limit * JOBS_PER_SLOT, (self._capacity - self.queued) // 2)
-        return max(lane.limit, bound) - len(lane.queue)
+        share = min(lane.limit * JOBS_PER_SLOT, (self._capacity - self.queued) // 2)
+        return max(lane.limit, share) - len(lane.queue)
 
     def want_room(self, lane: Lane | None = None) -> None:
         """Ask for `on_room`: when the lane is half empty, or without one, when all lanes together are."""
@@ -132,6 +129,8 @@ class Lanes:
                 returned += self._empty(lane)
             self._give_turn(lane)
             self._wake_taker()
+        if self._behind:
+            self.on_refill()
         for endpoint_id in self._lanes.keys() - current.keys():
             lane = self._lanes.pop(endpoint_id)
             self._behind.discard(lane)

@@ -34,6 +34,7 @@ _UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a statement that was about to be sent when the server hung up
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # admin_shutdown, crash_shutdown, cannot_connect_now
     asyncpg.TooManyConnectionsError,
