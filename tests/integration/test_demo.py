@@ -1,0 +1,81 @@
+"""postrider demo: as a person runs it, without a terminal, twice in a row."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pytest
+
+DEMO = [sys.executable, "-m", "postrider", "demo"]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="postrider-demo-"))
+    path.chmod(0o755)
+    yield path
+    rmtree(path, ignore_errors=True)
+
+
+def run(*options: object) -> dict[str, Any]:
+    command = [*DEMO, "--seconds", "2", "--json", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_it_delivers_everything_twice_in_a_row(directory: Path) -> None:
+    for _ in range(2):
+        counts = run("--data", directory / "demo")
+        assert counts["emitted"] > 10
+        assert counts["succeeded"] > 10
+        assert (counts["lost"], counts["bad_signatures"]) == (0, 0)
+
+
+def test_fresh_starts_over(directory: Path) -> None:
+    run("--data", directory / "demo")
+    (directory / "demo" / "data" / "stale").touch()
+    run("--data", directory / "demo", "--fresh")
+    assert not (directory / "demo" / "data" / "stale").exists()
+
+
+def test_ctrl_c_ends_it_cleanly_with_a_summary(directory: Path) -> None:
+    command = [*DEMO, "--data", str(directory / "demo")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "delivered" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "0 lost" in stdout
+
+
+def test_a_second_demo_on_the_same_data_is_refused(directory: Path) -> None:
+    command = [*DEMO, "--data", str(directory / "demo")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "delivered" in line:
+                break
+        second = subprocess.run([*command, "--seconds", "1"], capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert "another demo runs" in second.stderr
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_a_directory_with_other_things_is_left_alone(directory: Path) -> None:
+    (directory / "thesis.txt").write_text("my only copy")
+    command = [*DEMO, "--data", str(directory), "--fresh", "--seconds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "holds something else" in done.stderr
+    assert (directory / "thesis.txt").exists()
