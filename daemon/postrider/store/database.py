@@ -38,6 +38,7 @@ _UNAVAILABLE = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # admin_shutdown, crash_shutdown, cannot_connect_now
     asyncpg.TooManyConnectionsError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database accepts no connections at the moment
     asyncpg.ReadOnlySQLTransactionError,  # a standby, for the time of a failover
 )
 _REFUSED = {

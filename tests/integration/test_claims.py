@@ -1,0 +1,211 @@
+"""Who owns what: claims, fences, rescue, and answers that got lost."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+
+from postrider.domain.model import DeliveryState, parse_event_id
+from postrider.store.daemons import Daemons
+from postrider.store.database import Database
+from postrider.store.deliveries import Deliveries, DeliveryResult
+from postrider.store.outbox import Outbox
+from tests.support.daemon_process import SECRET, add_endpoint, emit, query
+from tests.support.receiver_process import ReceiverProcess
+from tests.support.stage import eventually, staged
+
+NOW = datetime.now(UTC)
+
+
+class Stores:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.outbox = Outbox(database)
+        self.deliveries = Deliveries(database)
+        self.daemons = Daemons(database)
+
+    async def record(self, owner: int, event_id: UUID, *, finished: bool = True) -> int:
+        result = DeliveryResult(event_id, 7, "default", DeliveryState.SUCCEEDED, attempts=1)
+        written = await self.deliveries.record(
+            owner,
+            first=[result],
+            again=[],
+            unfinished=[] if finished else [event_id],
+            finished=[event_id] if finished else [],
+            now=NOW,
+        )
+        return len(written)
+
+
+@asynccontextmanager
+async def open_stores(dsn: str) -> AsyncIterator[Stores]:
+    database = Database(dsn, pool_size=8)
+    await database.open()
+    try:
+        yield Stores(database)
+    finally:
+        await database.close()
+
+
+def run(dsn: str, story: Callable[[Stores], Awaitable[None]]) -> None:
+    async def tell() -> None:
+        async with open_stores(dsn) as stores:
+            await story(stores)
+
+    asyncio.run(tell())
+
+
+def test_no_event_is_claimed_twice(database_dsn: str) -> None:
+    ids = {parse_event_id(each) for each in emit(database_dsn, 500)}
+
+    async def story(stores: Stores) -> None:
+        async def claim_all(owner: int) -> list[UUID]:
+            mine = []
+            while claimed := await stores.outbox.claim(owner, 17):
+                mine += [each.event_id for each in claimed]
+            return mine
+
+        shares = await asyncio.gather(*(claim_all(owner) for owner in range(1, 6)))
+        everything = [event_id for share in shares for event_id in share]
+        assert len(everything) == 500
+        assert set(everything) == ids
+
+    run(database_dsn, story)
+
+
+def test_a_released_event_can_be_claimed_again_and_is_marked(database_dsn: str) -> None:
+    event_id = parse_event_id(emit(database_dsn)[0])
+
+    async def story(stores: Stores) -> None:
+        assert [each.redo for each in await stores.outbox.claim(1, 10)] == [False]
+        await stores.outbox.release(2, [event_id])
+        assert await stores.outbox.claim(2, 10) == []
+        await stores.outbox.release(1, [event_id])
+        assert [each.redo for each in await stores.outbox.claim(2, 10)] == [True]
+
+    run(database_dsn, story)
+
+
+def test_who_lost_an_event_can_not_record_it(database_dsn: str) -> None:
+    event_id = parse_event_id(emit(database_dsn)[0])
+
+    async def story(stores: Stores) -> None:
+        await stores.outbox.claim(1, 10)
+        await stores.outbox.release(1, [event_id])
+        await stores.outbox.claim(2, 10)
+        assert await stores.record(1, event_id) == 0
+        assert await stores.record(1, event_id, finished=False) == 0
+        assert await stores.outbox.is_pending(event_id)
+        assert await stores.record(2, event_id) == 1
+        assert not await stores.outbox.is_pending(event_id)
+        assert await stores.record(2, event_id) == 0
+
+    run(database_dsn, story)
+
+
+def test_who_lost_a_delivery_can_not_record_it(database_dsn: str) -> None:
+    event_id = parse_event_id(emit(database_dsn)[0])
+    query(
+        database_dsn,
+        """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, attempts, updated_at)
+           VALUES ($1, 7, 'default', 'waiting', 1, now())""",
+        event_id,
+    )
+
+    async def story(stores: Stores) -> None:
+        async def record(owner: int, state: DeliveryState) -> int:
+            result = DeliveryResult(event_id, 7, "default", state, attempts=2)
+            return len(
+                await stores.deliveries.record(
+                    owner, first=[], again=[result], unfinished=[], finished=[], now=NOW
+                )
+            )
+
+        assert len(await stores.deliveries.claim_waiting(1, 7, 10, NOW)) == 1
+        await stores.deliveries.release(1, [(event_id, 7)])
+        assert len(await stores.deliveries.claim_waiting(2, 7, 10, NOW)) == 1
+        assert await record(1, DeliveryState.SUCCEEDED) == 0
+        assert await record(2, DeliveryState.FAILED) == 1
+        assert await record(2, DeliveryState.SUCCEEDED) == 0
+
+    run(database_dsn, story)
+    assert query(database_dsn, "SELECT state FROM postrider.delivery")[0]["state"] == "failed"
+
+
+def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> None:
+    emit(database_dsn, 3)
+
+    async def story(stores: Stores) -> None:
+        sessions = [await asyncpg.connect(database_dsn) for _ in range(2)]
+        dead, living = [
+            await stores.daemons.register(session, "0", NOW, pooled=False) for session in sessions
+        ]
+        await stores.outbox.claim(dead, 2)
+        await stores.outbox.claim(living, 1)
+        assert await stores.daemons.rescue(0, NOW) == []
+        await sessions[0].close()
+
+        async def rescued() -> list[tuple[int, int]]:
+            return [(each.daemon_id, each.events) for each in await stores.daemons.rescue(0, NOW)]
+
+        await eventually(rescued, [(dead, 2)])
+        assert len(await stores.outbox.owned(living)) == 1
+        assert [row.id for row in await stores.daemons.list_daemons(NOW)] == [living]
+        assert not await stores.daemons.resume(sessions[1], dead)
+        await sessions[1].close()
+
+    run(database_dsn, story)
+
+
+def test_an_event_that_is_done_again_spares_the_endpoints_that_have_it(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    with ReceiverProcess(SECRET) as receiver:
+        done = add_endpoint(database_dsn, receiver.url("/done"))
+        add_endpoint(database_dsn, receiver.url("/open"))
+        event_id = parse_event_id(emit(database_dsn)[0])
+        query(
+            database_dsn,
+            """INSERT INTO postrider.delivery
+                 (event_id, endpoint_id, workspace_id, state, attempts, updated_at)
+               VALUES ($1, $2, 'default', 'succeeded', 1, now())""",
+            event_id,
+            done,
+        )
+        query(database_dsn, "UPDATE postrider.pending SET redo = true")
+
+        async def story() -> None:
+            async with staged(database_dsn, tmp_path) as stage:
+                await eventually(stage.pending, 0)
+
+        asyncio.run(story())
+        assert receiver.stats()["received"] == 1
+        assert set(receiver.ids("/open")) == {f"evt_{event_id.hex}"}
+
+
+def test_a_claim_whose_answer_got_lost_is_given_back(database_dsn: str, tmp_path: Path) -> None:
+    with ReceiverProcess(SECRET) as receiver:
+        add_endpoint(database_dsn, receiver.url("/a"))
+
+        async def story() -> None:
+            async with staged(database_dsn, tmp_path) as stage:
+                # As if our claim had been made, and the connection cut before we heard of it.
+                async with stage.connection.transaction():
+                    await stage.emit()
+                    await stage.connection.execute(
+                        "UPDATE postrider.pending SET owner = $1", stage.daemon.work.owner
+                    )
+                stage.daemon.dispatcher.doubt()
+                await stage.wait_for_states("succeeded")
+                await stage.connection.execute(
+                    "UPDATE postrider.delivery SET state = 'sending', owner = $1", stage.daemon.work.owner
+                )
+                stage.daemon.scheduler.doubt()
+                await stage.wait_for_states("succeeded")
+
+        asyncio.run(story())
+        assert receiver.stats()["received"] == 2

@@ -1,0 +1,60 @@
+"""Plan guards: the hot statements read by key, however many rows there are."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from postrider.store import deliveries, outbox
+from postrider.store.database import Database
+from tests.support.daemon_process import query
+
+HOT = {
+    "claim": (outbox._CLAIM, "1, 100"),
+    "record first": (
+        deliveries._RECORD_FIRST,
+        "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
+        " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::uuid[], ARRAY[]::uuid[], now()",
+    ),
+    "record again": (
+        deliveries._RECORD_AGAIN,
+        "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
+        " ARRAY[]::timestamptz[], ARRAY[]::text[], now()",
+    ),
+    "claim waiting": (deliveries._CLAIM_WAITING, "1, 7, 100, now()"),
+    "promote due": (deliveries._PROMOTE_DUE, "now(), 100"),
+    "waiting endpoints": (deliveries._WAITING_ENDPOINTS, ""),
+    "next due": ("SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'", ""),
+}
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_a_hot_statement_scans_no_table(database_dsn: str, name: str) -> None:
+    query(
+        database_dsn,
+        "INSERT INTO postrider.outbox (type, data) SELECT 'a.b', '{}' FROM generate_series(1, 3000)",
+    )
+    query(
+        database_dsn,
+        """INSERT INTO postrider.delivery
+             (event_id, endpoint_id, workspace_id, state, attempts, due, updated_at)
+           SELECT id, 7, 'default', CASE WHEN random() < 0.1 THEN 'waiting'
+                                         WHEN random() < 0.1 THEN 'retrying' ELSE 'succeeded' END,
+                  1, now(), now() FROM postrider.outbox""",
+    )
+    statement, arguments = HOT[name]
+
+    async def explain() -> Any:
+        database = Database(database_dsn, pool_size=1)
+        await database.open()
+        async with database.connection() as connection:
+            await connection.execute("ANALYZE")
+            text = re.sub(r"\$(\d+)", lambda match: arguments_list[int(match[1]) - 1], statement)
+            rows = await connection.fetch(f"EXPLAIN {text}")
+        await database.close()
+        return "\n".join(row[0] for row in rows)
+
+    arguments_list = [part.strip() for part in arguments.split(",")]
+    plan = asyncio.run(explain())
+    assert not re.search(r"Seq Scan on (pending|outbox|delivery)(?!_default)", plan), plan
