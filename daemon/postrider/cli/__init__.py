@@ -7,6 +7,7 @@ import click
 
 from postrider import __version__
 from postrider.domain.errors import PostriderError, UsageError
+from postrider.edges.log import configure_logging
 
 _COMMANDS = {
     "demo": "postrider.cli.demo",
@@ -41,6 +42,8 @@ def cli() -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad usage or configuration.
     """
+    # A command says what went wrong itself; the daemon's log events are for the daemon.
+    configure_logging("critical", "auto")
 
 
 def main() -> None:

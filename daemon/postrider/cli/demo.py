@@ -113,14 +113,22 @@ def _screen() -> Iterator[Any]:
 def _table(demo: Demo, counts: dict[str, Any], elapsed: float) -> Any:
     from rich.table import Table
 
+    facts = [
+        f"{counts['emitted']} events, {counts['emitted'] / elapsed:.0f}/s; {counts['rolled_back']} rolled back",
+        f"{counts['succeeded']} of {counts['expected']} deliveries, {counts['waiting']} under way, "
+        f"{counts['retrying']} retrying, {counts['failed']} failed",
+    ]
+    if counts["p50_ms"] is not None:
+        facts.append(f"commit to arrival: p50 {counts['p50_ms']} ms, p99 {counts['p99_ms']} ms")
     table = Table(
         title=f"Postrider demo, {elapsed:.0f} s",
-        caption="Ctrl-C ends it",
+        caption="\n".join([*facts, "Ctrl-C ends it"]),
         title_justify="left",
         caption_justify="left",
     )
-    for column, justify in (("receiver", "left"), ("subscribed to", "left"), ("requests", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("receiver")
+    table.add_column("subscribed to")
+    table.add_column("requests", justify="right")
     table.add_column("accepted", justify="right", style="green")
     table.add_column("answered 500", justify="right", style="yellow")
     for receiver in demo.receivers:
@@ -130,20 +138,6 @@ def _table(demo: Demo, counts: dict[str, Any], elapsed: float) -> Any:
             str(receiver.requests),
             str(receiver.accepted.total()),
             str(receiver.refused),
-        )
-    table.add_section()
-    table.add_row("events", f"{counts['emitted']}, {counts['emitted'] / elapsed:.0f}/s", "", "", "")
-    table.add_row(
-        "deliveries",
-        f"{counts['expected']} owed, {counts['waiting']} under way, {counts['retrying']} retrying, "
-        f"{counts['failed']} failed",
-        "",
-        str(counts["succeeded"]),
-        "",
-    )
-    if counts["p50_ms"] is not None:
-        table.add_row(
-            "commit to arrival", f"p50 {counts['p50_ms']} ms, p99 {counts['p99_ms']} ms", "", "", ""
         )
     return table
 
