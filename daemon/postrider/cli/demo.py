@@ -114,7 +114,8 @@ def _table(demo: Demo, counts: dict[str, Any], elapsed: float) -> Any:
     from rich.table import Table
 
     facts = [
-        f"{counts['emitted']} events, {counts['emitted'] / elapsed:.0f}/s; {counts['rolled_back']} rolled back",
+        f"{counts['emitted']} events, {counts['emitted'] / elapsed:.0f}/s; "
+        f"{counts['rolled_back']} rolled back",
         f"{counts['succeeded']} of {counts['expected']} deliveries, {counts['waiting']} under way, "
         f"{counts['retrying']} retrying, {counts['failed']} failed",
     ]
