@@ -72,6 +72,7 @@ class EmbeddedPostgres:
         if len(str(runtime)) > MAX_SOCKET_DIRECTORY:
             runtime = Path(tempfile.mkdtemp(prefix="postrider-"))
         (runtime / "python_PostgresServer").mkdir(parents=True, exist_ok=True)
+        runtime.chmod(0o700)  # any other mode is not taken for a runtime directory
         os.environ[name] = str(runtime)
         try:
             yield
