@@ -40,17 +40,18 @@ class Daemons:
 
     async def register(self, connection: Connection, version: str, now: datetime, *, pooled: bool) -> int:
         """Enter a new daemon; return its id, locked by the session of `connection`."""
-        daemon_id: int = await connection.fetchval(
-            """INSERT INTO postrider.daemon (hostname, pid, version, started_at, heartbeat_at, pooled)
-               VALUES ($1, $2, $3, $4, $4, $5) RETURNING id""",
-            socket.gethostname(),
-            os.getpid(),
-            version,
-            now,
-            pooled,
-        )
-        if not pooled:
-            await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, daemon_id)
+        async with connection.transaction():  # others must not see the row before the lock is held
+            daemon_id: int = await connection.fetchval(
+                """INSERT INTO postrider.daemon (hostname, pid, version, started_at, heartbeat_at, pooled)
+                   VALUES ($1, $2, $3, $4, $4, $5) RETURNING id""",
+                socket.gethostname(),
+                os.getpid(),
+                version,
+                now,
+                pooled,
+            )
+            if not pooled:
+                await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, daemon_id)
         return daemon_id
 
     async def resume(self, connection: Connection, daemon_id: int) -> bool:
