@@ -246,12 +246,17 @@ def test_an_endpoint_that_only_fails_is_disabled_and_one_that_recovers_is_not(
 
 
 async def until(
-    stage: Stage, clock: FakeClock, ask: Callable[[], Awaitable[object]], expected: object
+    stage: Stage,
+    clock: FakeClock,
+    ask: Callable[[], Awaitable[object]],
+    expected: object,
+    *,
+    step_s: float = 0.05,
 ) -> None:
     """Let the daemon turn, by steps of its clock too small to matter for what is tested."""
 
     async def step() -> object:
-        clock.advance(0.05)
+        clock.advance(step_s)
         return await ask()
 
     await eventually(step, expected)
