@@ -1,0 +1,119 @@
+"""The commands, as people run them: what they print, and what they say about a mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.daemon_process import DaemonProcess, assert_settled, query, write_config
+from tests.support.receiver_process import ReceiverProcess
+
+
+class Cli:
+    def __init__(self, config: Path) -> None:
+        self._config = config
+
+    def __call__(self, *arguments: str, exit_code: int = 0) -> str:
+        """Run a command; return what it printed: stdout when it is done, stderr when it failed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "postrider", *arguments, "--config", str(self._config)],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == exit_code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr if exit_code == 2 else done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+@pytest.fixture
+def cli(database_dsn: str, tmp_path: Path) -> Cli:
+    return Cli(write_config(tmp_path, database_dsn, retry={"schedule": ["0s"]}))
+
+
+def test_an_endpoint_from_add_to_delete(cli: Cli) -> None:
+    added = cli.json(
+        "endpoint", "add", "--url", "https://example.com/h", "--events", "deal.*,contact.created",
+        "--exclude", "deal.deleted", "--header", "X-Api-Key: hunter2", "--concurrency", "3",
+    )  # fmt: skip
+    assert added["secret"].startswith("whsec_")
+    assert (added["events"], added["exclude"]) == (["deal.*", "contact.created"], ["deal.deleted"])
+    ep = added["id"]
+    shown = cli.json("endpoint", "show", ep)
+    assert "secret" not in shown
+    assert "hunter2" not in json.dumps(shown)
+    assert cli.json("endpoint", "show", ep, "--secret")["secret"] == added["secret"]
+    assert cli.json("endpoint", "update", ep, "--events", "*")["events"] == ["*"]
+    assert "paused" in cli("endpoint", "pause", ep)
+    assert cli.json("endpoint", "list")[0]["state"] == "paused"
+    assert "resumed" in cli("endpoint", "resume", ep)
+    assert "needs a confirmation" in cli("endpoint", "delete", ep, exit_code=2)
+    assert "deleted" in cli("endpoint", "delete", ep, "--yes")
+    assert cli.json("endpoint", "list") == []
+    assert cli.json("endpoint", "list", "--all")[0]["state"] == "deleted"
+    cli("endpoint", "pause", ep, exit_code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["endpoint", "add", "--url", "ftp://x/", "--events", "*"], "http"),
+        (["endpoint", "add", "--url", "https://x.example/", "--events", "deals*"], "deals.*"),
+        (
+            ["endpoint", "add", "--url", "https://x.example/", "--events", "*", "--dialect", "standrd"],
+            "standard",
+        ),
+        (["endpoint", "add", "--url", "https://x.example/", "--events", "*", "--header", "Host: y"], "Host"),
+        (["endpoint", "show", "ep_1"], "16 hexadecimal digits"),
+        (["endpoint", "show", "ep_00000000000000ff"], "there is no endpoint"),
+        (["event", "show", "evt_" + "0" * 32], "there is no event"),
+        (["delivery", "show", "dlv_" + "0" * 48], "there is no delivery"),
+        (["delivery", "retry"], "Name deliveries"),
+        (["emit", "deal updated", "--data", "{}"], "letters, digits"),
+        (["emit", "deal.updated", "--data", "{"], "valid JSON"),
+        (["emit", "deal.updated", "--data", "@/nonexistent"], "can't be read"),
+    ],
+)
+def test_a_mistake_is_explained(cli: Cli, arguments: list[str], said: str) -> None:
+    assert said in cli(*arguments, exit_code=2)
+
+
+def test_a_support_person_finds_out_why_it_failed_and_sends_it_again(
+    cli: Cli, database_dsn: str, tmp_path: Path
+) -> None:
+    with ReceiverProcess(mode="500") as receiver:
+        ep = cli.json("endpoint", "add", "--url", receiver.url("/a"), "--events", "*")["id"]
+        assert "HTTP 500" in cli("endpoint", "test", ep, exit_code=1)
+        event_id = cli("emit", "deal.updated", "--data", '{"id":"dl_1"}').strip()
+        assert cli.json("event", "show", event_id)["pending"] is True
+        with DaemonProcess(tmp_path / "postrider.toml"):
+            assert_settled(database_dsn, ("failed",))
+            (failed,) = cli.json("delivery", "list", "--endpoint", ep, "--status", "failed")
+            assert (failed["event"], failed["reason"]) == (event_id, "HTTP 500")
+            (attempt,) = cli.json("delivery", "show", failed["id"])["history"]
+            assert attempt["status"] == 500
+            receiver.set_mode("ok")
+            assert cli.json("delivery", "retry", failed["id"])["queued"] == [failed["id"]]
+            receiver.wait_for(1)
+        assert_settled(database_dsn)
+        assert "succeeded" in cli("delivery", "list")
+        assert event_id in cli("event", "list", "--type", "deal.*")
+        assert query(database_dsn, "SELECT count(*) FROM postrider.attempt")[0][0] == 2
+
+
+def test_check_finds_everything_in_order_but_no_daemon(cli: Cli) -> None:
+    findings = {finding["what"]: finding["level"] for finding in cli.json("check")}
+    assert findings.pop("daemon") == "warn"
+    assert set(findings.values()) == {"ok"}
+
+
+def test_check_names_an_endpoint_that_can_not_be_reached(cli: Cli) -> None:
+    cli("endpoint", "add", "--url", "http://127.0.0.1:1/", "--events", "*")
+    assert "no connection" in cli("check", exit_code=1)
