@@ -89,7 +89,7 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
     try:
         try:
             async with database.connection() as connection:
-                async for finding in _database_findings(connection):
+                async for finding in _database_findings(connection, config.database.safe_dsn):
                     yield finding
             yield await _listen_finding(config, database)
             yield await _daemon_finding(database)
@@ -115,14 +115,14 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
         await database.close()
 
 
-async def _database_findings(connection: Connection) -> AsyncIterator[Finding]:
+async def _database_findings(connection: Connection, dsn: str) -> AsyncIterator[Finding]:
     version = connection.get_server_version()
     number = int(await connection.fetchval("SHOW server_version_num"))
     name = f"PostgreSQL {version.major}.{version.minor}"
     if number < OLDEST_POSTGRES:
         yield Finding("fail", "database", f"{name} is too old", "Postrider needs PostgreSQL 14 or later.")
     else:
-        yield Finding("ok", "database", f"{name} is reachable")
+        yield Finding("ok", "database", f"{name} is reachable at {dsn}")
     before = datetime.now(UTC)
     theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
     ours = before + (datetime.now(UTC) - before) / 2
