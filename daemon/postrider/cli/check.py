@@ -118,7 +118,7 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
 async def _database_findings(connection: Connection, dsn: str) -> AsyncIterator[Finding]:
     version = connection.get_server_version()
     number = int(await connection.fetchval("SHOW server_version_num"))
-    name = f"PostgreSQL {version.major}.{version.minor}"
+    name = f"PostgreSQL {version.major}.{version.micro}"
     if number < OLDEST_POSTGRES:
         yield Finding("fail", "database", f"{name} is too old", "Postrider needs PostgreSQL 14 or later.")
     else:
