@@ -84,7 +84,7 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
         yield Finding("fail", "configuration", error.message, error.hint)
         return
     yield Finding("ok", "configuration", "valid")
-    database = Database(config.database.dsn, pool_size=2)
+    database = Database(config.database.dsn, pool_size=2, pooled=True)
     await database.open()
     try:
         try:

@@ -26,7 +26,7 @@ async def migrate(to: int | None, config_path: Path | None, as_json: bool) -> No
     """
     config = load_config(config_path, os.environ)
     migrations = read_migrations(sql_dir())
-    database = Database(config.database.dsn, pool_size=1)
+    database = Database(config.database.dsn, pool_size=1, pooled=True)
     await database.open()
     try:
         async with database.connection() as connection:

@@ -80,7 +80,8 @@ class Database:
     def __init__(
         self, dsn: str, *, pool_size: int, pooled: bool = False, synchronous_commit: bool = True
     ) -> None:
-        """`pooled`: a transaction pooler stands between. `synchronous_commit=False` is for the daemon:
+        """`pooled`: a transaction pooler stands between, or may: a single command gains nothing from what
+        needs a session. `synchronous_commit=False` is for the daemon:
         a crash of the server may undo its last results, which costs duplicates, never an event."""
         self._dsn = dsn
         self._pool_size = pool_size
