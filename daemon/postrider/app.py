@@ -1,10 +1,8 @@
 """The daemon: composes the services, starts them, and stops them so that nothing is lost or doubled."""
 
 import asyncio
-import os
-import signal
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +15,7 @@ from postrider.domain.sealing import Sealer, parse_key
 from postrider.edges.addresses import AddressPolicy, AddressVerdict
 from postrider.edges.clock import Clock, SystemClock
 from postrider.edges.config import Config
-from postrider.edges.dialect_files import load_dialects
+from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import NetworkOptions, WebhookClient
 from postrider.edges.resources import sql_dir
@@ -33,6 +31,7 @@ from postrider.services.sender import Sender, SendSettings
 from postrider.services.subscriptions import RetrySettings, Subscriptions
 from postrider.services.supervisor import Supervisor
 from postrider.services.work import Work
+from postrider.store.catalogue import CatalogueStore
 from postrider.store.daemons import Daemons
 from postrider.store.database import Database, DatabaseUnavailable, is_pooled
 from postrider.store.deliveries import Deliveries
@@ -106,6 +105,7 @@ class Daemon:
         config, clock, metrics = self.config, self.clock, self.metrics
         sealer = read_sealer(config)
         dialects = load_dialects(config.dialect.paths)
+        spoken = default_dialect(dialects, config.dialect.default)
         pooled = await self._patiently(lambda: is_pooled(config.database.dsn))
         self.database = Database(
             config.database.dsn, pool_size=config.database.pool_size, pooled=pooled, synchronous_commit=False
@@ -194,13 +194,22 @@ class Daemon:
         self._supervisor = Supervisor(database=self.database, clock=clock, metrics=metrics)
 
         await self._patiently(self._check_schema)
+        self._catalogue = CatalogueStore(self.database)
+        await self._patiently(lambda: self._catalogue.publish(spoken))
         self._opened.push_async_callback(self.listener.stop)
         await self._patiently(self.listener.start)
         await self._patiently(self.janitor.rescue)
         await self._patiently(self.subscriptions.run_once)
+        self._start_services()
+        self.started.set()
+        self._notifier.ready()
+        log.info("daemon.started", version=__version__, daemon=self.work.owner)
+
+    def _start_services(self) -> None:
+        concurrency = self.config.delivery.concurrency
         # What consumes starts before what produces; stop() goes the other way.
         self._supervisor.start("recorder", self.recorder.run)
-        self._supervisor.start("sender", lambda: self.sender.run(config.delivery.concurrency))
+        self._supervisor.start("sender", lambda: self.sender.run(concurrency))
         self._supervisor.start("health", self.health.run)
         self._supervisor.start("scheduler", self.scheduler.run)
         self._supervisor.start("dispatcher", self.dispatcher.run)
@@ -210,9 +219,6 @@ class Daemon:
         self._supervisor.start("status", self._report_status)
         if self._notifier.watchdog_interval is not None:
             self._supervisor.start("watchdog", self._watch)
-        self.started.set()
-        self._notifier.ready()
-        log.info("daemon.started", version=__version__, daemon=self.work.owner)
 
     async def stop(self) -> None:
         """Stop claiming, let requests under way finish within the grace, record them, give back the rest."""
@@ -242,6 +248,7 @@ class Daemon:
     async def reload(self, config: Config) -> None:
         """Take over a new configuration. PostriderError, and the old one stays, if it is unusable."""
         dialects = load_dialects(config.dialect.paths)
+        await self._catalogue.publish(default_dialect(dialects, config.dialect.default))
         old, self.config = self.config, config
         try:
             client = await self._open_client()
@@ -370,45 +377,3 @@ class Daemon:
             if self.turning():
                 self._notifier.watchdog()
             await self.clock.wait(never, interval)
-
-
-async def run_until_stopped(daemon: Daemon, load_config: Callable[[], Config]) -> None:
-    """Run a daemon until SIGTERM or SIGINT; SIGHUP re-reads the configuration."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def on_stop() -> None:
-        if stop.is_set():
-            log.warning("daemon.killed", reason="second signal")
-            os._exit(1)
-        stop.set()
-
-    async def reload() -> None:
-        try:
-            await daemon.reload(load_config())
-        except PostriderError as error:
-            log.error("config.refused", reason=str(error), kept="the configuration in use")
-
-    def on_hangup() -> None:
-        if daemon.started.is_set():
-            task = asyncio.create_task(reload())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_stop)
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    starting = asyncio.create_task(daemon.start())
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
-        with suppress(asyncio.CancelledError):
-            await starting
-    elif (error := starting.exception()) is not None:
-        stopping.cancel()
-        await daemon.stop()
-        raise error
-    await stop.wait()
-    await daemon.stop()

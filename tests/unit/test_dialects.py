@@ -13,15 +13,16 @@ from standardwebhooks import Webhook
 
 from postrider.domain.dialects import (
     Dialect,
-    PayloadError,
     check_header,
     parse_dialect,
     render,
     request_headers,
 )
+from postrider.domain.envelope import PayloadError
 from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, MAX_DATA_DEPTH, Event
 from postrider.domain.policy import DEFAULT_DELAYS
+from postrider.domain.signing import Secret
 
 STANDARD_TOML = (Path(__file__).parents[2] / "config/dialects/standard.toml").read_text()
 STANDARD = parse_dialect(STANDARD_TOML, "standard.toml")
@@ -55,7 +56,7 @@ def headers(
     return request_headers(
         dialect,
         event,
-        [KEY],
+        [Secret(KEY, KEY)],
         timestamp=int(time.time()),
         body=body,
         user_agent="Postrider/1",
@@ -224,12 +225,21 @@ def test_dialect_without_a_schedule_has_the_default_one() -> None:
         ("[0, 5,", "[0, nan,", "acme.toml: retry_delays[1]: "),
         ("[0, 5,", "[0, inf,", "acme.toml: retry_delays[1]: "),
         ("[0, 5,", "[true, 5,", "acme.toml: retry_delays[0]: "),
-        ('value = "data"', 'value = "payload"', "acme.toml: envelope[2].value: Invalid enum value 'payload'"),
-        ('name = "data"', 'name = "type"', "acme.toml: the names in `envelope` must differ"),
-        ('"standard-webhooks-v1"', '"md5"', "acme.toml: signature.scheme: "),
-        ('"webhook-id"', '"webhook id"', "acme.toml: signature.id_header: "),
-        ('"webhook-id"', '"Webhook-Timestamp"', "acme.toml: signature: the headers of a request must differ"),
-        ('"webhook-id"', '"User-Agent"', "acme.toml: signature: the headers of a request must differ"),
+        ('"$data"', '"$payload"', "acme.toml: body.data: there is no value '$payload'; known are $id, "),
+        ('"$data"', '{ "$value" = "$data", wihtout = [] }', "body.data: unknown key 'wihtout'"),
+        ('"$data"', '{ "$value" = "$type", without = ["id"] }', "body.data.without: takes a list of names"),
+        ('"$data"', '{ "$each" = "$data", item = 1 }', "acme.toml: body.data: should be"),
+        ('"$data"', "2026-01-01", "acme.toml: body.data: a date has no place in JSON"),
+        ("[body]", '[headers]\n"X A" = "1"\n[body]', "acme.toml: headers: Expected a header name"),
+        ("[body]", '[headers]\nWebhook-Id = "1"\n[body]', "the header webhook-id is set more than once"),
+        ("[body]", '[headers]\nHost = "1"\n[body]', "the header host is set more than once"),
+        ("[body]", "[handshake]\nbody = {}\n[body]", "handshake: Object missing required field `type`"),
+        ("[body]", '[[events]]\ntype = "a.b"\ndescription = ""\n[body]', "a.b has no sample"),
+        ("[body]", '[objects.a]\ndata = "[]"\n[body]', "objects"),
+        ("retry_delays", "retry_delay", "acme.toml: Object contains unknown field `retry_delay`"),
+        ("[0, 5,", "[0, 0,", "acme.toml: retry_delays: only the first delay may be zero"),
+        ('name = "standard"', 'name = "a"\nstandard_webhooks = false', "nothing signs the request"),
+        ('name = "standard"', 'name = "a"\nsending_addresses = ["203.0.113.1/24"]', "has host bits set"),
         ('name = "standard"', 'name = "a"\nuser_agent = "a\\nb"', "acme.toml: user_agent: "),
         ('name = "standard"', 'name = "a"\ntimeout = 0', "acme.toml: timeout: "),
         ('name = "standard"', 'name = "a"\ntimeout = nan', "acme.toml: timeout: "),

@@ -37,7 +37,7 @@ def wait_after(retry_after: str, status: int = 503) -> float:
 @given(status=st.integers(200, 299), number=st.integers(1, 20))
 def test_2xx_succeeds(status: int, number: int) -> None:
     outcome = judge(reply(status), number, POLICY, NOW, 0.0)
-    assert outcome == Outcome(DeliveryState.SUCCEEDED, None, None, f"HTTP {status}", False, False)
+    assert outcome == Outcome(DeliveryState.SUCCEEDED, None, None, f"HTTP {status}", None, False)
 
 
 @given(status=st.integers(300, 599).filter(lambda status: status != 410))
@@ -55,7 +55,10 @@ def test_attempt_beyond_the_schedule_that_fails_is_final() -> None:
 
 def test_410_fails_at_once_and_disables() -> None:
     outcome = judge(reply(410), 1, POLICY, NOW, 0.0)
-    assert outcome == Outcome(DeliveryState.FAILED, None, ErrorKind.HTTP, "HTTP 410", True, False)
+    assert outcome == Outcome(
+        DeliveryState.FAILED, None, ErrorKind.HTTP, "HTTP 410", outcome.disable_reason, False
+    )
+    assert outcome.disable_reason == "HTTP 410: the receiver wants no more webhooks"
 
 
 def test_redirect_says_that_it_is_not_followed() -> None:
@@ -66,7 +69,7 @@ def test_redirect_says_that_it_is_not_followed() -> None:
 def test_only_overload_throttles_and_only_410_disables(status: int, number: int) -> None:
     outcome = judge(reply(status), number, POLICY, NOW, 0.0)
     assert outcome.throttled == (status in (429, 502, 503, 504))
-    assert outcome.disable == (status == 410)
+    assert (outcome.disable_reason is not None) == (status == 410)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ErrorKind if kind is not ErrorKind.PAYLOAD])
@@ -74,7 +77,7 @@ def test_failure_without_answer_is_retried(kind: ErrorKind) -> None:
     outcome = judge(Failure(kind, "no response within 15 s", 15_000.0), 1, POLICY, NOW, 0.0)
     assert wait(outcome) == 10.0
     assert (outcome.error_kind, outcome.reason) == (kind, f"{kind.value}: no response within 15 s")
-    assert not outcome.disable
+    assert outcome.disable_reason is None
     assert not outcome.throttled
 
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "emit": "postrider.cli.emit",
     "event": "postrider.cli.event",
     "delivery": "postrider.cli.delivery",
+    "dialect": "postrider.cli.dialect",
     "listen": "postrider.cli.listen",
 }
 """Command → module; the module has the click command under the command's name."""

@@ -16,7 +16,7 @@ from postrider.cli.common import config_option, json_option, print_json, run_asy
 from postrider.domain.errors import PostriderError
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.edges.config import Config, load_config
-from postrider.edges.dialect_files import load_dialects
+from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
 from postrider.store.daemons import Daemons
@@ -78,7 +78,7 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
     """One check after the other; those that need what failed are left out."""
     try:
         config = load_config(config_path, os.environ)
-        load_dialects(config.dialect.paths)
+        default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
         sealer = read_sealer(config)
     except PostriderError as error:
         yield Finding("fail", "configuration", error.message, error.hint)

@@ -1,6 +1,7 @@
 """What commands share: the options --config and --json, the stores, and printing of facts."""
 
 import asyncio
+import difflib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
@@ -15,8 +16,11 @@ import click
 import orjson
 
 from postrider.app import read_sealer
+from postrider.domain.dialects import Dialect
+from postrider.domain.errors import UsageError
 from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, load_config
+from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import sql_dir
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
@@ -78,6 +82,28 @@ def run_async(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
         return asyncio.run(command(*args, **kwargs))
 
     return run
+
+
+def read_data(text: str) -> str:
+    """JSON text of an option: itself, or the content of @FILE or @- (stdin)."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return sys.stdin.read() if text == "@-" else Path(text[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{text[1:]} can't be read: {error}", "Name a UTF-8 file.") from None
+
+
+def known_dialect(name: str, config: Config) -> Dialect:
+    """The dialect of that name; UsageError, with the nearest name, if there is none."""
+    known = load_dialects(config.dialect.paths)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        raise UsageError(
+            f"there is no dialect {name!r}",
+            f"Did you mean {nearest[0]}?" if nearest else f"Known are: {', '.join(sorted(known))}.",
+        )
+    return known[name]
 
 
 def print_json(value: object) -> None:

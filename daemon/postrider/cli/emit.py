@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from postrider.cli.common import config_option, json_option, open_stores, print_json, run_async
-from postrider.cli.endpoint import read_data
+from postrider.cli.common import config_option, json_option, open_stores, print_json, read_data, run_async
 
 
 @click.command()

@@ -20,12 +20,14 @@ from postrider.cli.common import (
     printable,
     run_async,
 )
+from postrider.domain.cursors import event_cursor, parse_event_cursor
 from postrider.domain.errors import UsageError
 from postrider.domain.model import Event, delivery_public_id, event_public_id, parse_event_id
 
 TAIL_POLL_S = 0.3
 TAIL_OVERLAP_S = 30.0
 """How far back `tail` looks each time: rows become visible as they commit, not in the order of ids."""
+_SORTS = ("-created_at", "created_at", "-updated_at", "updated_at")
 
 
 @click.group()
@@ -37,7 +39,14 @@ def event() -> None:
 @click.option("--type", "event_type", metavar="P", help="An event type, or a prefix such as deal.*.")
 @click.option("--workspace", help="Only this workspace.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--before", metavar="EVT", help="Events older than this one: the next page.")
+@click.option(
+    "--sort",
+    type=click.Choice(_SORTS),
+    default="-created_at",
+    show_default=True,
+    help="-created_at is newest first; an event never changes, so updated_at is the same.",
+)
+@click.option("--cursor", help="Go on after the event that had this `cursor`.")
 @config_option
 @json_option
 @run_async
@@ -45,24 +54,31 @@ async def list_(
     event_type: str | None,
     workspace: str | None,
     limit: int,
-    before: str | None,
+    sort: str,
+    cursor: str | None,
     config_path: Path | None,
     as_json: bool,
 ) -> None:
-    """List events, newest first.
+    """List events. Each event's `cursor` in --json is where the next page begins.
 
-    Example: postrider event list --type 'deal.*' --limit 20
+    Oldest first, an event whose transaction took long may come to stand before a cursor: who polls for all
+    events lists newest first, down to what he has seen, as `event tail` does.
+
+    Example: postrider event list --type 'deal.*' --sort -created_at --limit 20
     """
+    newest_first = sort.startswith("-")
+    last = parse_event_cursor(cursor, newest_first=newest_first) if cursor else None
     async with open_stores(config_path) as stores:
         events = await stores.outbox.list_events(
             workspace_id=workspace,
             type_pattern=event_type,
-            before=parse_event_id(before) if before else None,
-            after=None,
+            after=last,
+            newest_first=newest_first,
             limit=limit,
         )
+    cursors = [event_cursor(each.id, newest_first=newest_first) for each in events]
     if as_json:
-        print_json([_facts(each) for each in events])
+        print_json([{**_facts(each), "cursor": cursor} for each, cursor in zip(events, cursors, strict=True)])
         return
     print_table(
         ["id", "occurred", "workspace", "type", "object"],
@@ -72,6 +88,8 @@ async def list_(
         ],
         empty="no events",
     )
+    if len(events) == limit:
+        click.echo(f"more: --cursor {cursors[-1]}", err=True)
 
 
 @event.command()
@@ -142,7 +160,7 @@ async def tail(
             since = max(started, datetime.now(UTC).timestamp() - TAIL_OVERLAP_S)
             after = UUID(int=int(since * 1000) << 80)
             while events := await stores.outbox.list_events(
-                workspace_id=workspace, type_pattern=event_type, before=None, after=after, limit=500
+                workspace_id=workspace, type_pattern=event_type, after=after, newest_first=False, limit=500
             ):
                 for each in events:
                     if each.id not in seen:
@@ -180,6 +198,7 @@ def _facts(each: Event) -> dict[str, Any]:
         "previous_attributes": _parsed(each.previous_attributes),
         "actor": _parsed(each.actor),
         "related": _parsed(each.related),
+        "test": each.test,
     }
 
 

@@ -7,7 +7,9 @@ import click
 
 from postrider.cli.common import config_option, json_option, print_json, run_async
 from postrider.edges.config import load_config
+from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.resources import sql_dir
+from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import Database
 from postrider.store.migrations import migrate as apply_migrations
 from postrider.store.migrations import read_migrations
@@ -19,12 +21,14 @@ from postrider.store.migrations import read_migrations
 @json_option
 @run_async
 async def migrate(to: int | None, config_path: Path | None, as_json: bool) -> None:
-    """Create or upgrade the schema `postrider` in the database.
+    """Create or upgrade the schema `postrider` in the database, and publish the event types of the default
+    dialect there.
 
     Each migration runs in a transaction of its own under a lock: it is safe to run twice, and from two
     hosts at once. The user needs the right to create a schema and roles; the daemon needs neither.
     """
     config = load_config(config_path, os.environ)
+    spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
     migrations = read_migrations(sql_dir())
     database = Database(config.database.dsn, pool_size=1, pooled=True)
     await database.open()
@@ -32,6 +36,8 @@ async def migrate(to: int | None, config_path: Path | None, as_json: bool) -> No
         async with database.connection() as connection:
             await connection.execute("RESET ALL")
             applied = await apply_migrations(connection, migrations, to)
+        if to is None or to == len(migrations):
+            await CatalogueStore(database).publish(spoken)
     finally:
         await database.close()
     if as_json:

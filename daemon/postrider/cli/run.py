@@ -2,18 +2,23 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import click
+import structlog
 import uvloop
 
 from postrider.admin.server import AdminServer
-from postrider.app import Daemon, run_until_stopped
+from postrider.app import Daemon
 from postrider.cli.common import config_option
+from postrider.domain.errors import PostriderError
 from postrider.edges.config import Config, load_config
 from postrider.edges.log import configure_logging
+
+log = structlog.get_logger()
 
 
 @click.command()
@@ -39,4 +44,46 @@ async def _serve(config: Config, read_config: Callable[[], Config]) -> None:
     async with AsyncExitStack() as stack:
         if config.admin.listen:
             await stack.enter_async_context(AdminServer(daemon, config.admin.listen))
-        await run_until_stopped(daemon, read_config)
+        await _run_until_stopped(daemon, read_config)
+
+
+async def _run_until_stopped(daemon: Daemon, load_config: Callable[[], Config]) -> None:
+    """Run a daemon until SIGTERM or SIGINT; SIGHUP re-reads the configuration."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def on_stop() -> None:
+        if stop.is_set():
+            log.warning("daemon.killed", reason="second signal")
+            os._exit(1)
+        stop.set()
+
+    async def reload() -> None:
+        try:
+            await daemon.reload(load_config())
+        except PostriderError as error:
+            log.error("config.refused", reason=str(error), kept="the configuration in use")
+
+    def on_hangup() -> None:
+        if daemon.started.is_set():
+            task = asyncio.create_task(reload())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    starting = asyncio.create_task(daemon.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+    elif (error := starting.exception()) is not None:
+        stopping.cancel()
+        await daemon.stop()
+        raise error
+    await stop.wait()
+    await daemon.stop()

@@ -1,79 +1,144 @@
-"""Dialects: one CRM's wire format as data, and the body and headers of a request rendered from it.
+"""Dialects: one CRM's wire format and habits as data, and the requests made from it.
 
 A dialect is a TOML file; `config/dialects/README.md` describes its keys.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC
-from itertools import accumulate
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from ipaddress import ip_network
+from typing import Annotated, Any
+from uuid import UUID
 
 import msgspec
-import orjson
 
-from postrider.domain.errors import PostriderError, UsageError
-from postrider.domain.model import MAX_DATA_BYTES, MAX_DATA_DEPTH, Event, event_public_id
+from postrider.domain.catalogue import (
+    TYPE_PATTERN,
+    Catalogue,
+    EventType,
+    SampleObject,
+    TypeName,
+    check_catalogue,
+)
+from postrider.domain.envelope import Build, Values, check_size, compile_template, dump_body
+from postrider.domain.errors import UsageError
+from postrider.domain.javascript import stringify
+from postrider.domain.model import Event
 from postrider.domain.policy import DEFAULT_DELAYS
-from postrider.domain.signing import sign_v1
+from postrider.domain.signing import Secret, SignatureTemplate, Signer, sign_v1
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - the grammar of a header name (RFC 9110, 5.6.2)
 _TEXT = r"[\t\x20-\x7e]*"
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z")]
-HeaderName = Annotated[str, msgspec.Meta(pattern=rf"^{_TOKEN}\Z")]
-HeaderText = Annotated[str, msgspec.Meta(pattern=rf"^{_TEXT}\Z", min_length=1)]
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}\Z"
+_HEADER_NAME = rf"^{_TOKEN}\Z"
+_HEADER_TEXT = rf"^{_TEXT}\Z"
+_ID_TEMPLATE = r"^[A-Za-z0-9_-]*\{(hex|number)\}[A-Za-z0-9_-]*\Z"
+_MEANINGS = {
+    _NAME: "lower-case letters, digits, - and _",
+    _HEADER_NAME: "a header name",
+    _HEADER_TEXT: "printable ASCII",
+    _ID_TEMPLATE: "letters, digits, - and _ around one {hex} or {number}",
+    TYPE_PATTERN: "an event type such as deal.updated",
+}
+"""What the patterns mean, for people."""
+
+Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
+HeaderName = Annotated[str, msgspec.Meta(pattern=_HEADER_NAME)]
+HeaderText = Annotated[str, msgspec.Meta(pattern=_HEADER_TEXT, min_length=1)]
+IdTemplate = Annotated[str, msgspec.Meta(pattern=_ID_TEMPLATE)]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)]
-EventValue = Literal["type", "occurred_at", "data", "previous_attributes"]
 
 _RESERVED_HEADERS = frozenset({
     "connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive",
     "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
+_STANDARD_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
 
-class PayloadError(PostriderError):
-    """An event that cannot be sent, however often it is tried; `message` is the reason."""
+class SignatureHeader(SignatureTemplate, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A header that carries a signature of the CRM's own kind."""
+
+    header: HeaderName
 
 
-class EnvelopeField(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One field of the body. It is left out where the event does not have the value."""
+class Handshake(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """The request that a new endpoint has to answer with `status` before it becomes active."""
 
-    name: str
-    value: EventValue
+    type: TypeName
+    body: dict[str, Any]
+    status: Annotated[int, msgspec.Meta(ge=200, le=299)] = 200
 
-
-class SignatureHeaders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The scheme of the signature, and the names of the headers that carry it."""
-
-    scheme: Literal["standard-webhooks-v1"]
-    id_header: HeaderName
-    timestamp_header: HeaderName
-    signature_header: HeaderName
-
-    def __post_init__(self) -> None:
-        names = (self.id_header, self.timestamp_header, self.signature_header)
-        _refuse_repeated(
-            "the headers of a request", ["content-type", "user-agent", *(name.lower() for name in names)]
-        )
+    @cached_property
+    def build(self) -> Build:
+        return compile_template(self.body, "body")
 
 
-class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     name: Name
     description: str
-    envelope: Annotated[tuple[EnvelopeField, ...], msgspec.Meta(min_length=1)]
-    """The fields of the body, in their order."""
-    signature: SignatureHeaders
+    notes: str = ""
+    """What a person should know: where the CRM's document is silent or contradicts itself."""
+    body: Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
+    """The template of the body, an object in its order."""
+    event_id: IdTemplate = "evt_{hex}"
+    test_event_id: IdTemplate | None = None
+    """The id of an event that is only a test; None writes it as any other."""
+    message_id: IdTemplate | None = None
+    """The `webhook-id` header; None takes the event's id."""
+    javascript: bool = False
+    """Write the body as JavaScript does, for receivers that verify what they parsed and wrote again."""
+    standard_webhooks: bool = True
+    """Send the three headers of Standard Webhooks 1.0."""
+    signatures: tuple[SignatureHeader, ...] = ()
+    headers: dict[HeaderName, HeaderText] = {}
     https_only: bool = False
     user_agent: HeaderText | None = None
     """None takes `delivery.user_agent`."""
     timeout: Annotated[float, msgspec.Meta(gt=0, le=3_600)] | None = None
     """Seconds for a whole attempt; None takes `delivery.timeout`."""
-    retry_delays: Annotated[tuple[Delay, ...], msgspec.Meta(min_length=1)] = DEFAULT_DELAYS
+    retry_delays: Annotated[tuple[Delay, ...], msgspec.Meta(min_length=1, max_length=100)] = DEFAULT_DELAYS
     """Seconds before attempt 1, 2, …"""
+    retry_jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """Largest random part added to a delay, as a fraction of it; None takes `retry.jitter`."""
+    disable_when_exhausted: bool = False
+    """Disable the endpoint when the last attempt of a delivery fails."""
+    sending_addresses: tuple[str, ...] = ()
+    """Networks that the CRM's document promises requests to come from."""
+    handshake: Handshake | None = None
+    closed_catalogue: bool = False
+    """Refuse event types that `events` does not have."""
+    objects: dict[str, SampleObject] = {}
+    events: tuple[EventType, ...] = ()
 
     def __post_init__(self) -> None:
-        _refuse_repeated("the names in `envelope`", [field.name for field in self.envelope])
+        names = [name.lower() for name in (*self.headers, *(each.header for each in self.signatures))]
+        fixed = _STANDARD_HEADERS if self.standard_webhooks else ()
+        for name in names:
+            if name in _RESERVED_HEADERS or name in fixed or names.count(name) > 1:
+                raise ValueError(f"the header {name} is set more than once")
+        if not self.standard_webhooks and not self.signatures:
+            raise ValueError("nothing signs the request: add [[signatures]], or keep standard_webhooks")
+        for network in self.sending_addresses:
+            ip_network(network)
+        check_catalogue(self.events, self.objects)
+        compile_template(self.body, "body")
+        if self.handshake is not None:
+            compile_template(self.handshake.body, "handshake.body")
+        if any(delay == 0 for delay in self.retry_delays[1:]):
+            raise ValueError("retry_delays: only the first delay may be zero")
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue(self.events, self.objects, closed=self.closed_catalogue)
+
+    @cached_property
+    def build(self) -> Build:
+        return compile_template(self.body, "body")
+
+    @cached_property
+    def signers(self) -> tuple[tuple[str, Signer], ...]:
+        return tuple((each.header, Signer(each)) for each in self.signatures)
 
 
 def parse_dialect(text: str, source: str) -> Dialect:
@@ -81,8 +146,10 @@ def parse_dialect(text: str, source: str) -> Dialect:
     try:
         return msgspec.toml.decode(text, type=Dialect)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
-        where = path.rstrip("`").lstrip(".")
+        what, _, path = str(error).partition(" - at `")
+        where = path.rpartition("$")[2].rstrip("`").lstrip(".")
+        for pattern, meaning in _MEANINGS.items():
+            what = what.replace(f"`str` matching regex {pattern!r}", meaning)
         raise UsageError(
             f"{source}: {f'{where}: ' if where else ''}{what}",
             "The README beside the shipped dialects lists the keys of a dialect and their values.",
@@ -91,48 +158,63 @@ def parse_dialect(text: str, source: str) -> Dialect:
         raise UsageError(f"{source}: {error}", "It should be a TOML file.") from None
 
 
+def event_id(dialect: Dialect, event: Event) -> str:
+    """The event's id as this dialect writes it; the public id in the default form `evt_{hex}`."""
+    template = dialect.test_event_id if event.test and dialect.test_event_id else dialect.event_id
+    return _filled(template, event.id)
+
+
 def render(dialect: Dialect, event: Event) -> bytes:
-    """The body of a request: the same bytes at every attempt, with the CRM's own JSON in it byte for byte.
+    """The body of a request: the same bytes at every attempt, with the CRM's own JSON in it byte for byte
+    (or, where the dialect wants that, as JavaScript writes it).
 
     Raises PayloadError when the event's data is too large, nested too deep or not text that JSON can hold.
     """
-    if event.data is None:
-        raise PayloadError(f"data is {event.data_bytes:,} bytes; the limit is {MAX_DATA_BYTES:,}")
-    body = {
-        field.name: value
-        for field in dialect.envelope
-        if (value := _EVENT_VALUES[field.value](event)) is not None
-    }
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
-        raise PayloadError(f"the event cannot be written as JSON: {error}") from None
+    check_size(event)
+    return _render(dialect, dialect.build, event)
+
+
+def render_handshake(dialect: Dialect, handshake: Handshake, event: Event) -> bytes:
+    """The body of the request that asks a new endpoint whether it is one."""
+    return _render(dialect, handshake.build, event)
+
+
+def _render(dialect: Dialect, build: Build, event: Event) -> bytes:
+    body = dump_body(build(Values(event, event_id(dialect, event))))
+    return stringify(body.decode()) if dialect.javascript else body
 
 
 def request_headers(
     dialect: Dialect,
     event: Event,
-    keys: Sequence[bytes],
+    secrets: Sequence[Secret],
     *,
     timestamp: int,
     body: bytes,
     user_agent: str,
     extra: Mapping[str, str],
 ) -> dict[str, str]:
-    """The headers of one attempt, made at `timestamp` (seconds since 1970) and signed by every key.
+    """The headers of one attempt, made at `timestamp` (seconds since 1970) and signed by every secret.
 
-    `user_agent` serves where the dialect has none of its own. `extra`, the endpoint's own headers, never
-    replaces one of the others.
+    `secrets` are newest first; a signature header that has room for one takes the newest. `user_agent`
+    serves where the dialect has none of its own. `extra`, the endpoint's own headers, never replaces one
+    of the others.
     """
-    message_id = event_public_id(event.id)
-    signature = dialect.signature
-    headers = {
-        "content-type": "application/json",
-        "user-agent": dialect.user_agent or user_agent,
-        signature.id_header: message_id,
-        signature.timestamp_header: str(timestamp),
-        signature.signature_header: sign_v1(keys, message_id, timestamp, body),
-    }
+    own_id = event_id(dialect, event)
+    headers = {"content-type": "application/json", "user-agent": dialect.user_agent or user_agent}
+    if dialect.standard_webhooks:
+        message_id = own_id if dialect.message_id is None else _filled(dialect.message_id, event.id)
+        headers["webhook-id"] = message_id
+        headers["webhook-timestamp"] = str(timestamp)
+        headers["webhook-signature"] = sign_v1(
+            [secret.key for secret in secrets], message_id, timestamp, body
+        )
+    for name, signer in dialect.signers:
+        headers[name] = signer.sign(secrets, own_id, timestamp, body)
+    for name, text in dialect.headers.items():
+        headers[name] = (
+            text.replace("{id}", own_id).replace("{timestamp}", str(timestamp)).replace("{type}", event.type)
+        )
     if extra:
         taken = {name.lower() for name in headers}
         headers.update({name: value for name, value in extra.items() if name.lower() not in taken})
@@ -156,44 +238,7 @@ def check_header(name: str, value: str) -> None:
         )
 
 
-def _refuse_repeated(what: str, names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        raise ValueError(f"{what} must differ from each other")
-
-
-def _occurred_at(event: Event) -> str:
-    # Always six digits of a second, as the examples of Standard Webhooks have them.
-    return f"{event.occurred_at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
-
-
-def _spliced(column: str, text: str | None) -> orjson.Fragment | None:
-    if text is None:
-        return None
-    # Counting characters costs next to nothing, and settles it for all but unusual events.
-    if text.count("{") + text.count("[") > MAX_DATA_DEPTH and (depth := _depth(text)) > MAX_DATA_DEPTH:
-        raise PayloadError(f"{column} is nested {depth:,} levels deep; the limit is {MAX_DATA_DEPTH:,}")
-    return orjson.Fragment(text)
-
-
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_STEPS = bytes.maketrans(b"{[]}", b"\x01\x01\xff\xff")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"{[]}"))
-
-
-def _depth(text: str) -> int:
-    """How deep the arrays and objects of a JSON text are nested.
-
-    Every bracket outside a string becomes the byte +1 or -1; their largest running sum is the depth. No
-    step of it is a Python loop, because a megabyte of brackets must not hold up the event loop.
-    """
-    outside_strings = _STRING.sub("", text).encode(errors="surrogatepass")
-    steps = outside_strings.translate(_STEPS, _NO_BRACKETS)
-    return max(accumulate(memoryview(steps).cast("b")), default=0)
-
-
-_EVENT_VALUES: Mapping[EventValue, Callable[[Event], object]] = {
-    "type": lambda event: event.type,
-    "occurred_at": _occurred_at,
-    "data": lambda event: _spliced("data", event.data),
-    "previous_attributes": lambda event: _spliced("previous_attributes", event.previous_attributes),
-}
+def _filled(template: str, event_id: UUID) -> str:
+    if "{hex}" in template:
+        return template.replace("{hex}", event_id.hex)
+    return template.replace("{number}", str(event_id.int))

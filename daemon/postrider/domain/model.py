@@ -17,6 +17,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from postrider.domain.errors import UsageError
+from postrider.domain.signing import Secret
 
 DEFAULT_WORKSPACE = "default"
 MAX_DATA_BYTES = 1_048_576
@@ -36,6 +37,7 @@ class DeliveryState(StrEnum):
 
 class EndpointState(StrEnum):
     ACTIVE = "active"
+    UNVERIFIED = "unverified"  # it has not answered its dialect's handshake: events do not become deliveries
     PAUSED = "paused"  # by a person: events still become deliveries, which wait
     DISABLED = "disabled"  # by the disable policy or a 410: events no longer become deliveries
     DELETED = "deleted"  # kept so that past deliveries stay explicable
@@ -70,6 +72,8 @@ class Event:
     actor: str | None
     related: str | None
     occurred_at: datetime
+    test: bool = False
+    """Made up for a person who tries an endpoint: tried once, and no failure of the endpoint's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,8 @@ class Endpoint:
     patterns: tuple[str, ...]
     exclusions: tuple[str, ...]
     dialect: str
-    secrets: tuple[bytes, ...] = field(repr=False)
-    """Signing keys, newest first; every one signs, so that a receiver can rotate."""
+    secrets: tuple[Secret, ...] = field(repr=False)
+    """Newest first; every one signs where the header has room for it, so that a receiver can rotate."""
     state: EndpointState
     concurrency: int | None
     """Requests at a time; None takes `delivery.endpoint_concurrency`."""

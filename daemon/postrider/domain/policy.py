@@ -22,8 +22,15 @@ class RetryPolicy:
 
     delays: tuple[float, ...] = DEFAULT_DELAYS
     """Seconds before attempt 1, 2, …; each counts from the end of the attempt before it."""
-    jitter: float = 0.1
+    jitter: float = 0.0
     """Largest random part added to a delay, as a fraction of it, so that retries do not come in herds."""
+    disable_when_exhausted: bool = False
+    """Disable the endpoint when the last attempt fails."""
+
+
+DEFAULT_JITTER = 0.1
+ONE_ATTEMPT = RetryPolicy(delays=(0.0,))
+"""For events that only try an endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,8 @@ class Outcome:
     error_kind: ErrorKind | None
     reason: str
     """A short sentence such as `HTTP 500` or `timeout: no response within 15 s`."""
-    disable: bool
-    """The receiver wants no more requests: disable the endpoint."""
+    disable_reason: str | None
+    """Why the endpoint is to be disabled; None lets it be."""
     throttled: bool
     """The receiver is overloaded: slow its lane down."""
 
@@ -49,27 +56,34 @@ def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime
     The next attempt is never due before the schedule's delay has passed since `now`; `rand`, from [0, 1),
     chooses the jitter added to it. 2xx succeeds; 410 and a bad payload fail at once; 429 and 503 may ask
     for a later attempt by `Retry-After`, at most 24 hours; all else is retried while attempts are left.
+    410 disables the endpoint, and so does the last failure where the policy says so.
     """
     retry_after = 0.0
-    disable = throttled = False
+    disable_reason = None
+    throttled = False
     match result:
         case Reply(status=status):
             reason = f"HTTP {status}"
             if 200 <= status < 300:
-                return Outcome(DeliveryState.SUCCEEDED, None, None, reason, disable=False, throttled=False)
+                return Outcome(DeliveryState.SUCCEEDED, None, None, reason, None, throttled=False)
             if 300 <= status < 400:
                 reason += ": redirects are not followed"
             kind = ErrorKind.HTTP
-            disable = status == 410
+            if status == 410:
+                disable_reason = "HTTP 410: the receiver wants no more webhooks"
             throttled = status in _THROTTLING
             if status in (429, 503) and result.retry_after is not None:
                 retry_after = _retry_after_seconds(result.retry_after, now)
         case Failure(kind=kind):
             reason = f"{kind}: {result.reason}"
-    if disable or kind is ErrorKind.PAYLOAD or number >= len(policy.delays):
-        return Outcome(DeliveryState.FAILED, None, kind, reason, disable, throttled)
+    if disable_reason is not None or kind is ErrorKind.PAYLOAD:
+        return Outcome(DeliveryState.FAILED, None, kind, reason, disable_reason, throttled)
+    if number >= len(policy.delays):
+        if policy.disable_when_exhausted:
+            disable_reason = f"a delivery failed {number} times, the last time with {reason}"
+        return Outcome(DeliveryState.FAILED, None, kind, reason, disable_reason, throttled)
     delay = max(policy.delays[number] * (1 + policy.jitter * rand), retry_after)
-    return Outcome(DeliveryState.RETRYING, now + timedelta(seconds=delay), kind, reason, disable, throttled)
+    return Outcome(DeliveryState.RETRYING, now + timedelta(seconds=delay), kind, reason, None, throttled)
 
 
 def should_disable(failing_since: datetime | None, now: datetime, disable_after: float) -> bool:

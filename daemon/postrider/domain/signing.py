@@ -1,4 +1,4 @@
-"""Signing secrets, and the symmetric signature `v1` of Standard Webhooks 1.0.
+"""Signing secrets, the symmetric signature `v1` of Standard Webhooks 1.0, and signatures from a template.
 
 Specification: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -9,6 +9,9 @@ import secrets
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
 
 from postrider.domain.errors import PostriderError, UsageError
 
@@ -19,6 +22,45 @@ TOLERANCE = 300
 """Seconds that the timestamp of a received request may differ from the clock."""
 
 _TIMESTAMP = re.compile(r"[0-9]{1,12}")
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
+_ENCODINGS = {"{hex}", "{base64}"}
+_SIGNED = {"{body}", "{id}", "{timestamp}"}
+
+
+class Secret(NamedTuple):
+    """A signing secret in the two ways that it becomes a key."""
+
+    key: bytes
+    """As Standard Webhooks decodes it: the base64 after `whsec_`, else the UTF-8 bytes."""
+    text: bytes
+    """The UTF-8 bytes of the whole secret."""
+
+    def __repr__(self) -> str:
+        return "<Secret>"
+
+
+class SignatureTemplate(msgspec.Struct, frozen=True, kw_only=True):
+    """How a CRM signs: which text, with which hash and key, and how the header shows it."""
+
+    value: str
+    """What the header says, with `{hex}` or `{base64}` where the signature stands."""
+    signs: str = "{body}"
+    """What is signed; `{body}`, `{id}` and `{timestamp}` stand for those of the request."""
+    hash: Literal["sha256", "sha512", "sha1"] = "sha256"
+    key: Literal["text", "decoded"] = "text"
+    separator: str | None = None
+    """What stands between the signatures by several secrets; None signs with the newest alone."""
+
+    def __post_init__(self) -> None:
+        if self.value.count("{hex}") + self.value.count("{base64}") != 1:
+            raise ValueError("value should hold {hex} or {base64}, once")
+        if self.signs.count("{body}") != 1:
+            raise ValueError("signs should hold {body}, once: without it a changed body would verify")
+        for text, known in ((self.value, _ENCODINGS), (self.signs, _SIGNED)):
+            if unknown := set(_PLACEHOLDER.findall(text)) - known:
+                raise ValueError(
+                    f"{min(unknown)} stands for nothing here; known are {', '.join(sorted(known))}"
+                )
 
 
 class SignatureError(PostriderError):
@@ -56,6 +98,33 @@ def secret_key(secret: str) -> bytes:
     if any("\ud800" <= character <= "\udfff" for character in secret):
         raise UsageError("the signing secret is not UTF-8 text", "Save it as UTF-8.")
     return secret.encode()
+
+
+def parse_secret(secret: str) -> Secret:
+    """Raises UsageError as `secret_key` does."""
+    return Secret(secret_key(secret), secret.removesuffix("\n").removesuffix("\r").encode())
+
+
+class Signer:
+    """Makes the value of a signature header by a template."""
+
+    def __init__(self, template: SignatureTemplate) -> None:
+        self._template = template
+        self._before, self._after = template.signs.split("{body}")
+
+    def sign(self, secrets: Sequence[Secret], event_id: str, timestamp: int, body: bytes) -> str:
+        """`secrets` are newest first; `timestamp` is in seconds since 1970."""
+        template = self._template
+        signed = body
+        if self._before or self._after:
+            signed = b"".join((
+                _fill(self._before, event_id, timestamp), body, _fill(self._after, event_id, timestamp),
+            ))  # fmt: skip
+        chosen = secrets[:1] if template.separator is None else secrets
+        return (template.separator or "").join(
+            _show(template.value, hmac.digest(getattr(secret, _KEYS[template.key]), signed, template.hash))
+            for secret in chosen
+        )
 
 
 def sign_v1(keys: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> str:
@@ -97,6 +166,17 @@ def verify_v1(
             "no signature in webhook-signature matches",
             "Check that both sides have the same secret and that nothing changed the body on its way.",
         )
+
+
+_KEYS = {"text": "text", "decoded": "key"}
+
+
+def _fill(part: str, event_id: str, timestamp: int) -> bytes:
+    return part.replace("{id}", event_id).replace("{timestamp}", str(timestamp)).encode()
+
+
+def _show(value: str, digest: bytes) -> str:
+    return value.replace("{hex}", digest.hex()).replace("{base64}", _base64(digest))
 
 
 def _base64(data: bytes) -> str:

@@ -236,7 +236,7 @@ class DialectConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryConfig:
     schedule: tuple[float, ...] | None = key(_schedule, None)
-    jitter: float = key(_fraction, 0.1)
+    jitter: float | None = key(_fraction, None)
     disable_after: float = key(_duration("1m", "365d"), 5 * DAY_S)
 
 

@@ -1,6 +1,6 @@
 """Reads dialect files: those that ship with Postrider, and those of `dialect.paths`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from postrider.domain.dialects import Dialect, parse_dialect
@@ -29,3 +29,12 @@ def load_dialects(paths: Iterable[str | Path]) -> dict[str, Dialect]:
         dialect = parse_dialect(text, str(file))
         dialects[dialect.name] = dialect
     return dialects
+
+
+def default_dialect(dialects: Mapping[str, Dialect], name: str) -> Dialect:
+    """The dialect of `dialect.default`. Raises UsageError if there is none of that name."""
+    if name not in dialects:
+        raise UsageError(
+            f"dialect.default: there is no dialect {name!r}", f"Known are: {', '.join(sorted(dialects))}."
+        )
+    return dialects[name]

@@ -74,18 +74,26 @@ class WebhookClient:
         await self._resolver.close()
 
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, https_only: bool
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        https_only: bool,
+        timeout: float | None = None,
     ) -> AttemptResult:
         """Send one request with exactly these headers, plus Host and Content-Length.
 
+        `timeout` replaces that of the options, in seconds.
         Raises nothing but `CancelledError`: whatever goes wrong is a `Failure`.
         """
         started = time.monotonic()
+        timeout = timeout or self._options.timeout
         exchange = _Exchange()
         _current_exchange.set(exchange)
         try:
             target = parse_url(url, https_only)
-            async with asyncio.timeout(self._options.timeout):
+            async with asyncio.timeout(timeout):
                 if self._proxy is not None:
                     await self._resolver.resolve(target.raw_host or "", target.port or 0)
                 async with await self._send(target, headers, body, exchange) as response:
@@ -100,7 +108,7 @@ class WebhookClient:
             )
         # RuntimeError: uvloop raises it where the socket was closed under it.
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError, UsageError) as error:
-            kind, reason = self._explain(error)
+            kind, reason = self._explain(error, timeout)
             return Failure(kind, reason, _milliseconds_since(started), exchange.connect_ms)
 
     def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
@@ -154,7 +162,7 @@ class WebhookClient:
         return _text(excerpt)
 
     # One line for each foreign exception reads better than any split of them.
-    def _explain(self, error: Exception) -> tuple[ErrorKind, str]:  # noqa: PLR0911, PLR0912
+    def _explain(self, error: Exception, timeout: float) -> tuple[ErrorKind, str]:  # noqa: PLR0911, PLR0912
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         match cause:
             case BlockedAddressError():
@@ -168,7 +176,7 @@ class WebhookClient:
             case aiohttp.ConnectionTimeoutError():
                 return ErrorKind.TIMEOUT, f"no connection within {self._options.connect_timeout:g} s"
             case TimeoutError():
-                return ErrorKind.TIMEOUT, f"no complete answer within {self._options.timeout:g} s"
+                return ErrorKind.TIMEOUT, f"no complete answer within {timeout:g} s"
             case socket.gaierror():
                 return ErrorKind.DNS, f"the name lookup failed: {cause.strerror}"
             case ssl.SSLCertVerificationError():

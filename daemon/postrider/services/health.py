@@ -1,4 +1,5 @@
-"""Which endpoints only fail, and since when; disables those that have failed for too long or said 410.
+"""Which endpoints only fail, and since when; disables those that have failed for too long, said 410, or
+exhausted a schedule where their dialect disables them for it.
 
 Woken when an endpoint starts failing, recovers or wants no more; it looks at the database once a minute.
 """
@@ -44,6 +45,8 @@ class Health:
 
     def note(self, job: Job, outcome: Outcome) -> None:
         """Take in the outcome of an attempt that was recorded."""
+        if job.opened.event.test:
+            return
         endpoint_id = job.endpoint.id
         if outcome.state is DeliveryState.SUCCEEDED:
             if endpoint_id in self._failing:
@@ -56,8 +59,8 @@ class Health:
             self._failing[endpoint_id] = self._new[endpoint_id] = self._clock.now()
             self._recovered.discard(endpoint_id)
             self._wake.set()
-        if outcome.disable:
-            self._gone[endpoint_id] = f"{outcome.reason}: the receiver wants no more webhooks"
+        if outcome.disable_reason is not None:
+            self._gone[endpoint_id] = outcome.disable_reason
             self._wake.set()
 
     async def run(self) -> None:

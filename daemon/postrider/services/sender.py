@@ -11,19 +11,21 @@ from datetime import UTC, datetime
 
 import structlog
 
-from postrider.domain.dialects import Dialect, PayloadError, render, request_headers
+from postrider.domain.dialects import Dialect, render, request_headers
+from postrider.domain.envelope import PayloadError
 from postrider.domain.model import (
     Attempt,
     AttemptResult,
     DeliveryState,
     Endpoint,
     ErrorKind,
+    Event,
     Failure,
     Reply,
     delivery_public_id,
     endpoint_public_id,
 )
-from postrider.domain.policy import judge
+from postrider.domain.policy import ONE_ATTEMPT, judge
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import WebhookClient
@@ -44,6 +46,30 @@ class SendSettings:
     user_agent: str
     https_only: bool
     """Demand HTTPS of every endpoint; False lifts a dialect's own rule too."""
+
+
+async def send(
+    settings: SendSettings,
+    dialect: Dialect,
+    endpoint: Endpoint,
+    event: Event,
+    *,
+    body: bytes,
+    now: datetime,
+) -> AttemptResult:
+    """Sign and POST: one request of `event` for `endpoint`, made at `now`."""
+    headers = request_headers(
+        dialect,
+        event,
+        endpoint.secrets,
+        timestamp=int(now.timestamp()),
+        body=body,
+        user_agent=settings.user_agent,
+        extra=endpoint.headers,
+    )
+    return await settings.client.post(
+        endpoint.url, headers, body, https_only=settings.https_only, timeout=dialect.timeout
+    )
 
 
 class Sender:
@@ -94,7 +120,8 @@ class Sender:
             result = Failure(ErrorKind.PROTOCOL, f"internal error: {type(error).__name__}", duration_ms=0.0)
         number = job.attempts + 1
         now = self._clock.now()
-        policy = self._subscriptions.retry_policy(job.endpoint)
+        test = job.opened.event.test
+        policy = ONE_ATTEMPT if test else self._subscriptions.retry_policy(job.endpoint)
         outcome = judge(result, number - job.attempt_base, policy, now, random.random())  # noqa: S311
         self._measure(job, result, outcome.error_kind, now)
         self._recorder.put(
@@ -121,16 +148,7 @@ class Sender:
             body = self._body(opened, dialect)
         except PayloadError as error:
             return Failure(ErrorKind.PAYLOAD, error.message, 0.0)
-        headers = request_headers(
-            dialect,
-            opened.event,
-            endpoint.secrets,
-            timestamp=int(now.timestamp()),
-            body=body,
-            user_agent=settings.user_agent,
-            extra=endpoint.headers,
-        )
-        return await settings.client.post(endpoint.url, headers, body, https_only=settings.https_only)
+        return await send(settings, dialect, endpoint, opened.event, body=body, now=now)
 
     @staticmethod
     def _body(opened: OpenEvent, dialect: Dialect) -> bytes:

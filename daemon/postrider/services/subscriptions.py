@@ -12,7 +12,7 @@ import structlog
 from postrider.domain.dialects import Dialect
 from postrider.domain.matching import Matcher
 from postrider.domain.model import DeliveryState, Endpoint
-from postrider.domain.policy import RetryPolicy
+from postrider.domain.policy import DEFAULT_DELAYS, DEFAULT_JITTER, RetryPolicy
 from postrider.edges.clock import Clock
 from postrider.services.lanes import Lanes
 from postrider.services.recorder import Recorder
@@ -27,7 +27,8 @@ log = structlog.get_logger()
 class RetrySettings:
     schedule: tuple[float, ...] | None
     """Seconds before each attempt; None takes the dialect's."""
-    jitter: float
+    jitter: float | None
+    """Likewise."""
 
 
 class Subscriptions:
@@ -55,10 +56,16 @@ class Subscriptions:
 
     def configure(self, dialects: Mapping[str, Dialect], retry: RetrySettings) -> None:
         self._policies = {
-            name: RetryPolicy(retry.schedule or dialect.retry_delays, retry.jitter)
+            name: RetryPolicy(
+                retry.schedule or dialect.retry_delays,
+                _first_given(retry.jitter, dialect.retry_jitter, DEFAULT_JITTER),
+                dialect.disable_when_exhausted,
+            )
             for name, dialect in dialects.items()
         }
-        self._default_policy = RetryPolicy(retry.schedule or RetryPolicy().delays, retry.jitter)
+        self._default_policy = RetryPolicy(
+            retry.schedule or DEFAULT_DELAYS, _first_given(retry.jitter, DEFAULT_JITTER)
+        )
 
     def retry_policy(self, endpoint: Endpoint) -> RetryPolicy:
         return self._policies.get(endpoint.dialect, self._default_policy)
@@ -90,3 +97,7 @@ class Subscriptions:
         self._revision = revision
         log.info("subscriptions.loaded", endpoints=len(endpoints), revision=revision)
         return revision
+
+
+def _first_given(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

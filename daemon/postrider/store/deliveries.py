@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from postrider.domain.model import Attempt, DeliveryState, Failure, Reply
+from postrider.domain.model import Attempt, DeliveryState, Event, Failure, Reply
 from postrider.store.database import Connection, Database
 
 DeliveryKey = tuple[UUID, int]
@@ -155,6 +155,39 @@ class Deliveries:
                 [r for r in (*first, *again) if r.attempt and (r.event_id, r.endpoint_id) in written],
             )
         return written
+
+    async def record_test(self, event: Event, result: DeliveryResult, now: datetime) -> None:
+        """Write a test event, its only delivery and its attempt, all of it over already."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
+                                                 data, previous_attributes, actor, related, test)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
+                           $10::text::json, true)""",
+                event.id,
+                event.workspace_id,
+                event.type,
+                event.object_type,
+                event.object_id,
+                event.occurred_at,
+                event.data,
+                event.previous_attributes,
+                event.actor,
+                event.related,
+            )
+            await connection.execute(
+                """INSERT INTO postrider.delivery
+                     (event_id, endpoint_id, workspace_id, state, attempts, reason, updated_at)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7)""",
+                result.event_id,
+                result.endpoint_id,
+                result.workspace_id,
+                result.state.value,
+                result.attempts,
+                result.reason,
+                now,
+            )
+            await _insert_attempts(connection, [result])
 
     async def claim_waiting(
         self, owner: int, endpoint_id: int, limit: int, now: datetime

@@ -10,7 +10,7 @@ import asyncpg
 from postrider.domain.errors import UsageError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.sealing import Sealer
-from postrider.domain.signing import secret_key
+from postrider.domain.signing import parse_secret
 from postrider.store.database import Connection, Database
 
 _COLUMNS = """
@@ -118,15 +118,17 @@ class Endpoints:
         dialect: str | None = None,
         concurrency: int | None = None,
         headers: Mapping[str, str] | None = None,
+        unverified: bool = False,
     ) -> None:
-        """Change what is not None."""
+        """Change what is not None. `unverified`: an active endpoint has to answer a handshake again."""
         async with self._database.connection() as connection:
             await connection.execute(
                 """UPDATE postrider.endpoint
                    SET url = coalesce($2, url), description = coalesce($3, description),
                      patterns = coalesce($4, patterns), exclusions = coalesce($5, exclusions),
                      dialect = coalesce($6, dialect), concurrency = coalesce($7, concurrency),
-                     headers = coalesce($8::text::json, headers), updated_at = $9
+                     headers = coalesce($8::text::json, headers), updated_at = $9,
+                     state = CASE WHEN $10 AND state = 'active' THEN 'unverified' ELSE state END
                    WHERE id = $1 AND state <> 'deleted'""",
                 endpoint_id,
                 url,
@@ -137,6 +139,7 @@ class Endpoints:
                 concurrency,
                 json.dumps(dict(headers)) if headers is not None else None,
                 now,
+                unverified,
             )
 
     async def set_state(self, endpoint_id: int, state: EndpointState, now: datetime) -> bool:
@@ -151,6 +154,16 @@ class Endpoints:
                 now,
             )
         return changed is not None
+
+    async def activate(self, endpoint_id: int, now: datetime) -> None:
+        """Let an endpoint that answered its handshake take part."""
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "UPDATE postrider.endpoint SET state = 'active', updated_at = $2 "
+                "WHERE id = $1 AND state = 'unverified'",
+                endpoint_id,
+                now,
+            )
 
     async def delete(self, endpoint_id: int, now: datetime) -> int:
         """Delete an endpoint and its secrets, and cancel what waits; return how many were cancelled."""
@@ -263,7 +276,9 @@ class Endpoints:
                 patterns=tuple(row["patterns"]),
                 exclusions=tuple(row["exclusions"]),
                 dialect=row["dialect"],
-                secrets=tuple(secret_key(self._sealer.open(sealed, public_id)) for sealed in row["secrets"]),
+                secrets=tuple(
+                    parse_secret(self._sealer.open(sealed, public_id)) for sealed in row["secrets"]
+                ),
                 state=EndpointState(row["state"]),
                 concurrency=row["concurrency"],
                 headers=json.loads(row["headers"]),

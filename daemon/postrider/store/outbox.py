@@ -15,7 +15,7 @@ _EVENT_COLUMNS = f"""
   id, workspace_id, type, object_type, object_id, occurred_at, octet_length(data::text) AS data_bytes,
   CASE WHEN octet_length(data::text) <= {MAX_DATA_BYTES} THEN data END AS data,
   CASE WHEN octet_length(previous_attributes::text) <= {MAX_DATA_BYTES} THEN previous_attributes END
-    AS previous_attributes, actor, related
+    AS previous_attributes, actor, related, test
 """
 
 _CLAIM = """
@@ -84,25 +84,24 @@ class Outbox:
         *,
         workspace_id: str | None,
         type_pattern: str | None,
-        before: UUID | None,
         after: UUID | None,
+        newest_first: bool,
         limit: int,
     ) -> list[Event]:
-        """Newest first (with `after`: oldest first). `type_pattern` is an event type or `deal.*`."""
+        """The events that come `after` one in that order. `type_pattern` is an event type or `deal.*`."""
         exact = type_pattern if type_pattern and not type_pattern.endswith("*") else None
         prefix = type_pattern[:-1] if type_pattern and type_pattern.endswith("*") else None
-        direction = "ASC" if after else "DESC"
+        direction, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 f"""SELECT {_EVENT_COLUMNS} FROM postrider.outbox
                     WHERE ($1::text IS NULL OR workspace_id = $1) AND ($2::text IS NULL OR type = $2)
                       AND ($3::text IS NULL OR starts_with(type, $3))
-                      AND ($4::uuid IS NULL OR id < $4) AND ($5::uuid IS NULL OR id > $5)
-                    ORDER BY id {direction} LIMIT $6""",  # noqa: S608 (constants)
+                      AND ($4::uuid IS NULL OR id {beyond} $4)
+                    ORDER BY id {direction} LIMIT $5""",  # noqa: S608 (constants)
                 workspace_id,
                 exact,
                 prefix,
-                before,
                 after,
                 limit,
             )
@@ -164,4 +163,5 @@ def _event(row: asyncpg.Record) -> Event:
         actor=row["actor"],
         related=row["related"],
         occurred_at=row["occurred_at"],
+        test=row["test"],
     )

@@ -1,0 +1,176 @@
+"""postrider dialect: the wire formats there are, and what their requests look like."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import click
+import orjson
+
+from postrider.cli.common import config_option, json_option, known_dialect, print_json, print_table, run_async
+from postrider.domain.dialects import Dialect, render, request_headers
+from postrider.domain.errors import UsageError
+from postrider.domain.model import DEFAULT_WORKSPACE, Event
+from postrider.domain.signing import Secret
+from postrider.edges.config import Config, DatabaseConfig, load_config
+from postrider.edges.dialect_files import load_dialects
+from postrider.edges.durations import format_duration
+
+_SAMPLE_ID = UUID("0195a9b2-8e40-7000-8000-0123456789ab")
+_SAMPLE_TIME = datetime(2026, 3, 15, 10, 30, tzinfo=UTC)
+_SAMPLE_SECRET = Secret(b"an example key, not a secret", b"an example key, not a secret")
+
+
+@click.group()
+def dialect() -> None:
+    """Show the wire formats that endpoints may have."""
+
+
+@dialect.command(name="list")
+@config_option
+@json_option
+@run_async
+async def list_(config_path: Path | None, as_json: bool) -> None:
+    """List dialects: those that ship with Postrider, and those of `dialect.paths`.
+
+    Example: postrider dialect list
+    """
+    config = _config(config_path)
+    dialects = sorted(load_dialects(config.dialect.paths).values(), key=lambda each: each.name)
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": each.name,
+                    "description": each.description,
+                    "default": each.name == config.dialect.default,
+                    "events": len(each.events),
+                    "closed_catalogue": each.closed_catalogue,
+                }
+                for each in dialects
+            ]
+        )
+        return
+    print_table(
+        ["name", "events", "description"],
+        [
+            (
+                each.name + (" (default)" if each.name == config.dialect.default else ""),
+                len(each.events) or None,
+                each.description,
+            )
+            for each in dialects
+        ],
+        empty="no dialects",
+    )
+
+
+@dialect.command()
+@click.argument("name", metavar="D")
+@config_option
+@json_option
+@run_async
+async def show(name: str, config_path: Path | None, as_json: bool) -> None:
+    """Show one dialect: its habits, its notes and its catalogue of event types.
+
+    Example: postrider dialect show workestra
+    """
+    config = _config(config_path)
+    shown = known_dialect(name, config)
+    facts = _facts(shown, config)
+    if as_json:
+        types = [
+            {"type": each.type, "group": each.group, "description": each.description, "status": each.status}
+            for each in shown.events
+        ]
+        print_json({**facts, "notes": shown.notes, "events": types})
+        return
+    for key, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        click.echo(f"{key + ':':<19} {text if text not in (None, '') else '-'}")
+    if shown.notes:
+        click.echo(f"\n{shown.notes.strip()}")
+    if shown.events:
+        click.echo()
+    print_table(
+        ["event type", "group", "status", "description"],
+        [(each.type, each.group, each.status, each.description) for each in shown.events],
+        empty="no catalogue: every event type is taken",
+    )
+
+
+@dialect.command()
+@click.argument("name", metavar="D")
+@click.argument("event_type", metavar="TYPE")
+@config_option
+@json_option
+@run_async
+async def sample(name: str, event_type: str, config_path: Path | None, as_json: bool) -> None:
+    """Print the request that the sample of an event type makes: headers, then the body.
+
+    Ids, times and signatures are an example's. --json prints the body alone.
+
+    Example: postrider dialect sample heffl deal.created
+    """
+    config = _config(config_path)
+    shown = known_dialect(name, config)
+    found = shown.catalogue.sample(event_type)
+    event = Event(
+        id=_SAMPLE_ID,
+        workspace_id=DEFAULT_WORKSPACE,
+        type=event_type,
+        data=found.data,
+        data_bytes=len(found.data.encode()),
+        previous_attributes=found.previous_attributes,
+        object_type=found.object_type,
+        object_id=found.object_id,
+        actor=found.actor,
+        related=found.related,
+        occurred_at=_SAMPLE_TIME,
+    )
+    body = render(shown, event)
+    if not as_json:
+        headers = request_headers(
+            shown,
+            event,
+            [_SAMPLE_SECRET],
+            timestamp=int(_SAMPLE_TIME.timestamp()),
+            body=body,
+            user_agent=config.delivery.user_agent,
+            extra={},
+        )
+        for header, value in headers.items():
+            click.echo(f"{header}: {value}")
+        click.echo()
+    click.echo(orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode())
+
+
+def _config(path: Path | None) -> Config:
+    """The configuration, or the defaults where none was named and none is installed."""
+    try:
+        return load_config(path, os.environ)
+    except UsageError:
+        if path is not None or os.environ.get("POSTRIDER_CONFIG"):
+            raise
+        return Config(database=DatabaseConfig(dsn=""))
+
+
+def _facts(shown: Dialect, config: Config) -> dict[str, object]:
+    delays = config.retry.schedule or shown.retry_delays
+    return {
+        "name": shown.name,
+        "description": shown.description,
+        "signature": [each.header for each in shown.signatures]
+        + (["webhook-signature"] if shown.standard_webhooks else []),
+        "user_agent": shown.user_agent or config.delivery.user_agent,
+        "https_only": shown.https_only,
+        "timeout": format_duration(shown.timeout or config.delivery.timeout),
+        "retry_schedule": [format_duration(delay) for delay in delays],
+        "when_exhausted": "the endpoint is disabled"
+        if shown.disable_when_exhausted
+        else "the delivery is failed",
+        "handshake": shown.handshake.type if shown.handshake else None,
+        "sending_addresses": list(shown.sending_addresses),
+        "closed_catalogue": shown.closed_catalogue,
+    }

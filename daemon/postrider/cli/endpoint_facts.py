@@ -1,0 +1,44 @@
+"""What commands tell of an endpoint."""
+
+from dataclasses import replace
+from typing import Any
+
+from postrider.cli.common import Stores
+from postrider.domain.errors import PostriderError
+from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
+from postrider.store.endpoints import EndpointRow
+
+
+async def living(stores: Stores, endpoint_id: int) -> EndpointRow:
+    row = await stores.endpoints.get(endpoint_id)
+    if row.endpoint.state is EndpointState.DELETED:
+        raise PostriderError(
+            f"endpoint {endpoint_public_id(endpoint_id)} is deleted",
+            "Add it anew with `postrider endpoint add`.",
+        )
+    return row
+
+
+def pattern_text(endpoint: Endpoint) -> str:
+    return ",".join(endpoint.patterns) + "".join(f" -{pattern}" for pattern in endpoint.exclusions)
+
+
+def endpoint_facts(row: EndpointRow) -> dict[str, Any]:
+    """An endpoint without what may be secret: its keys, and the values of its headers."""
+    endpoint = replace(row.endpoint, secrets=())
+    return {
+        "id": endpoint_public_id(endpoint.id),
+        "workspace": endpoint.workspace_id,
+        "url": endpoint.url,
+        "description": endpoint.description,
+        "state": endpoint.state,
+        "disabled_reason": row.disabled_reason,
+        "failing_since": endpoint.failing_since,
+        "events": list(endpoint.patterns),
+        "exclude": list(endpoint.exclusions),
+        "dialect": endpoint.dialect,
+        "concurrency": endpoint.concurrency,
+        "headers": sorted(endpoint.headers),
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+    }

@@ -1,0 +1,215 @@
+"""postrider endpoint add, update: subscribe a URL to events."""
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from postrider.cli.common import (
+    config_option,
+    json_option,
+    known_dialect,
+    open_stores,
+    print_json,
+    printable,
+    run_async,
+)
+from postrider.cli.endpoint_facts import endpoint_facts, living
+from postrider.cli.trial import verify_endpoint
+from postrider.domain.dialects import Dialect, check_header
+from postrider.domain.errors import UsageError
+from postrider.domain.matching import parse_pattern
+from postrider.domain.model import DEFAULT_WORKSPACE, Endpoint, EndpointState, parse_endpoint_id
+from postrider.domain.signing import new_secret, parse_secret
+from postrider.edges.addresses import check_url
+from postrider.edges.config import Config
+
+_subscription_options = [
+    click.option("--exclude", metavar="P,…", help="Patterns of event types to leave out."),
+    click.option("--dialect", metavar="D", help="Wire format [dialect.default]."),
+    click.option("--concurrency", type=click.IntRange(1, 10_000), help="Requests at a time."),
+    click.option(
+        "--header", "headers", multiple=True, metavar="K:V", help="A header of its own; repeatable."
+    ),
+    click.option("--description", metavar="TEXT"),
+    config_option,
+    json_option,
+]
+
+
+def _with_subscription_options(command: Any) -> Any:
+    for option in reversed(_subscription_options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--url", required=True, help="Where to POST to.")
+@click.option("--events", required=True, metavar="P,…", help="Patterns: deal.updated, deal.* or *.")
+@click.option("--workspace", default=DEFAULT_WORKSPACE, show_default=True)
+@click.option("--secret-file", type=click.File(), help="The signing secret; - for stdin [a new one].")
+@_with_subscription_options
+@run_async
+async def add(
+    url: str,
+    events: str,
+    workspace: str,
+    secret_file: Any,
+    exclude: str | None,
+    dialect: str | None,
+    concurrency: int | None,
+    headers: Sequence[str],
+    description: str | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Subscribe a URL to events. A secret that was made for it is printed once.
+
+    Where its dialect demands a handshake, the URL has to answer one before it takes part; exit code 1 if it
+    does not, and `postrider endpoint verify` asks again.
+
+    Example: postrider endpoint add --url https://example.com/hooks --events 'deal.*,contact.created'
+    """
+    given = secret_file.read().rstrip("\r\n") if secret_file else None
+    secret = new_secret() if given is None else given
+    async with open_stores(config_path) as stores:
+        spoken = known_dialect(dialect or stores.config.dialect.default, stores.config)
+        _warn_of_http(url, spoken, stores.config)
+        new = Endpoint(
+            id=secrets.randbits(63) or 1,
+            workspace_id=workspace,
+            url=_checked_url(url, stores.config),
+            patterns=_patterns(events, spoken),
+            exclusions=_patterns(exclude, spoken) if exclude else (),
+            dialect=spoken.name,
+            secrets=(parse_secret(secret),),
+            state=EndpointState.UNVERIFIED if spoken.handshake else EndpointState.ACTIVE,
+            concurrency=concurrency,
+            headers=_headers(headers),
+            failing_since=None,
+            description=description or "",
+        )
+        await stores.endpoints.add(new, [secret], stores.clock.now())
+        problem = await verify_endpoint(stores, new) if spoken.handshake else None
+        facts = endpoint_facts(await stores.endpoints.get(new.id))
+    if as_json:
+        print_json(facts if given is not None else {**facts, "secret": secret})
+    else:
+        click.echo(f"added {facts['id']}: {printable(url)}")
+        if given is None:
+            click.echo(f"secret: {secret}")
+            click.echo(
+                "Give it to the receiver; `postrider endpoint show --secret` prints it again.", err=True
+            )
+    _tell_of_handshake(str(facts["id"]), spoken, problem)
+
+
+@click.command()
+@click.argument("ep")
+@click.option("--url", help="Where to POST to.")
+@click.option("--events", metavar="P,…", help="Patterns: deal.updated, deal.* or *.")
+@_with_subscription_options
+@run_async
+async def update(
+    ep: str,
+    url: str | None,
+    events: str | None,
+    exclude: str | None,
+    dialect: str | None,
+    concurrency: int | None,
+    headers: Sequence[str],
+    description: str | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Change what is given; the rest stays. --header replaces all headers, --exclude '' clears them.
+
+    A new URL or dialect has to answer the handshake that the dialect demands before events go there.
+
+    Example: postrider endpoint update ep_0123456789abcdef --events '*' --exclude 'activity.*'
+    """
+    endpoint_id = parse_endpoint_id(ep)
+    async with open_stores(config_path) as stores:
+        before = (await living(stores, endpoint_id)).endpoint
+        spoken = known_dialect(dialect or before.dialect, stores.config)
+        if url is not None:
+            _warn_of_http(url, spoken, stores.config)
+        elsewhere = url not in (None, before.url) or spoken.name != before.dialect
+        patterns = _patterns(events, spoken) if events is not None else None
+        if dialect is not None:
+            _check_patterns(patterns or before.patterns, spoken)
+        await stores.endpoints.update(
+            endpoint_id,
+            stores.clock.now(),
+            url=_checked_url(url, stores.config) if url is not None else None,
+            description=description,
+            patterns=patterns,
+            exclusions=(_patterns(exclude, spoken) if exclude else ()) if exclude is not None else None,
+            dialect=spoken.name if dialect is not None else None,
+            concurrency=concurrency,
+            headers=_headers(headers) if headers else None,
+            unverified=elsewhere and spoken.handshake is not None,
+        )
+        now = (await stores.endpoints.get(endpoint_id)).endpoint
+        problem = None
+        if now.state is EndpointState.UNVERIFIED:
+            problem = await verify_endpoint(stores, now)
+        facts = endpoint_facts(await stores.endpoints.get(endpoint_id))
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"updated {ep}")
+    _tell_of_handshake(ep, spoken, problem)
+
+
+def _tell_of_handshake(ep: str, dialect: Dialect, problem: str | None) -> None:
+    if problem is None:
+        return
+    assert dialect.handshake is not None
+    click.echo(
+        f"{ep} gets no events yet: it did not answer {dialect.handshake.type} as {dialect.name} demands: "
+        f"{printable(problem)}\nMend the receiver, then: postrider endpoint verify {ep}",
+        err=True,
+    )
+    raise click.exceptions.Exit(1)
+
+
+def _checked_url(url: str, config: Config) -> str:
+    check_url(url, config.network.https_only)
+    return url
+
+
+def _warn_of_http(url: str, dialect: Dialect, config: Config) -> None:
+    if dialect.https_only and not config.network.https_only and not url.lower().startswith("https:"):
+        click.echo(
+            f"{dialect.name} promises HTTPS; network.https_only = false lifts that, for development only",
+            err=True,
+        )
+
+
+def _patterns(text: str, dialect: Dialect) -> tuple[str, ...]:
+    patterns = tuple(dict.fromkeys(parse_pattern(part) for part in text.split(",")))
+    _check_patterns(patterns, dialect)
+    return patterns
+
+
+def _check_patterns(patterns: Sequence[str], dialect: Dialect) -> None:
+    for pattern in patterns:
+        try:
+            dialect.catalogue.check_pattern(pattern)
+        except UsageError as error:
+            raise UsageError(f"dialect {dialect.name}: {error.message}", error.hint) from None
+
+
+def _headers(lines: Sequence[str]) -> dict[str, str]:
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            # The line is not quoted: it may hold a password.
+            raise UsageError("--header needs a name and a value", "Write it as 'X-Api-Key: value'.")
+        check_header(name.strip(), value.strip())
+        headers[name.strip()] = value.strip()
+    return headers

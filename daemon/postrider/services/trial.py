@@ -1,0 +1,102 @@
+"""Requests that a person asks for: a test event for an endpoint, and the handshake of a new one.
+
+Each is one signed request over the guarded network, sent at once and never repeated.
+"""
+
+import secrets
+from datetime import datetime
+from uuid import UUID
+
+from postrider.domain.dialects import Dialect, Handshake, render, render_handshake
+from postrider.domain.envelope import PayloadError
+from postrider.domain.model import (
+    Attempt,
+    AttemptResult,
+    DeliveryState,
+    Endpoint,
+    ErrorKind,
+    Event,
+    Failure,
+    Reply,
+)
+from postrider.domain.policy import ONE_ATTEMPT, judge
+from postrider.edges.clock import Clock
+from postrider.services.sender import SendSettings, send
+from postrider.store.deliveries import Deliveries, DeliveryResult
+
+
+def made_up_event(
+    endpoint: Endpoint,
+    event_type: str,
+    now: datetime,
+    *,
+    data: str = "{}",
+    previous_attributes: str | None = None,
+    object_type: str | None = None,
+    object_id: str | None = None,
+    actor: str | None = None,
+    related: str | None = None,
+) -> Event:
+    """A test event for the workspace of an endpoint, with an id made here as the database would."""
+    return Event(
+        id=UUID(int=(int(now.timestamp() * 1000) << 80) | (7 << 76) | (2 << 62) | secrets.randbits(62)),
+        workspace_id=endpoint.workspace_id,
+        type=event_type,
+        data=data,
+        data_bytes=len(data.encode()),
+        previous_attributes=previous_attributes,
+        object_type=object_type,
+        object_id=object_id,
+        actor=actor,
+        related=related,
+        occurred_at=now,
+        test=True,
+    )
+
+
+async def send_test(
+    settings: SendSettings,
+    dialect: Dialect,
+    endpoint: Endpoint,
+    event: Event,
+    *,
+    deliveries: Deliveries,
+    clock: Clock,
+) -> DeliveryResult:
+    """Send a test event to one endpoint, and record it as a delivery that people can look at."""
+    started_at = clock.now()
+    result: AttemptResult
+    try:
+        body = render(dialect, event)
+        result = await send(settings, dialect, endpoint, event, body=body, now=started_at)
+    except PayloadError as error:
+        result = Failure(ErrorKind.PAYLOAD, error.message, 0.0)
+    outcome = judge(result, 1, ONE_ATTEMPT, clock.now(), 0.0)
+    delivery = DeliveryResult(
+        event_id=event.id,
+        endpoint_id=endpoint.id,
+        workspace_id=event.workspace_id,
+        state=outcome.state,
+        attempts=1,
+        reason=None if outcome.state is DeliveryState.SUCCEEDED else outcome.reason,
+        attempt=Attempt(1, started_at, result),
+    )
+    await deliveries.record_test(event, delivery, clock.now())
+    return delivery
+
+
+async def shake_hands(
+    settings: SendSettings, dialect: Dialect, handshake: Handshake, endpoint: Endpoint, clock: Clock
+) -> str | None:
+    """Ask an endpoint whether it is one; None if it answered as the dialect demands, else what it did."""
+    now = clock.now()
+    event = made_up_event(endpoint, handshake.type, now)
+    body = render_handshake(dialect, handshake, event)
+    result = await send(settings, dialect, endpoint, event, body=body, now=now)
+    match result:
+        case Reply(status=handshake.status):
+            return None
+        case Reply(status=status):
+            return f"it answered HTTP {status}, not {handshake.status}"
+        case Failure(kind=kind, reason=reason):
+            return f"{kind}: {reason}"
