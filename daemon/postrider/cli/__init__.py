@@ -19,6 +19,7 @@ _COMMANDS = {
     "emit": "postrider.cli.emit",
     "event": "postrider.cli.event",
     "delivery": "postrider.cli.delivery",
+    "capture": "postrider.cli.capture",
     "dialect": "postrider.cli.dialect",
     "listen": "postrider.cli.listen",
 }

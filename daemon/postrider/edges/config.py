@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from postrider import __version__
+from postrider.domain.capture import Capture, parse_captures
 from postrider.domain.errors import UsageError
 from postrider.edges.durations import format_duration, parse_duration
 
@@ -276,9 +277,12 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     secrets: SecretsConfig = field(default_factory=SecretsConfig)
+    capture: tuple[Capture, ...] = ()
 
 
-SECTIONS: dict[str, type[Any]] = get_type_hints(Config)
+SECTIONS: dict[str, type[Any]] = {
+    name: kind for name, kind in get_type_hints(Config).items() if name != "capture"
+}
 _AT_MOST = {
     ("delivery", "connect_timeout"): "timeout",
     ("delivery", "endpoint_concurrency"): "concurrency",
@@ -326,9 +330,12 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
     """Check a configuration as TOML reads it. Raises UsageError with every mistake."""
     mistakes: list[str] = []
     sections = {name: _section(name, kind, table.get(name, {}), mistakes) for name, kind in SECTIONS.items()}
-    mistakes += [_unknown(name, SECTIONS, f"[{name}]") for name in table if name not in SECTIONS]
+    captures, capture_mistakes = parse_captures(table.get("capture", []))
+    mistakes += capture_mistakes
+    known = {*SECTIONS, "capture"}
+    mistakes += [_unknown(name, dict.fromkeys(known), f"[{name}]") for name in table if name not in known]
     if not mistakes:
-        return Config(**sections)
+        return Config(**sections, capture=captures)
     count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     raise UsageError(
         f"{source} has {count}:\n" + "\n".join(f"  {mistake}" for mistake in mistakes),

@@ -1,0 +1,146 @@
+"""postrider capture: triggers on the CRM's tables that write the outbox."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from postrider.cli.common import (
+    Stores,
+    config_option,
+    json_option,
+    known_dialect,
+    open_stores,
+    print_json,
+    print_table,
+    printable,
+    run_async,
+)
+from postrider.domain.errors import UsageError
+from postrider.store.captures import Captures, Step
+
+_SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "drop": ("-", "red"), "keep": ("=", "")}
+
+
+@click.group()
+def capture() -> None:
+    """Let the CRM's tables write the outbox: the [[capture]] sections of the configuration."""
+
+
+@capture.command()
+@click.option("--sql", "with_sql", is_flag=True, help="Print the statements too.")
+@config_option
+@json_option
+@run_async
+async def plan(with_sql: bool, config_path: Path | None, as_json: bool) -> None:
+    """Show what `apply` would create, change and drop. It changes nothing.
+
+    Example: postrider capture plan
+    """
+    async with open_stores(config_path) as stores:
+        check_event_types(stores)
+        steps = await Captures(stores.database).plan(stores.config.capture)
+    _print(steps, as_json=as_json, with_sql=with_sql)
+    if not as_json and any(step.action != "keep" for step in steps):
+        click.echo("`postrider capture apply` does this, in one transaction", err=True)
+
+
+@capture.command()
+@config_option
+@json_option
+@run_async
+async def apply(config_path: Path | None, as_json: bool) -> None:
+    """Create, change and drop triggers as the configuration says, in one transaction.
+
+    The user has to own the captured tables and the schema postrider, as for `migrate`. It waits at most
+    5 s for running writes of a table, and then changes nothing.
+
+    Example: POSTRIDER_DATABASE_DSN=postgresql://postgres@/crm postrider capture apply
+    """
+    async with open_stores(config_path) as stores:
+        check_event_types(stores)
+        steps = await Captures(stores.database).apply(stores.config.capture, stores.clock.now())
+    _print(steps, as_json=as_json, with_sql=False)
+
+
+@capture.command()
+@click.argument("names", metavar="[NAME]…", nargs=-1)
+@config_option
+@json_option
+@run_async
+async def drop(names: Sequence[str], config_path: Path | None, as_json: bool) -> None:
+    """Remove every trace of captures, by name or all: triggers, functions, and what they set aside.
+
+    Events that they emitted stay. The configuration is not looked at, and not changed.
+
+    Example: postrider capture drop deal
+    """
+    async with open_stores(config_path) as stores:
+        steps = await Captures(stores.database).drop(names, stores.clock.now())
+    _print(steps, as_json=as_json, with_sql=False)
+
+
+@capture.command()
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@config_option
+@json_option
+@run_async
+async def rejected(limit: int, config_path: Path | None, as_json: bool) -> None:
+    """List the rows of which no event could be made, newest first, with the reason.
+
+    Example: postrider capture rejected
+    """
+    async with open_stores(config_path) as stores:
+        rows = await Captures(stores.database).list_rejections(limit)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ["at", "capture", "operation", "object", "reason"],
+        [(each.at, each.capture, each.operation, each.object_id, each.reason) for each in rows],
+        empty="none: every captured row became an event",
+    )
+
+
+def check_event_types(stores: Stores) -> None:
+    """Raise UsageError for a capture whose event types the default dialect's closed catalogue lacks."""
+    spoken = known_dialect(stores.config.dialect.default, stores.config)
+    for each in stores.config.capture:
+        for event_type in each.event_types:
+            try:
+                spoken.catalogue.check_type(event_type)
+            except UsageError as error:
+                raise UsageError(
+                    f"capture {each.name}: {error.message} in the catalogue of {spoken.name}",
+                    f"{error.hint} Or leave it out: events = {{ … = false }}.",
+                ) from None
+
+
+def _print(steps: Sequence[Step], *, as_json: bool, with_sql: bool) -> None:
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": step.name,
+                    "table": step.table,
+                    "action": step.action,
+                    "event_types": step.event_types,
+                    "diff": step.diff,
+                    "statements": step.statements,
+                }
+                for step in steps
+            ]
+        )
+        return
+    if not steps:
+        click.echo("no captures: the configuration has no [[capture]] section, and none is applied", err=True)
+    for step in steps:
+        sign, color = _SIGNS[step.action]
+        types = f": {', '.join(step.event_types)}" if step.event_types else ""
+        line = f"{sign} {step.action:<6} {step.name} on {step.table}{types}"
+        click.echo(click.style(line, fg=color) if color else line)
+        for difference in step.diff:
+            click.echo(f"    {printable(difference)}")
+        if with_sql:
+            for statement in step.statements:
+                click.echo(f"\n{statement};")
