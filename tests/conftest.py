@@ -4,6 +4,7 @@ The server is the embedded one, or the one that POSTRIDER_TEST_DSN names (a supe
 """
 
 import asyncio
+import inspect
 import itertools
 import os
 import shutil
@@ -20,6 +21,16 @@ from postrider.edges.resources import sql_dir
 from postrider.store.migrations import migrate, read_migrations
 
 _numbers = itertools.count()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function on an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from postrider.services.sender import Sender, SendSettings
 from postrider.services.subscriptions import RetrySettings, Subscriptions
 from postrider.services.supervisor import Supervisor
 from postrider.services.work import Work
+from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.daemons import Daemons
 from postrider.store.database import Database, DatabaseUnavailable, is_pooled
@@ -170,6 +171,7 @@ class Daemon:
         self.janitor = Janitor(
             daemons=self._daemons,
             partitions=Partitions(self.database),
+            captures=Captures(self.database),
             retention=Retention(config.retention.events, config.retention.attempts),
             work=self.work,
             clock=clock,

@@ -13,12 +13,13 @@ import click
 
 from postrider.app import network_options, read_sealer
 from postrider.cli.common import config_option, json_option, print_json, run_async
-from postrider.domain.errors import PostriderError
+from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.edges.config import Config, load_config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
+from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.database import Connection, Database, is_pooled
 from postrider.store.endpoints import Endpoints
@@ -93,6 +94,8 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
                     yield finding
             yield await _listen_finding(config, database)
             yield await _daemon_finding(database)
+            async for finding in _capture_findings(config, database):
+                yield finding
             endpoints = await Endpoints(database, sealer).list_endpoints()
         except PostriderError as error:
             yield Finding("fail", "database", error.message, error.hint)
@@ -180,6 +183,34 @@ async def _daemon_finding(database: Database) -> Finding:
     if not alive:
         return Finding("warn", "daemon", "none is running", "Start it: systemctl start postrider")
     return Finding("ok", "daemon", ", ".join(f"pid {row.pid} on {row.hostname}" for row in alive))
+
+
+async def _capture_findings(config: Config, database: Database) -> AsyncIterator[Finding]:
+    """Whether the captured tables still are what the triggers were made for."""
+    captures = Captures(database)
+    hint = "`postrider capture plan` shows it, `postrider capture apply` mends it."
+    try:
+        steps = await captures.plan(config.capture)
+    except UsageError as error:
+        yield Finding("fail", "capture", error.message, error.hint)
+        return
+    for step in steps:
+        what = f"capture {step.name} ({step.table})"
+        if step.action == "keep":
+            yield Finding("ok", what, "its triggers are as the configuration says")
+        elif step.action == "change":
+            yield Finding("fail", what, "; ".join(step.diff), hint)
+        else:
+            problem = "is not applied" if step.action == "create" else "is applied, but not configured"
+            yield Finding("warn", what, problem, hint)
+    rejected = await captures.list_rejections(1)
+    if rejected:
+        yield Finding(
+            "warn",
+            "capture",
+            f"rows were set aside, the last at {rejected[0].at:%Y-%m-%d %H:%M} UTC: {rejected[0].reason}",
+            "`postrider capture rejected` lists them.",
+        )
 
 
 async def _probe(url: str, config: Config, gate: asyncio.Semaphore) -> Probe:

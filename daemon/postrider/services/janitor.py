@@ -1,4 +1,5 @@
-"""Keeps house: rescues what dead daemons held, makes partitions ahead and drops those past retention.
+"""Keeps house: rescues what dead daemons held, makes partitions ahead and drops those past retention, and
+tells of rows that capture triggers set aside.
 
 It wakes by itself once a second; partitions are looked after once an hour.
 """
@@ -12,11 +13,15 @@ import structlog
 
 from postrider.edges.clock import Clock
 from postrider.services.work import Work
+from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.partitions import PARTITIONED, Partitions
 
 RESCUE_S = 1.0
 PARTITIONS_S = 3600.0
+REJECTIONS_S = 5.0
+MAX_REJECTIONS_TOLD = 100
+"""A broken capture sets every row aside; the log need not hold each of them at once."""
 
 log = structlog.get_logger()
 
@@ -42,6 +47,7 @@ class Janitor:
         *,
         daemons: Daemons,
         partitions: Partitions,
+        captures: Captures,
         retention: Retention,
         work: Work,
         clock: Clock,
@@ -50,10 +56,12 @@ class Janitor:
         self.retention = retention
         self._daemons = daemons
         self._partitions = partitions
+        self._captures = captures
         self._work = work
         self._clock = clock
         self._on_rescued = on_rescued
         self._partitions_at = 0.0
+        self._rejections_at = 0.0
 
     async def run(self) -> None:
         never = asyncio.Event()
@@ -63,6 +71,9 @@ class Janitor:
 
     async def run_once(self) -> JanitorCounts:
         rescued = await self.rescue()
+        if self._clock.monotonic() >= self._rejections_at:
+            await self.tell_rejections()
+            self._rejections_at = self._clock.monotonic() + REJECTIONS_S
         if self._clock.monotonic() < self._partitions_at:
             return JanitorCounts(rescued, 0, 0)
         created, dropped = await self.keep_partitions()
@@ -80,9 +91,23 @@ class Janitor:
             self._on_rescued()
         return len(rescued)
 
+    async def tell_rejections(self) -> int:
+        """Log the rows of which no event could be made; return how many were logged."""
+        rejections = await self._captures.log_rejections(MAX_REJECTIONS_TOLD)
+        for each in rejections:
+            log.error(
+                "capture.rejected",
+                capture=each.capture,
+                operation=each.operation,
+                object_id=each.object_id,
+                reason=each.reason,
+            )
+        return len(rejections)
+
     async def keep_partitions(self) -> tuple[int, int]:
         """Make partitions ahead and drop old ones; return (created, dropped)."""
         now = self._clock.now()
+        await self._captures.forget_rejections(now - timedelta(seconds=self.retention.events))
         created = await self._partitions.create_ahead(now)
         if created:
             log.info("partitions.created", partitions=created)

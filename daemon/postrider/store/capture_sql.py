@@ -63,6 +63,8 @@ class Statements:
 
     function_body: str
     create: tuple[str, ...]
+    probes: tuple[str, ...] = ()
+    """The function's statements over the whole tables, to be explained: types that don't fit are found so."""
 
     @property
     def checksum(self) -> str:
@@ -88,7 +90,8 @@ def drop_statement(capture_name: str) -> str:
 
 def create_statements(capture: Capture, tables: Tables) -> Statements:
     """The function and the triggers of a capture."""
-    body = _Writer(capture, tables).function_body()
+    writer = _Writer(capture, tables)
+    body = writer.function_body()
     function = function_name(capture.name)
     table = tables[capture.table].name
     transitions = {
@@ -109,7 +112,7 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
             f"CREATE TRIGGER {trigger} AFTER {event.upper()} ON {table} REFERENCING {transitions[event]} "
             f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
         )
-    return Statements(body, tuple(create))
+    return Statements(body, tuple(create), writer.probes())
 
 
 def _trigger_events(capture: Capture) -> list[str]:
@@ -144,6 +147,7 @@ class _Writer:
         name = literal(self._capture.name)
         key = f"coalesce({self._key_text('(pair.n)')}, {self._key_text('(pair.o)')})"
         same_key, table = self._same_key(), self._table.name
+        none, old, new = (f"{row}::{table}" for row in ("NULL", "(o.*)", "(n.*)"))
         pairs = " FULL JOIN ".join(("old_rows AS o", f"new_rows AS n ON {same_key}"))
         return f"""#variable_conflict use_column
 DECLARE
@@ -166,9 +170,9 @@ BEGIN
       RAISE program_limit_exceeded;
     END IF;
   EXCEPTION WHEN OTHERS THEN
-    rows := CASE TG_OP WHEN 'INSERT' THEN 'SELECT NULL::{table} AS o, n FROM new_rows AS n'
-                       WHEN 'DELETE' THEN 'SELECT o, NULL::{table} AS n FROM old_rows AS o'
-                       ELSE {literal(f"SELECT o, n FROM {pairs}")} END;
+    rows := CASE TG_OP WHEN 'INSERT' THEN {literal(f"SELECT {none} AS o, {new} AS n FROM new_rows AS n")}
+                       WHEN 'DELETE' THEN {literal(f"SELECT {old} AS o, {none} AS n FROM old_rows AS o")}
+                       ELSE {literal(f"SELECT {old} AS o, {new} AS n FROM {pairs}")} END;
     FOR pair IN EXECUTE rows LOOP
       BEGIN
         largest := 0;
@@ -196,6 +200,14 @@ EXCEPTION WHEN OTHERS THEN
   RETURN NULL;
 END"""
 
+    def probes(self) -> tuple[str, ...]:
+        source = f"{self._table.name} AS o JOIN {self._table.name} AS n ON {self._same_key()}"
+        return tuple(
+            "EXPLAIN "
+            + self._insert(event, source).replace("SELECT max(bytes) INTO largest", "SELECT max(bytes)")
+            for event in _trigger_events(self._capture)
+        )
+
     def _insert(self, event: str, source: str) -> str:
         capture = self._capture
         if event not in _trigger_events(capture):
@@ -209,7 +221,7 @@ END"""
         INSERT INTO postrider.outbox (workspace_id, type, object_type, object_id, data, previous_attributes,
                                       actor, related)
         SELECT {self._workspace(row)}, {event_type}, {literal(capture.object_type)}, {self._object_id(row)},
-               row_to_json(d), {self._previous() if event == "update" else "NULL::json"},
+               row_to_json(d.*), {self._previous() if event == "update" else "NULL::json"},
                {self._actor(row)}, {self._related(row)}
         FROM {source}
           CROSS JOIN LATERAL (SELECT {fields}) AS d{types}
@@ -340,7 +352,7 @@ END"""
                 columns = ", ".join(
                     f"{self._value(each, row, facts)} AS {quoted(name)}" for name, each in entries.items()
                 )
-                return f"(SELECT row_to_json(x) FROM (SELECT {columns}) AS x)"
+                return f"(SELECT row_to_json(x.*) FROM (SELECT {columns}) AS x)"
             case Lookup():
                 return self._looked_up(entry, row, facts)
 
@@ -349,7 +361,8 @@ END"""
         alias = f"r{row[1:]}" if row[0] == "r" else "r"
         alias += "_"
         where = " AND ".join(
-            f"{alias}.{quoted(name)} = {self._raw(entry, row)}" for name, entry in lookup.where.items()
+            f"{alias}.{quoted(name)} = {self._raw(entry, row, other.columns[name].type)}"
+            for name, entry in lookup.where.items()
         )
         order = f" ORDER BY {alias}.{quoted(lookup.order)}" if lookup.order else ""
         limit = "" if lookup.many else " LIMIT 1"
@@ -362,18 +375,18 @@ END"""
                 for name, each in lookup.entry.entries.items()
             )
             found = (
-                f"SELECT row_to_json(x) FROM (SELECT {columns} FROM {other.name} AS {alias} "
+                f"SELECT row_to_json(x.*) FROM (SELECT {columns} FROM {other.name} AS {alias} "
                 f"WHERE {where}{order}{limit}) AS x"
             )
         return f"array_to_json(ARRAY({found}))" if lookup.many else f"({found})"
 
-    def _raw(self, entry: Entry, row: str) -> str:
-        """An expression to compare with: a column as it is, not as it is written in an event."""
+    def _raw(self, entry: Entry, row: str, type_name: str) -> str:
+        """An expression to compare with a column of that type: not as it is written in an event."""
         if isinstance(entry, Column):
             return f"{row}.{quoted(entry.name)}"
         if isinstance(entry, Constant):
             return sql_value(entry.value)
-        return self._value(entry, row)
+        return f"({self._value(entry, row)})::{type_name}"
 
     def _text(self, entry: Entry, row: str) -> str:
         if isinstance(entry, Constant):

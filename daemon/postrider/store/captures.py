@@ -3,39 +3,26 @@ what triggers set aside."""
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
 
-from postrider.domain.capture import Capture, Column, Entry, Fields, Lookup
+from postrider.domain.capture import Capture
 from postrider.domain.errors import UsageError
+from postrider.store.capture_inspector import CaptureInspector
 from postrider.store.capture_sql import (
     TRIGGER_PREFIX,
-    ColumnFacts,
     Statements,
     TableFacts,
-    create_statements,
     drop_statement,
-    sql_value,
 )
 from postrider.store.database import Connection, Database, DatabaseError
 
 APPLY_LOCK_TIMEOUT = "5s"
 """How long `apply` waits for writers of a CRM's table; those who come meanwhile wait behind it."""
-
-_COLUMNS = """
-SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type
-FROM pg_attribute AS a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
-"""
-
-_UNIQUE_KEYS = """
-SELECT (SELECT array_agg(a.attname::text) FROM pg_attribute AS a
-        WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])) AS columns
-FROM pg_index AS i
-WHERE i.indrelid = $1::oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-"""
 
 _APPLIED = """
 SELECT c.name, c.table_name, c.section::text AS section, c.checksum,
@@ -86,7 +73,7 @@ class Captures:
 
     async def apply(self, captures: Sequence[Capture], now: datetime) -> list[Step]:
         """Do what `plan` says, all of it or nothing; return the steps."""
-        async with self._changing() as connection:
+        async with _changing(self._database) as connection:
             steps = await _plan(connection, captures)
             sections = {capture.name: capture.section for capture in captures}
             for step in steps:
@@ -95,7 +82,7 @@ class Captures:
 
     async def drop(self, names: Sequence[str] | None, now: datetime) -> list[Step]:
         """Remove captures and every trace of them, by name or all; return the steps."""
-        async with self._changing() as connection:
+        async with _changing(self._database) as connection:
             applied = await connection.fetch(_APPLIED, TRIGGER_PREFIX)
             known = {row["name"] for row in applied}
             if names and (unknown := sorted(set(names) - known)):
@@ -130,25 +117,20 @@ class Captures:
             )
         return [Rejection(*row) for row in rows]
 
-    def _changing(self) -> "_Changing":
-        return _Changing(self._database)
+    async def forget_rejections(self, before: datetime) -> None:
+        """Delete those that are older."""
+        async with self._database.connection() as connection:
+            await connection.execute("DELETE FROM postrider.capture_rejected WHERE at < $1", before)
 
 
-class _Changing:
+@asynccontextmanager
+async def _changing(database: Database) -> AsyncIterator[Connection]:
     """A transaction that changes triggers: it waits only shortly for the CRM, and says what it lacks."""
-
-    def __init__(self, database: Database) -> None:
-        self._transaction = database.transaction()
-
-    async def __aenter__(self) -> Connection:
-        connection = await self._transaction.__aenter__()
-        await connection.execute(f"SET LOCAL lock_timeout = '{APPLY_LOCK_TIMEOUT}'")
-        await connection.execute("LOCK TABLE postrider.capture IN SHARE ROW EXCLUSIVE MODE")
-        return connection
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    async with database.transaction() as connection:
         try:
-            await self._transaction.__aexit__(kind, error, trace)  # type: ignore[arg-type]
+            await connection.execute(f"SET LOCAL lock_timeout = '{APPLY_LOCK_TIMEOUT}'")
+            await connection.execute("LOCK TABLE postrider.capture IN SHARE ROW EXCLUSIVE MODE")
+            yield connection
         except asyncpg.LockNotAvailableError as cause:
             raise DatabaseError(
                 f"a table was busy for {APPLY_LOCK_TIMEOUT}; nothing was changed",
@@ -165,7 +147,7 @@ async def _plan(connection: Connection, captures: Sequence[Capture]) -> list[Ste
     wanted = {}
     mistakes: list[str] = []
     for capture in captures:
-        inspector = _Inspector(connection, capture)
+        inspector = CaptureInspector(connection, capture)
         statements = await inspector.statements()
         mistakes += inspector.mistakes
         if statements is not None:
@@ -243,147 +225,3 @@ async def _execute(connection: Connection, step: Step, section: Mapping[str, obj
 def _checksum_of(step: Step) -> str:
     created = tuple(each for each in step.statements if not each.startswith("DROP"))
     return Statements("", created).checksum
-
-
-class _Inspector:
-    """Looks a section's tables up, and notes every mistake."""
-
-    def __init__(self, connection: Connection, capture: Capture) -> None:
-        self._connection = connection
-        self._capture = capture
-        self.tables: dict[str, TableFacts] = {}
-        self.mistakes: list[str] = []
-
-    async def statements(self) -> Statements | None:
-        capture = self._capture
-        oid = await self._look_up(capture.table, f"capture {capture.name}: table", "rp")
-        if oid is None:
-            return None
-        for lookup in _lookups(capture):
-            if lookup.table not in self.tables:
-                await self._look_up(lookup.table, f"capture {capture.name}", "rpvmf")
-        if self.mistakes:
-            return None
-        self._check_columns()
-        if not self.mistakes:
-            await self._check_key(oid)
-            await self._check_values()
-        return create_statements(capture, self.tables) if not self.mistakes else None
-
-    async def _look_up(self, name: str, where: str, kinds: str) -> int | None:
-        row = await self._connection.fetchrow(
-            """SELECT c.oid, c.relkind::text AS kind, format('%I.%I', s.nspname, c.relname) AS name
-               FROM pg_class AS c JOIN pg_namespace AS s ON s.oid = c.relnamespace
-               WHERE c.oid = to_regclass($1)""",
-            name,
-        )
-        if row is None:
-            self.mistakes.append(f"{where}: there is no table {name}{await self._nearest_table(name)}")
-            return None
-        if row["kind"] not in kinds:
-            self.mistakes.append(f"{where}: {name} is not a table, so it can't be captured")
-            return None
-        columns = await self._connection.fetch(_COLUMNS, row["oid"])
-        self.tables[name] = TableFacts(
-            row["name"],
-            {
-                each["attname"]: ColumnFacts(each["type"], await self._comparable(each["type"]))
-                for each in columns
-            },
-        )
-        oid: int = row["oid"]
-        return oid
-
-    async def _nearest_table(self, name: str) -> str:
-        rows = await self._connection.fetch(
-            """SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_class AS c
-               JOIN pg_namespace AS n ON n.oid = c.relnamespace
-               WHERE c.relkind IN ('r', 'p')
-                 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'postrider')"""
-        )
-        nearest = difflib.get_close_matches(name, [row["name"] for row in rows], n=1, cutoff=0.5)
-        return f"; did you mean {nearest[0]}?" if nearest else ""
-
-    async def _comparable(self, type_name: str) -> bool:
-        """Whether the type has an equality operator where the trigger's function looks for one."""
-        try:
-            async with self._connection.transaction():
-                await self._connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
-                await self._connection.execute(f"SELECT NULL::{type_name} IS DISTINCT FROM NULL::{type_name}")  # noqa: S608
-                await self._connection.execute("SET LOCAL search_path TO DEFAULT")
-        except asyncpg.PostgresError:
-            return False
-        return True
-
-    def _check_columns(self) -> None:
-        capture, table = self._capture, self._capture.table
-        path = f"capture {capture.name}"
-        for name in capture.key:
-            self._check(table, name, f"{path}: key")
-        for derived in capture.derived:
-            self._check(table, derived.column, f"{path}: derived {derived.type}")
-        for label in ("object_id", "workspace", "columns", "actor", "related"):
-            entry = getattr(capture, label)
-            if entry is not None:
-                self._check_entry(entry, table, f"{path}: {label}")
-
-    def _check_entry(self, entry: Entry, table: str, path: str) -> None:
-        match entry:
-            case Column(name=name):
-                self._check(table, name, path)
-            case Fields(entries=entries):
-                for name, each in entries.items():
-                    self._check_entry(each, table, f"{path}.{name}")
-            case Lookup():
-                for name, each in entry.where.items():
-                    self._check(entry.table, name, f"{path}: where")
-                    self._check_entry(each, table, f"{path}: where.{name}")
-                if entry.order is not None:
-                    self._check(entry.table, entry.order, f"{path}: order")
-                self._check_entry(entry.entry, entry.table, path)
-
-    def _check(self, table: str, column: str, path: str) -> None:
-        known = self.tables[table].columns
-        if column not in known:
-            nearest = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f"; it has {', '.join(known)}"
-            self.mistakes.append(f"{path}: {table} has no column {column}{hint}")
-
-    async def _check_key(self, oid: int) -> None:
-        key = set(self._capture.key)
-        rows = await self._connection.fetch(_UNIQUE_KEYS, oid)
-        if not any(set(row["columns"] or ()) == key for row in rows):
-            self.mistakes.append(
-                f"capture {self._capture.name}: key: {self._capture.table} has no unique index on "
-                f"{', '.join(self._capture.key)}; name its primary key"
-            )
-
-    async def _check_values(self) -> None:
-        for derived in self._capture.derived:
-            column = self.tables[self._capture.table].columns[derived.column]
-            for value in derived.becomes:
-                try:
-                    async with self._connection.transaction():
-                        await self._connection.execute(f"SELECT NULL::{column.type} IN ({sql_value(value)})")
-                except asyncpg.PostgresError as error:
-                    self.mistakes.append(
-                        f"capture {self._capture.name}: derived {derived.type}: {value!r} is no value of "
-                        f"{derived.column} ({column.type}): {error}"
-                    )
-
-
-def _lookups(capture: Capture) -> Iterator[Lookup]:
-    for entry in (capture.object_id, capture.workspace, capture.columns, capture.actor, capture.related):
-        if entry is not None:
-            yield from _lookups_in(entry)
-
-
-def _lookups_in(entry: Entry) -> Iterator[Lookup]:
-    if isinstance(entry, Fields):
-        for each in entry.entries.values():
-            yield from _lookups_in(each)
-    elif isinstance(entry, Lookup):
-        yield entry
-        yield from _lookups_in(entry.entry)
-        for each in entry.where.values():
-            yield from _lookups_in(each)
