@@ -1,36 +1,13 @@
 """The commands, as people run them: what they print, and what they say about a mistake."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.cli import Cli
 from tests.support.daemon_process import DaemonProcess, assert_settled, query, write_config
 from tests.support.receiver_process import ReceiverProcess
-
-
-class Cli:
-    def __init__(self, config: Path) -> None:
-        self._config = config
-
-    def __call__(self, *arguments: str, exit_code: int = 0) -> str:
-        """Run a command; return what it printed: stdout when it is done, stderr when it failed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "postrider", *arguments, "--config", str(self._config)],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == exit_code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr if exit_code == 2 else done.stdout
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self(*arguments, "--json"))
 
 
 @pytest.fixture
@@ -95,17 +72,18 @@ def test_a_support_person_finds_out_why_it_failed_and_sends_it_again(
         assert cli.json("event", "show", event_id)["pending"] is True
         with DaemonProcess(tmp_path / "postrider.toml"):
             assert_settled(database_dsn, ("failed",))
-            (failed,) = cli.json("delivery", "list", "--endpoint", ep, "--status", "failed")
+            (failed, tried) = cli.json("delivery", "list", "--endpoint", ep, "--status", "failed")
+            assert tried["event_type"] == "postrider.test"
             assert (failed["event"], failed["reason"]) == (event_id, "HTTP 500")
             (attempt,) = cli.json("delivery", "show", failed["id"])["history"]
             assert attempt["status"] == 500
             receiver.set_mode("ok")
             assert cli.json("delivery", "retry", failed["id"])["queued"] == [failed["id"]]
             receiver.wait_for(1)
-        assert_settled(database_dsn)
+        assert_settled(database_dsn, ("succeeded", "failed"))
         assert "succeeded" in cli("delivery", "list")
         assert event_id in cli("event", "list", "--type", "deal.*")
-        assert query(database_dsn, "SELECT count(*) FROM postrider.attempt")[0][0] == 2
+        assert query(database_dsn, "SELECT count(*) FROM postrider.attempt")[0][0] == 3
 
 
 def test_check_finds_everything_in_order_but_no_daemon(cli: Cli) -> None:
