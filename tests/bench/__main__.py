@@ -1,8 +1,9 @@
-"""python -m tests.bench throughput|latency [--seconds N] [--rounds N] [--json]
+"""python -m tests.bench throughput|latency|capture|all [--seconds N] [--rounds N] [--json]
 
 throughput  one daemon on one core drains a backlog; PostgreSQL and the receiver share the other core. The
             floor is a plain aiohttp loop on the daemon's core; both take turns, the ratio is per round.
 latency     an idle daemon; single commits, from the commit's return to the arrival at the receiver.
+capture     a CRM's UPDATE of 10,000 rows, with a capture trigger and without.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from postrider.edges.resources import sql_dir
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import migrate, read_migrations
+from tests.bench.capture import capture
 
 CORES = sorted(os.sched_getaffinity(0))
 DAEMON_CORE, OTHER_CORE = CORES[0], CORES[-1]
@@ -178,7 +180,7 @@ async def latency(bench: Bench, rounds: int) -> list[dict[str, Any]]:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("name", choices=["throughput", "latency", "all"])
+    parser.add_argument("name", choices=["throughput", "latency", "capture", "all"])
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one floor run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
@@ -210,6 +212,8 @@ async def main() -> None:
             await connection.close()
         if options.name in {"throughput", "all"}:
             rows += await throughput(bench, options.rounds, options.seconds)
+        if options.name in {"capture", "all"}:
+            rows += await capture(bench.dsn, options.rounds)
         if options.json:
             print(json.dumps(rows, indent=2))
         else:

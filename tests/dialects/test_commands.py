@@ -14,8 +14,8 @@ from tests.support.daemon_process import DaemonProcess, assert_settled, query, w
 from tests.support.receiver_process import ReceiverProcess
 
 
-def config_of(directory: Path, dsn: str, **sections: dict[str, Any]) -> Path:
-    return write_config(directory, dsn, retry={"schedule": ["0s"]}, **sections)
+def config_of(directory: Path, dsn: str, dialect: str = "standard") -> Path:
+    return write_config(directory, dsn, retry={"schedule": ["0s"]}, dialect={"default": dialect})
 
 
 def add(cli: Cli, url: str, events: str, *more: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def add(cli: Cli, url: str, events: str, *more: str) -> dict[str, Any]:
 
 @pytest.fixture
 def workestra(database_dsn: str, tmp_path: Path) -> Cli:
-    cli = Cli(config_of(tmp_path, database_dsn, dialect={"default": "workestra"}))
+    cli = Cli(config_of(tmp_path, database_dsn, dialect="workestra"))
     cli("migrate")
     return cli
 
@@ -115,7 +115,7 @@ def test_the_catalogue_of_an_open_dialect_refuses_nothing(database_dsn: str, tmp
 
 
 def test_one_crm_serves_two_formats(database_dsn: str, tmp_path: Path) -> None:
-    cli = Cli(config_of(tmp_path, database_dsn, dialect={"default": "heffl"}))
+    cli = Cli(config_of(tmp_path, database_dsn, dialect="heffl"))
     cli("migrate")
     with ReceiverProcess() as receiver, DaemonProcess(tmp_path / "postrider.toml"):
         add(cli, receiver.url("/old"), "lead.*")
@@ -225,7 +225,7 @@ def test_events_are_listed_page_by_page(database_dsn: str, tmp_path: Path) -> No
 
 
 def test_capture_from_plan_to_check(database_dsn: str, tmp_path: Path) -> None:
-    config = config_of(tmp_path, database_dsn, dialect={"default": "stover"})
+    config = config_of(tmp_path, database_dsn, dialect="stover")
     cli = Cli(config)
     cli("migrate")
     query(database_dsn, "CREATE TABLE people (id bigint PRIMARY KEY, first_name text)")

@@ -30,6 +30,14 @@ def run(*options: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.parametrize("dialect", ["nodestash", "heffl", "workestra", "stover", "nutshell"])
+def test_each_dialects_crm_is_captured_and_verified(directory: Path, dialect: str) -> None:
+    counts = run("--data", directory / "demo", "--dialect", dialect, "--rate", "50")
+    assert counts["emitted"] > 10
+    assert counts["succeeded"] > 5
+    assert (counts["lost"], counts["bad_signatures"], counts["set_aside"]) == (0, 0, 0)
+
+
 def test_it_delivers_everything_twice_in_a_row(directory: Path) -> None:
     for _ in range(2):
         counts = run("--data", directory / "demo")

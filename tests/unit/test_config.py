@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from postrider.domain.capture import parse_captures
 from postrider.domain.errors import UsageError
 from postrider.edges.config import SECTIONS, load_config, parse_config
 from postrider.edges.durations import format_duration, parse_duration
@@ -47,9 +48,11 @@ def test_annotated_file_is_valid_as_it_stands() -> None:
 
 def test_annotated_file_states_every_key_with_its_default() -> None:
     # Keys without a default to show stand commented out.
-    stated = tomllib.loads(re.sub(r"^#(\w+ = )", r"\1", annotated(), flags=re.M))
+    stated = tomllib.loads(re.sub(r"^#(\w+ = |\[)", r"\1", annotated(), flags=re.M))
     plain = tomllib.loads(annotated())
-    assert set(stated) == set(SECTIONS)
+    assert set(stated) == {*SECTIONS, "capture"}
+    (_,), mistakes = parse_captures(stated["capture"])
+    assert not mistakes
     for section, kind in SECTIONS.items():
         assert set(stated[section]) == {each.name for each in fields(kind)}
         for each in fields(kind):

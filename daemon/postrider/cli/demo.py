@@ -28,14 +28,25 @@ VIEW_S = 0.5
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the database lives; reused when it exists [~/.local/share/postrider/demo].",
 )
+@click.option(
+    "--dialect",
+    type=click.Choice(["standard", "nodestash", "heffl", "workestra", "stover", "nutshell"]),
+    default="standard",
+    show_default=True,
+    help="The CRM to show. standard emits its events itself; the tables of the others are captured.",
+)
 @click.option("--fresh", is_flag=True, help="Start over with an empty database.")
 @click.option("--seconds", type=click.FloatRange(min=0.5), help="End by itself after so long.")
 @click.option(
     "--rate", type=click.FloatRange(1, 2000), default=20.0, show_default=True, help="Transactions a second."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON at the end.")
-def demo(directory: Path | None, fresh: bool, seconds: float | None, rate: float, as_json: bool) -> None:
+def demo(
+    directory: Path | None, dialect: str, fresh: bool, seconds: float | None, rate: float, as_json: bool
+) -> None:
     """Run PostgreSQL, a sample CRM, the daemon and three receivers, and watch events being delivered.
+
+    The receivers verify signatures as the document of the CRM teaches its customers.
 
     Nothing else is needed. Ctrl-C ends it: what is under way is finished first. Exit code 1 if a delivery
     was lost.
@@ -50,7 +61,7 @@ def demo(directory: Path | None, fresh: bool, seconds: float | None, rate: float
         with log_path.open("w") as log:
             configure_logging("info", "json", log)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                counts = runner.run(_run(Demo(server.dsn), seconds, rate))
+                counts = runner.run(_run(Demo(server.dsn, dialect), seconds, rate))
     if as_json:
         print_json({**counts, "data": str(directory)})
     else:
@@ -122,7 +133,7 @@ def _table(demo: Demo, counts: dict[str, Any], elapsed: float) -> Any:
     if counts["p50_ms"] is not None:
         facts.append(f"commit to arrival: p50 {counts['p50_ms']} ms, p99 {counts['p99_ms']} ms")
     table = Table(
-        title=f"Postrider demo, {elapsed:.0f} s",
+        title=f"Postrider demo of {demo.dialect.name}, {elapsed:.0f} s",
         caption="\n".join([*facts, "Ctrl-C ends it"]),
         title_justify="left",
         caption_justify="left",

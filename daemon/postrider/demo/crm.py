@@ -1,7 +1,11 @@
-"""The sample CRM's application code: what its users do, each in one transaction with the event it emits."""
+"""What users of the sample CRMs do, each time in one transaction.
+
+The CRM of the dialect `standard` has application code, here, that emits its events. The others know nothing
+of Postrider: they act by a function of their own (`sql/crm_*.sql`), and capture triggers write the outbox.
+"""
 
 import random
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
 import orjson
@@ -11,19 +15,34 @@ from postrider.store.database import Connection
 STAGES = ("lead", "proposal", "negotiation", "won")
 
 
-class SampleCrm:
-    """Works on the tables of sql/sample_crm.sql; the caller begins and ends the transaction."""
+class Crm(Protocol):
+    async def act(self) -> None:
+        """Do something that a user does; the caller begins and ends the transaction."""
+
+
+class CapturedCrm:
+    """Works on the tables of one of sql/crm_*.sql."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def act(self) -> None:
+        await self._connection.execute("SELECT crm.act()")
+
+
+class EmittingCrm:
+    """Works on the tables of sql/sample_crm.sql."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    async def act(self) -> tuple[str, str]:
-        """Do something that a user of a CRM does; return the event's type and id."""
+    async def act(self) -> None:
         actions = (self._add_company, self._add_contact, self._add_deal, self._move_deal, self._log_activity)
         action = random.choices(actions, weights=(1, 3, 3, 5, 3))[0]
-        return await action() or await self._add_company()
+        if not await action():
+            await self._add_company()
 
-    async def _add_company(self) -> tuple[str, str]:
+    async def _add_company(self) -> bool:
         name = f"{random.choice(_NAMES)} {random.choice(('Ltd', 'GmbH', 'Inc.', 'SA'))}"
         row = await self._fetch(
             "INSERT INTO crm.companies (name, industry) VALUES ($1, $2) RETURNING *",
@@ -32,10 +51,10 @@ class SampleCrm:
         )
         return await self._emit("company.created", row)
 
-    async def _add_contact(self) -> tuple[str, str] | None:
+    async def _add_contact(self) -> bool:
         company = await self._any("companies")
         if company is None:
-            return None
+            return False
         first, last = random.choice(_FIRST_NAMES), random.choice(_NAMES)
         row = await self._fetch(
             """INSERT INTO crm.contacts (company_id, first_name, last_name, email)
@@ -47,10 +66,10 @@ class SampleCrm:
         )
         return await self._emit("contact.created", row)
 
-    async def _add_deal(self) -> tuple[str, str] | None:
+    async def _add_deal(self) -> bool:
         company = await self._any("companies")
         if company is None:
-            return None
+            return False
         row = await self._fetch(
             "INSERT INTO crm.deals (company_id, title, amount) VALUES ($1, $2, $3) RETURNING *",
             company["id"],
@@ -59,20 +78,20 @@ class SampleCrm:
         )
         return await self._emit("deal.created", row)
 
-    async def _move_deal(self) -> tuple[str, str] | None:
+    async def _move_deal(self) -> bool:
         deal = await self._any("deals", "WHERE stage NOT IN ('won', 'lost')")
         if deal is None:
-            return None
+            return False
         stage = random.choice((STAGES[STAGES.index(deal["stage"]) + 1], "lost"))
         row = await self._fetch(
             "UPDATE crm.deals SET stage = $2 WHERE id = $1 RETURNING *", deal["id"], stage
         )
         return await self._emit("deal.updated", row, {"stage": deal["stage"]})
 
-    async def _log_activity(self) -> tuple[str, str] | None:
+    async def _log_activity(self) -> bool:
         deal = await self._any("deals")
         if deal is None:
-            return None
+            return False
         kind = random.choice(("call", "email", "meeting"))
         row = await self._fetch(
             "INSERT INTO crm.activities (deal_id, kind, subject) VALUES ($1, $2, $3) RETURNING *",
@@ -96,8 +115,8 @@ class SampleCrm:
 
     async def _emit(
         self, event_type: str, row: asyncpg.Record, previous: dict[str, Any] | None = None
-    ) -> tuple[str, str]:
-        event_id: str = await self.connection.fetchval(
+    ) -> bool:
+        await self.connection.execute(
             """SELECT postrider.emit($1, data => $2::json, previous_attributes => $3::json,
                                      object_type => $4, object_id => $5)""",
             event_type,
@@ -106,7 +125,7 @@ class SampleCrm:
             event_type.split(".", maxsplit=1)[0],
             str(row["id"]),
         )
-        return event_type, event_id
+        return True
 
 
 _FIRST_NAMES = ("Ada", "Bruno", "Chen", "Dalia", "Emre", "Femi", "Greta", "Hugo", "Ines", "Jonas")

@@ -1,5 +1,5 @@
-"""The demo: a sample CRM whose code writes rows and emits events in the same transactions, a real daemon,
-and three receivers, of which one fails at times and one is slow. It counts what was promised and what came.
+"""The demo: a sample CRM at work, a real daemon, and three receivers, of which one fails at times and one is
+slow. It counts what was promised and what came.
 """
 
 import asyncio
@@ -7,83 +7,57 @@ import random
 import secrets
 import statistics
 import time
+import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 from aiohttp import web
 
-from postrider.app import Daemon
-from postrider.demo.crm import SampleCrm
+from postrider.app import Daemon, network_options
+from postrider.demo.crm import CapturedCrm, Crm, EmittingCrm
+from postrider.demo.receivers import Receiver
+from postrider.domain.errors import PostriderError
 from postrider.domain.matching import Matcher
 from postrider.domain.model import (
     DEFAULT_WORKSPACE,
     DeliveryState,
     Endpoint,
     EndpointState,
+    event_public_id,
     parse_event_id,
 )
 from postrider.domain.sealing import Sealer
-from postrider.domain.signing import SignatureError, new_secret, secret_key, verify_v1
-from postrider.edges.config import (
-    Config,
-    parse_config,
-)
-from postrider.edges.resources import sql_dir
-from postrider.store.database import Database
+from postrider.domain.signing import parse_secret
+from postrider.edges.clock import SystemClock
+from postrider.edges.config import Config, parse_config
+from postrider.edges.dialect_files import load_dialects
+from postrider.edges.network import WebhookClient
+from postrider.edges.resources import config_dir, sql_dir
+from postrider.services.sender import SendSettings
+from postrider.services.trial import shake_hands
+from postrider.store.captures import Captures
+from postrider.store.catalogue import CatalogueStore
+from postrider.store.database import Connection, Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory, DeliveryRow
 from postrider.store.migrations import migrate, read_migrations
 from postrider.store.outbox import Outbox
 
-DATABASE = "postrider_demo"
+WORKSPACES = {"nodestash": "ws_north", "workestra": "ws_berlin"}
+"""Where a sample CRM has several workspaces: the one that subscribes. Events of the others go nowhere."""
+EMITTING = "standard"
+"""The dialect whose CRM emits its events itself; tables of the others are captured."""
 WRITERS = 3
 SETTLE_S = 15.0
 """How long retries may take to come through after the writers stopped."""
 ROLLED_BACK = 0.05
 """The share of the CRM's transactions that change their mind: nothing of these may be sent."""
-
-
-@dataclass
-class Receiver:
-    """A subscriber on this machine, and what it saw."""
-
-    name: str
-    events: tuple[str, ...]
-    fail_rate: float = 0.0
-    delay_s: float = 0.0
-    secret: str = field(default_factory=new_secret, repr=False)
-    url: str = ""
-    endpoint_id: int = 0
-    requests: int = 0
-    refused: int = 0
-    """Requests that it answered 500, on purpose."""
-    bad_signatures: int = 0
-    accepted: Counter[str] = field(default_factory=Counter, repr=False)
-    arrived: dict[str, float] = field(default_factory=dict, repr=False)
-    """When a request for an event came first, in seconds since 1970."""
-
-    async def receive(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        self.requests += 1
-        event_id = request.headers.get("webhook-id", "")
-        self.arrived.setdefault(event_id, time.time())
-        try:
-            verify_v1([secret_key(self.secret)], request.headers, body, int(time.time()))
-        except SignatureError:
-            self.bad_signatures += 1
-            return web.Response(status=401)
-        if self.delay_s:
-            await asyncio.sleep(self.delay_s)
-        if random.random() < self.fail_rate:
-            self.refused += 1
-            return web.Response(status=500, text="out of order, try again")
-        self.accepted[event_id] += 1
-        return web.Response(status=204)
 
 
 @dataclass
@@ -93,18 +67,24 @@ class Emitted:
     at: float
     """When the commit returned, in seconds since 1970."""
     type: str
+    workspace_id: str
 
 
 class Demo:
     """Enter it to start everything; `write_for` lets the CRM work; `counts` tells what came of it."""
 
-    def __init__(self, server_dsn: str) -> None:
+    def __init__(self, server_dsn: str, dialect: str = "standard") -> None:
         self._server_dsn = server_dsn
-        self.dsn = server_dsn.replace("/postgres?", f"/{DATABASE}?")
+        self.dialect = load_dialects(())[dialect]
+        self._workspace = WORKSPACES.get(dialect, DEFAULT_WORKSPACE)
+        self._database_name = f"postrider_demo_{dialect}"
+        self.dsn = server_dsn.replace("/postgres?", f"/{self._database_name}?")
+        # One that is disabled when its schedule is exhausted may not be so flaky.
+        fail_rate = 0.05 if self.dialect.disable_when_exhausted else 0.3
         self.receivers = [
-            Receiver("steady", ("*",)),
-            Receiver("flaky", ("deal.*",), fail_rate=0.3),
-            Receiver("slow", ("contact.*", "activity.*"), delay_s=0.3),
+            Receiver("steady", ("*",), dialect),
+            Receiver("flaky", ("deal.*", "lead.*"), dialect, fail_rate=fail_rate),
+            Receiver("slow", ("contact.*", "activity.*"), dialect, delay_s=0.3),
         ]
         self.emitted: dict[str, Emitted] = {}
         self.rolled_back = 0
@@ -119,7 +99,8 @@ class Demo:
         self._database = Database(self.dsn, pool_size=2)
         await self._database.open()
         try:
-            await self._subscribe()
+            await self._capture(config)
+            await self._subscribe(config)
             await daemon.start()
             try:
                 yield self
@@ -133,22 +114,33 @@ class Demo:
         return parse_config(
             {
                 "database": {"dsn": self.dsn},
+                "dialect": {"default": self.dialect.name},
                 "network": {"allow": ["127.0.0.0/8"], "https_only": False},
                 "retry": {"schedule": ["0s", "500ms", "1s", "2s", "4s", "8s"]},
                 "admin": {"listen": ""},
+                "capture": self._capture_sections(),
             },
             "the demo's configuration",
         )
 
+    def _capture_sections(self) -> list[Any]:
+        if self.dialect.name == EMITTING:
+            return []
+        example = (config_dir() / "crms" / f"{self.dialect.name}.toml").read_text()
+        sections: list[Any] = tomllib.loads(example)["capture"]
+        return sections
+
     async def _create_database(self) -> None:
         server = await asyncpg.connect(self._server_dsn)
-        if not await server.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", DATABASE):
-            await server.execute(f"CREATE DATABASE {DATABASE}")
+        exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
+        if not await server.fetchval(exists, self._database_name):
+            await server.execute(f"CREATE DATABASE {self._database_name}")
         await server.close()
+        tables = "sample_crm.sql" if self.dialect.name == EMITTING else f"crm_{self.dialect.name}.sql"
         connection = await asyncpg.connect(self.dsn)
         try:
             await migrate(connection, read_migrations(sql_dir()))
-            await connection.execute((sql_dir() / "sample_crm.sql").read_text())
+            await connection.execute((sql_dir() / tables).read_text())
         finally:
             await connection.close()
 
@@ -165,32 +157,48 @@ class Demo:
             receiver.url = f"http://127.0.0.1:{port}/{receiver.name}"
         return runner
 
-    async def _subscribe(self) -> None:
-        """Replace the endpoints of an earlier run, whose receivers are gone."""
+    async def _capture(self, config: Config) -> None:
+        await CatalogueStore(self._database).publish(self.dialect)
+        await Captures(self._database).apply(config.capture, datetime.now(UTC))
+
+    async def _subscribe(self, config: Config) -> None:
+        """Replace the endpoints of an earlier run, whose receivers are gone, and verify the new ones."""
         store = Endpoints(self._database, Sealer())
         now = datetime.now(UTC)
         for row in await store.list_endpoints():
             await store.delete(row.endpoint.id, now)
-        endpoints = []
         for receiver in self.receivers:
             receiver.endpoint_id = secrets.randbits(63) or 1
             endpoint = Endpoint(
                 id=receiver.endpoint_id,
-                workspace_id=DEFAULT_WORKSPACE,
+                workspace_id=self._workspace,
                 url=receiver.url,
                 patterns=receiver.events,
                 exclusions=(),
-                dialect="standard",
-                secrets=(),
-                state=EndpointState.ACTIVE,
+                dialect=self.dialect.name,
+                secrets=(parse_secret(receiver.secret),),
+                state=EndpointState.UNVERIFIED if self.dialect.handshake else EndpointState.ACTIVE,
                 concurrency=None,
                 headers={},
                 failing_since=None,
                 description=f"the demo's {receiver.name} receiver",
             )
             await store.add(endpoint, [receiver.secret], now)
-            endpoints.append(endpoint)
-        self._matcher = Matcher(endpoints)
+            await self._verify(endpoint, config)
+            await store.activate(endpoint.id, now)
+            receiver.open = True
+        self._matcher = Matcher([row.endpoint for row in await store.list_endpoints()])
+
+    async def _verify(self, endpoint: Endpoint, config: Config) -> None:
+        if self.dialect.handshake is None:
+            return
+        async with WebhookClient(network_options(config)) as client:
+            settings = SendSettings(client, {}, config.delivery.user_agent, https_only=False)
+            problem = await shake_hands(
+                settings, self.dialect, self.dialect.handshake, endpoint, SystemClock()
+            )
+        if problem is not None:
+            raise PostriderError(f"the demo's own receiver did not answer the handshake: {problem}")
 
     async def write_for(self, seconds: float | None, rate: float, stop: asyncio.Event) -> None:
         """Let the CRM work, `rate` transactions a second, until the time is over or `stop` is set."""
@@ -198,10 +206,10 @@ class Demo:
 
         async def work() -> None:
             connection = await asyncpg.connect(self.dsn)
-            crm = SampleCrm(connection)
+            crm = EmittingCrm(connection) if self.dialect.name == EMITTING else CapturedCrm(connection)
             try:
                 while time.monotonic() < ends_at and not stop.is_set():
-                    await self._transact(crm)
+                    await self._transact(crm, connection)
                     try:
                         async with asyncio.timeout(min(WRITERS / rate, max(0.0, ends_at - time.monotonic()))):
                             await stop.wait()
@@ -214,16 +222,27 @@ class Demo:
             for _ in range(WRITERS):
                 group.create_task(work())
 
-    async def _transact(self, crm: SampleCrm) -> None:
-        transaction = crm.connection.transaction()
+    async def _transact(self, crm: Crm, connection: Connection) -> None:
+        transaction = connection.transaction()
         await transaction.start()
-        event_type, event_id = await crm.act()
+        started_at: datetime = await connection.fetchval("SELECT now()")
+        await crm.act()
         if random.random() < ROLLED_BACK:
             await transaction.rollback()
             self.rolled_back += 1
             return
         await transaction.commit()
-        self.emitted[event_id] = Emitted(time.time(), event_type)
+        committed_at = time.time()
+        # Its events carry the time of the transaction, and ids not older than that.
+        oldest = UUID(int=(int(started_at.timestamp() * 1000) - 1) << 80)
+        rows = await connection.fetch(
+            """SELECT id, type, workspace_id FROM postrider.outbox
+               WHERE id > $1 AND occurred_at = $2 AND NOT test""",
+            oldest,
+            started_at,
+        )
+        for row in rows:
+            self.emitted[event_public_id(row["id"])] = Emitted(committed_at, row["type"], row["workspace_id"])
 
     async def settle(self, seconds: float = SETTLE_S) -> None:
         """Wait until every delivery that is owed has come to an end, or the time is over."""
@@ -242,7 +261,7 @@ class Demo:
         states: Counter[str] = Counter()
         duplicates = 0
         for event_id, emitted in list(self.emitted.items()):
-            for endpoint in self._matcher.match(DEFAULT_WORKSPACE, emitted.type):
+            for endpoint in self._matcher.match(emitted.workspace_id, emitted.type):
                 accepted = by_endpoint[endpoint.id].accepted
                 if not accepted[event_id]:
                     key = (parse_event_id(event_id), endpoint.id)
@@ -264,6 +283,7 @@ class Demo:
             "failed": states["failed"],
             "lost": states["lost"],
             "duplicates": duplicates,
+            "set_aside": len(await Captures(self._database).list_rejections(1000)),
             "bad_signatures": sum(receiver.bad_signatures for receiver in self.receivers),
             "p50_ms": round(statistics.median(spans), 1) if spans else None,
             "p99_ms": round(spans[int(len(spans) * 0.99)], 1) if spans else None,

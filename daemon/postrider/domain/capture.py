@@ -3,6 +3,7 @@
 A section of the configuration is data; `store/capture_sql.py` makes a trigger of it.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -182,6 +183,7 @@ class _Reader:
             return Constant(None)
         kinds: dict[str, Callable[[], Entry]] = {
             "value": lambda: self._constant(value, path),
+            "json": lambda: self._json(value, path),
             "setting": lambda: self._setting(value, path),
             "table": lambda: self._lookup(value, path),
             "columns": lambda: self._object(value, path),
@@ -192,6 +194,14 @@ class _Reader:
     def _constant(self, value: Mapping[str, Any], path: str) -> Entry:
         self._known(value, path, "value")
         return Constant(value["value"])
+
+    def _json(self, value: Mapping[str, Any], path: str) -> Entry:
+        self._known(value, path, "json")
+        try:
+            return Constant(json.loads(value["json"]))
+        except (TypeError, ValueError):
+            self._expected(f"{path}.json", "JSON text such as 'null'", value["json"])
+            return Constant(None)
 
     def _setting(self, value: Mapping[str, Any], path: str) -> Entry:
         self._known(value, path, "setting")
