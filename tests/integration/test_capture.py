@@ -193,6 +193,21 @@ async def test_derived_events_come_with_or_instead_of_updated(database_dsn: str)
         assert types(await crm.does("UPDATE crm.deals SET closed_at = NULL")) == ["deal.updated"] * 2
 
 
+async def test_previous_attributes_hold_just_what_looks_different(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(DEALS)
+        await crm.does(
+            "INSERT INTO crm.clients VALUES (9, 'Acme', 'X1')",
+            "INSERT INTO crm.deals (id, client_id, closed_at) VALUES (1, 7, '2026-03-15 10:00:00.0001Z')",
+        )
+        (updated,) = await crm.does(
+            "UPDATE crm.deals SET client_id = 9, closed_at = '2026-03-15 10:00:00.0002Z', title = 'x'"
+        )
+        assert updated["previous_attributes"] == {"title": None}
+        (won,) = await crm.does("UPDATE crm.deals SET status = 'won'")
+        assert (won["type"], won["previous_attributes"]) == ("deal.won", None)
+
+
 async def test_a_statement_on_many_rows_is_one_insert(database_dsn: str) -> None:
     async with crm_of(database_dsn) as crm:
         await crm.apply(DEALS)

@@ -314,7 +314,7 @@ END"""
             if columns:
                 member = literal(json.dumps(name, ensure_ascii=False) + ":")
                 parts.append(
-                    f"CASE WHEN {self._any_changed(columns)} THEN {member} || "
+                    f"CASE WHEN {self._shown_changed(entry, columns)} THEN {member} || "
                     f"coalesce(to_json({self._value(entry, 'o')})::text, 'null') END"
                 )
         while len(parts) > _ARGUMENTS:
@@ -322,7 +322,17 @@ END"""
                 f"nullif(concat_ws(',', {', '.join(parts[at : at + _ARGUMENTS])}), '')"
                 for at in range(0, len(parts), _ARGUMENTS)
             ]
-        return f"('{{' || concat_ws(',', {', '.join(parts)}) || '}}')::json" if parts else "NULL::json"
+        if not parts:
+            return "NULL::json"
+        return f"('{{' || nullif(concat_ws(',', {', '.join(parts)}), '') || '}}')::json"
+
+    def _shown_changed(self, entry: Entry, columns: Iterable[str]) -> str:
+        """Whether what the event shows of an entry changed: another client may have the same name."""
+        changed = self._any_changed(columns)
+        if isinstance(entry, Column) and not self._table.columns[entry.name].type.startswith("timestamp"):
+            return changed
+        old, new = (f"({self._value(entry, row)})::text" for row in ("o", "n"))
+        return f"({changed}) AND {old} IS DISTINCT FROM {new}"
 
     def _actor(self, row: str) -> str:
         entry = self._capture.actor
