@@ -40,6 +40,8 @@ def test_a_workestra_endpoint_becomes_active_by_its_handshake(
         assert listed["state"] == "unverified"
         workestra("emit", "contact.created", "--data", "{}")
         assert_settled(database_dsn)
+        workestra("endpoint", "resume", listed["id"], exit_code=1)
+        workestra("endpoint", "pause", listed["id"], exit_code=1)
         assert "HTTP 500, not 200" in workestra("endpoint", "verify", listed["id"], exit_code=1)
         receiver.set_mode("ok")
         assert "is verified" in workestra("endpoint", "verify", listed["id"])
@@ -61,9 +63,10 @@ def test_a_workestra_endpoint_becomes_active_by_its_handshake(
         assert json.loads(last["body"])["data"] == {"id": "con_1"}
         assert len(receiver.requests(10)) == 4
         receiver.set_mode("204")
-        moved = ["endpoint", "update", listed["id"], "--url", receiver.url("/b")]
-        workestra(*moved, exit_code=1)
-        assert workestra.json("endpoint", "list")[0]["state"] == "unverified"
+        ep = listed["id"]
+        workestra("endpoint", "update", ep, "--url", receiver.url("/b"), exit_code=1)
+        shown = workestra.json("endpoint", "show", ep)
+        assert (shown["state"], shown["url"]) == ("active", receiver.url("/a"))
 
 
 def test_a_test_event_is_the_catalogues_sample_and_is_recorded(workestra: Cli, database_dsn: str) -> None:

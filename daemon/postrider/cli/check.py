@@ -79,12 +79,17 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
     """One check after the other; those that need what failed are left out."""
     try:
         config = load_config(config_path, os.environ)
-        default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
+        spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
         sealer = read_sealer(config)
     except PostriderError as error:
         yield Finding("fail", "configuration", error.message, error.hint)
         return
     yield Finding("ok", "configuration", "valid")
+    if spoken.sending_addresses:
+        promised = ", ".join(spoken.sending_addresses)
+        yield Finding(
+            "ok", f"dialect {spoken.name}", f"requests have to leave from {promised}, as it promises"
+        )
     database = Database(config.database.dsn, pool_size=2, pooled=True)
     await database.open()
     try:

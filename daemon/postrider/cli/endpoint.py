@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from postrider.cli.common import (
+    Stores,
     config_option,
     json_option,
     open_stores,
@@ -17,7 +18,7 @@ from postrider.cli.common import (
 from postrider.cli.endpoint_facts import endpoint_facts, living, pattern_text
 from postrider.cli.subscription import add, update
 from postrider.cli.trial import test, verify
-from postrider.domain.errors import UsageError
+from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import EndpointState, endpoint_public_id, parse_endpoint_id
 
 
@@ -96,7 +97,7 @@ async def pause(ep: str, config_path: Path | None) -> None:
     """
     endpoint_id = parse_endpoint_id(ep)
     async with open_stores(config_path) as stores:
-        await living(stores, endpoint_id)
+        await _verified(stores, endpoint_id)
         changed = await stores.endpoints.set_state(endpoint_id, EndpointState.PAUSED, stores.clock.now())
     click.echo(f"paused {ep}; its deliveries wait" if changed else f"{ep} was paused already")
 
@@ -112,7 +113,7 @@ async def resume(ep: str, config_path: Path | None) -> None:
     """
     endpoint_id = parse_endpoint_id(ep)
     async with open_stores(config_path) as stores:
-        await living(stores, endpoint_id)
+        await _verified(stores, endpoint_id)
         changed = await stores.endpoints.set_state(endpoint_id, EndpointState.ACTIVE, stores.clock.now())
         waiting = await stores.endpoints.waiting(endpoint_id)
     click.echo(f"resumed {ep}; {waiting} deliveries wait for it" if changed else f"{ep} is active already")
@@ -141,6 +142,16 @@ async def delete(ep: str, yes: bool, config_path: Path | None) -> None:
             )
         cancelled = await stores.endpoints.delete(endpoint_id, stores.clock.now())
     click.echo(f"deleted {ep}; {cancelled} deliveries cancelled")
+
+
+async def _verified(stores: Stores, endpoint_id: int) -> None:
+    row = await living(stores, endpoint_id)
+    if row.endpoint.state is EndpointState.UNVERIFIED:
+        ep = endpoint_public_id(endpoint_id)
+        raise PostriderError(
+            f"{ep} has not answered the handshake of its dialect yet; it gets no events",
+            f"postrider endpoint verify {ep}",
+        )
 
 
 for _command in (add, update, test, verify):

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from postrider.cli.common import (
     run_async,
 )
 from postrider.cli.endpoint_facts import endpoint_facts, living
-from postrider.cli.trial import verify_endpoint
+from postrider.cli.trial import ask_for_handshake, verify_endpoint
 from postrider.domain.dialects import Dialect, check_header
-from postrider.domain.errors import UsageError
+from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.matching import parse_pattern
 from postrider.domain.model import DEFAULT_WORKSPACE, Endpoint, EndpointState, parse_endpoint_id
 from postrider.domain.signing import new_secret, parse_secret
@@ -126,7 +127,7 @@ async def update(
 ) -> None:
     """Change what is given; the rest stays. --header replaces all headers, --exclude '' clears them.
 
-    A new URL or dialect has to answer the handshake that the dialect demands before events go there.
+    A new URL or dialect has to answer the handshake that the dialect demands, else nothing is changed.
 
     Example: postrider endpoint update ep_0123456789abcdef --events '*' --exclude 'activity.*'
     """
@@ -136,10 +137,18 @@ async def update(
         spoken = known_dialect(dialect or before.dialect, stores.config)
         if url is not None:
             _warn_of_http(url, spoken, stores.config)
-        elsewhere = url not in (None, before.url) or spoken.name != before.dialect
         patterns = _patterns(events, spoken) if events is not None else None
         if dialect is not None:
             _check_patterns(patterns or before.patterns, spoken)
+        after = replace(before, url=url or before.url, dialect=spoken.name)
+        unverified = before.state is EndpointState.UNVERIFIED
+        if not unverified and (after.url, after.dialect) != (before.url, before.dialect):
+            problem = await ask_for_handshake(stores, after)
+            if problem is not None:
+                raise PostriderError(
+                    f"{ep} was not changed: the handshake of {spoken.name} failed: {problem}",
+                    "Mend the receiver, then try again.",
+                )
         await stores.endpoints.update(
             endpoint_id,
             stores.clock.now(),
@@ -150,12 +159,8 @@ async def update(
             dialect=spoken.name if dialect is not None else None,
             concurrency=concurrency,
             headers=_headers(headers) if headers else None,
-            unverified=elsewhere and spoken.handshake is not None,
         )
-        now = (await stores.endpoints.get(endpoint_id)).endpoint
-        problem = None
-        if now.state is EndpointState.UNVERIFIED:
-            problem = await verify_endpoint(stores, now)
+        problem = await verify_endpoint(stores, after) if unverified else None
         facts = endpoint_facts(await stores.endpoints.get(endpoint_id))
     if as_json:
         print_json(facts)

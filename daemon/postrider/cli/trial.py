@@ -128,14 +128,19 @@ async def verify(ep: str, config_path: Path | None) -> None:
 
 async def verify_endpoint(stores: Stores, endpoint: Endpoint) -> str | None:
     """Shake hands, and activate an unverified endpoint that did; else say what it did instead."""
+    problem = await ask_for_handshake(stores, endpoint)
+    if problem is None:
+        await stores.endpoints.activate(endpoint.id, stores.clock.now())
+    return problem
+
+
+async def ask_for_handshake(stores: Stores, endpoint: Endpoint) -> str | None:
+    """None if the endpoint answers the handshake of its dialect, or none is demanded; else what it did."""
     dialect = known_dialect(endpoint.dialect, stores.config)
-    if dialect.handshake is not None:
-        async with _send_settings(stores) as settings:
-            problem = await shake_hands(settings, dialect, dialect.handshake, endpoint, stores.clock)
-        if problem is not None:
-            return problem
-    await stores.endpoints.activate(endpoint.id, stores.clock.now())
-    return None
+    if dialect.handshake is None:
+        return None
+    async with _send_settings(stores) as settings:
+        return await shake_hands(settings, dialect, dialect.handshake, endpoint, stores.clock)
 
 
 @asynccontextmanager

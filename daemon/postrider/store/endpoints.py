@@ -118,17 +118,15 @@ class Endpoints:
         dialect: str | None = None,
         concurrency: int | None = None,
         headers: Mapping[str, str] | None = None,
-        unverified: bool = False,
     ) -> None:
-        """Change what is not None. `unverified`: an active endpoint has to answer a handshake again."""
+        """Change what is not None."""
         async with self._database.connection() as connection:
             await connection.execute(
                 """UPDATE postrider.endpoint
                    SET url = coalesce($2, url), description = coalesce($3, description),
                      patterns = coalesce($4, patterns), exclusions = coalesce($5, exclusions),
                      dialect = coalesce($6, dialect), concurrency = coalesce($7, concurrency),
-                     headers = coalesce($8::text::json, headers), updated_at = $9,
-                     state = CASE WHEN $10 AND state = 'active' THEN 'unverified' ELSE state END
+                     headers = coalesce($8::text::json, headers), updated_at = $9
                    WHERE id = $1 AND state <> 'deleted'""",
                 endpoint_id,
                 url,
@@ -139,16 +137,15 @@ class Endpoints:
                 concurrency,
                 json.dumps(dict(headers)) if headers is not None else None,
                 now,
-                unverified,
             )
 
     async def set_state(self, endpoint_id: int, state: EndpointState, now: datetime) -> bool:
-        """Pause or resume; False if the endpoint was in that state, or is deleted."""
+        """Pause or resume; False if the endpoint was in that state, is deleted or not verified."""
         async with self._database.connection() as connection:
             changed: int | None = await connection.fetchval(
                 """UPDATE postrider.endpoint SET state = $2, disabled_reason = NULL, failing_since = NULL,
                      updated_at = $3
-                   WHERE id = $1 AND state NOT IN ('deleted', $2) RETURNING id""",
+                   WHERE id = $1 AND state NOT IN ('deleted', 'unverified', $2) RETURNING id""",
                 endpoint_id,
                 state.value,
                 now,
