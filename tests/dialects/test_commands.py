@@ -100,6 +100,8 @@ def test_unknown_types_are_refused_where_the_catalogue_is_closed(workestra: Cli,
     )
     assert "no event type matches 'deal.stageChanged'" in said
     assert "Did you mean deal.stage_changed?" in said
+    said = workestra("endpoint", "add", "--url", "https://x.example/", "--events", "deals.*", exit_code=2)
+    assert "Did you mean deal.*?" in said
     said = workestra("emit", "contact.create", "--data", "{}", exit_code=2)
     assert "the catalogue of workestra has no event type 'contact.create'" in said
     assert "Did you mean contact.created?" in said

@@ -94,15 +94,17 @@ class Catalogue:
             raise self._unknown(f"no event type matches {pattern!r}", pattern)
 
     def _unknown(self, message: str, name: str) -> UsageError:
-        nearest = nearest_type(name, self.types)
+        known = set(self.types)
+        if name.endswith(".*"):
+            known = {f"{each.rpartition('.')[0]}.*" for each in self.types}
+        nearest = _nearest(name, known)
         hint = f"Did you mean {nearest}?" if nearest else "`postrider dialect show` lists the event types."
         return UsageError(message, hint)
 
 
-def nearest_type(name: str, types: Iterable[str]) -> str | None:
-    """The known type that looks most like `name`, if any does."""
-    folded = {each.lower(): each for each in types}
-    found = difflib.get_close_matches(name.lower().removesuffix(".*"), folded, n=1, cutoff=0.5)
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    folded = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     return folded[found[0]] if found else None
 
 

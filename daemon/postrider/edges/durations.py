@@ -20,6 +20,8 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """In the largest unit in which it is a whole number, else in ms, as `parse_duration` reads it."""
+    if seconds == 0:
+        return "0s"
     for unit, size in _UNITS.items():
         amount = seconds / size
         if amount >= 1 and abs(amount - round(amount)) < 1e-9:
