@@ -261,7 +261,7 @@ def test_a_duration_survives_a_round_trip(whole: int, thousandths: int, unit: st
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0ms"), (0.5, "500ms"), (1.5, "1500ms"), (90.0, "90s"), (7200.0, "2h"), (86_400.0, "1d")],
+    [(0.0, "0s"), (0.5, "500ms"), (1.5, "1500ms"), (90.0, "90s"), (7200.0, "2h"), (86_400.0, "1d")],
 )
 def test_a_duration_is_shown_in_its_largest_whole_unit(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
