@@ -380,6 +380,32 @@ async def test_awkward_tables(database_dsn: str) -> None:
         assert not await crm.rejected()
 
 
+async def test_events_do_not_depend_on_the_session(database_dsn: str) -> None:
+    tables = "CREATE TABLE kinds (day date, at timestamptz[], long interval, raw bytea, PRIMARY KEY (day))"
+    section = """
+        [[capture]]
+        table = "kinds"
+        object_type = "kind"
+        key = "day"
+        columns = ["day", "at", "long", "raw"]
+    """
+    insert = r"INSERT INTO kinds VALUES ('2026-03-04', '{2026-03-04 10:00Z}', '1 day 02:00', '\x00ff')"
+    async with crm_of(database_dsn, tables) as crm:
+        await crm.apply(section)
+        (event,) = await crm.does(
+            "SET DateStyle = 'German'; SET TimeZone = 'Asia/Tokyo'; SET IntervalStyle = 'sql_standard'",
+            "SET bytea_output = 'escape'; SET search_path = nowhere",
+            insert.replace("kinds", "public.kinds"),
+        )
+        assert event["object_id"] == "2026-03-04"
+        assert event["data"] == {
+            "day": "2026-03-04",
+            "at": ["2026-03-04T10:00:00+00:00"],
+            "long": "P1DT2H",
+            "raw": "\\x00ff",
+        }
+
+
 async def test_plan_apply_and_drop(database_dsn: str) -> None:
     async with crm_of(database_dsn) as crm:
 

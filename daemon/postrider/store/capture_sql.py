@@ -27,6 +27,11 @@ TRIGGER_PREFIX = "postrider_capture_"
 LOCK_TIMEOUT = "1s"
 """How long a CRM's statement waits at most for a lock that a change of Postrider's schema holds."""
 
+_SETTINGS = (
+    "SET DateStyle = 'ISO' SET IntervalStyle = 'iso_8601' SET TimeZone = 'UTC' SET bytea_output = 'hex'"
+)
+"""An event says the same whatever the CRM's session has set."""
+
 _FORMATS: Mapping[Timestamps, str] = {
     "seconds": 'YYYY-MM-DD"T"HH24:MI:SS"Z"',
     "milliseconds": 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"',
@@ -102,7 +107,7 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
     create = [
         # The CRM's user may write to the outbox only through this function, hence SECURITY DEFINER.
         f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n"
-        f"SET search_path = pg_catalog, pg_temp SET lock_timeout = '{LOCK_TIMEOUT}'\n"
+        f"SET search_path = pg_catalog, pg_temp SET lock_timeout = '{LOCK_TIMEOUT}'\n{_SETTINGS}\n"
         f"AS {_dollar_quoted(body)}",
         f"REVOKE ALL ON FUNCTION {function}() FROM PUBLIC",
     ]
@@ -329,7 +334,7 @@ END"""
     def _shown_changed(self, entry: Entry, columns: Iterable[str]) -> str:
         """Whether what the event shows of an entry changed: another client may have the same name."""
         changed = self._any_changed(columns)
-        if isinstance(entry, Column) and not self._table.columns[entry.name].type.startswith("timestamp"):
+        if isinstance(entry, Column) and not _is_timestamp(self._table.columns[entry.name].type):
             return changed
         old, new = (f"({self._value(entry, row)})::text" for row in ("o", "n"))
         return f"({changed}) AND {old} IS DISTINCT FROM {new}"
@@ -404,8 +409,12 @@ END"""
         return f"({self._value(entry, row)})::text"
 
 
+def _is_timestamp(type_name: str) -> bool:
+    return type_name.startswith("timestamp") and not type_name.endswith("[]")
+
+
 def _formatted(column: str, type_name: str, timestamps: Timestamps) -> str:
-    if not type_name.startswith("timestamp"):
+    if not _is_timestamp(type_name):
         return column
     if timestamps == "unix":
         return f"floor(extract(epoch FROM {column}))::bigint"
