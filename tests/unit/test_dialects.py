@@ -252,3 +252,16 @@ def test_mistake_in_a_dialect_is_named_with_its_path(old: str, new: str, said: s
         parse_dialect(STANDARD_TOML.replace(old, new, 1), "acme.toml")
     assert said in caught.value.message
     assert caught.value.hint
+
+
+def test_the_example_that_teaches_writing_a_dialect_works() -> None:
+    readme = (Path(__file__).parents[2] / "config/dialects/README.md").read_text()
+    acme = parse_dialect(readme.split("```toml\n")[1].split("```")[0], "README.md")
+    assert acme.catalogue.sample("deal.won").data == '{"id":"d_1","title":"Licence","stage":"won"}'
+    body = json.loads(render(acme, replace(with_data('{"id":"d_1","internal":1}'), actor='{"name":"Bob"}')))
+    assert list(body) == ["id", "kind", "time", "account", "record", "by"]
+    assert (body["record"], body["by"]) == ({"id": "d_1"}, "Bob")
+    assert body["id"].startswith("acme_")
+    sent = headers(EVENT, b"{}", acme)
+    assert sent["X-Acme-Event"] == "deal.updated"
+    assert sent["X-Acme-Signature"].startswith("sha256=")
