@@ -8,12 +8,10 @@ import asyncpg
 
 from postrider.domain.capture import Capture, Column, Entry, Fields, Lookup
 from postrider.store.capture_sql import (
-    ColumnFacts,
     Statements,
-    TableFacts,
     create_statements,
-    sql_value,
 )
+from postrider.store.capture_values import ColumnFacts, TableFacts, sql_value
 from postrider.store.database import Connection
 
 _COLUMNS = """

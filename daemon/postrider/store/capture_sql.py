@@ -17,11 +17,10 @@ from postrider.domain.capture import (
     Fields,
     Lookup,
     Operation,
-    Setting,
-    Timestamps,
     local_columns,
 )
 from postrider.domain.model import MAX_DATA_BYTES
+from postrider.store.capture_values import Tables, Values, is_timestamp, literal, quoted, sql_value
 
 TRIGGER_PREFIX = "postrider_capture_"
 LOCK_TIMEOUT = "1s"
@@ -32,34 +31,10 @@ _SETTINGS = (
 )
 """An event says the same whatever the CRM's session has set."""
 
-_FORMATS: Mapping[Timestamps, str] = {
-    "seconds": 'YYYY-MM-DD"T"HH24:MI:SS"Z"',
-    "milliseconds": 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"',
-    "microseconds": 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"',
-}
 _OPERATIONS: Mapping[str, Operation] = {"insert": "created", "update": "updated", "delete": "deleted"}
 _ONE_OLD, _ONE_NEW = "unnest(ARRAY[pair.o]) AS o", "unnest(ARRAY[pair.n]) AS n"
 _ARGUMENTS = 90
 """PostgreSQL takes at most 100 arguments of a function."""
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnFacts:
-    type: str
-    """As format_type writes it."""
-    comparable: bool
-    """It has an equality operator."""
-
-
-@dataclass(frozen=True, slots=True)
-class TableFacts:
-    name: str
-    """Qualified and quoted."""
-    columns: Mapping[str, ColumnFacts]
-
-
-Tables = Mapping[str, TableFacts]
-"""Facts by the table's name in the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +49,6 @@ class Statements:
     @property
     def checksum(self) -> str:
         return hashlib.sha256("\n".join(self.create).encode()).hexdigest()
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def function_name(capture_name: str) -> str:
@@ -144,8 +111,8 @@ def _dollar_quoted(body: str) -> str:
 class _Writer:
     def __init__(self, capture: Capture, tables: Tables) -> None:
         self._capture = capture
-        self._tables = tables
         self._table = tables[capture.table]
+        self._values = Values(capture, tables)
 
     def function_body(self) -> str:
         """Set by set; and where that fails, row by row, so that one bad row costs no other its event."""
@@ -219,7 +186,8 @@ END"""
             return "NULL;"
         row = "o" if event == "delete" else "n"
         fields = ", ".join(
-            f"{self._value(entry, row)} AS {quoted(name)}" for name, entry in capture.columns.entries.items()
+            f"{self._values.value(entry, row)} AS {quoted(name)}"
+            for name, entry in capture.columns.entries.items()
         )
         event_type, types, happened = self._types(event)
         return f"""WITH written AS (
@@ -240,7 +208,7 @@ END"""
         workspace = self._capture.workspace
         if isinstance(workspace, Constant):
             return literal(str(workspace.value))
-        return f"coalesce(nullif(({self._text(workspace, row)}), ''), 'default')"
+        return f"coalesce(nullif(({self._values.text(workspace, row)}), ''), 'default')"
 
     def _types(self, event: str) -> tuple[str, str, str]:
         """The event's type, a join that makes a row for each possible one, and whether it happened."""
@@ -309,7 +277,7 @@ END"""
     def _object_id(self, row: str) -> str:
         if self._capture.object_id is None:
             return self._key_text(row)
-        return self._text(self._capture.object_id, row)
+        return self._values.text(self._capture.object_id, row)
 
     def _previous(self) -> str:
         """What changed, as it was: written as text, because the names differ from row to row."""
@@ -320,7 +288,7 @@ END"""
                 member = literal(json.dumps(name, ensure_ascii=False) + ":")
                 parts.append(
                     f"CASE WHEN {self._shown_changed(entry, columns)} THEN {member} || "
-                    f"coalesce(to_json({self._value(entry, 'o')})::text, 'null') END"
+                    f"coalesce(to_json({self._values.value(entry, 'o')})::text, 'null') END"
                 )
         while len(parts) > _ARGUMENTS:
             parts = [
@@ -334,9 +302,9 @@ END"""
     def _shown_changed(self, entry: Entry, columns: Iterable[str]) -> str:
         """Whether what the event shows of an entry changed: another client may have the same name."""
         changed = self._any_changed(columns)
-        if isinstance(entry, Column) and not _is_timestamp(self._table.columns[entry.name].type):
+        if isinstance(entry, Column) and not is_timestamp(self._table.columns[entry.name].type):
             return changed
-        old, new = (f"({self._value(entry, row)})::text" for row in ("o", "n"))
+        old, new = (f"({self._values.value(entry, row)})::text" for row in ("o", "n"))
         return f"({changed}) AND {old} IS DISTINCT FROM {new}"
 
     def _actor(self, row: str) -> str:
@@ -344,86 +312,11 @@ END"""
         if entry is None:
             return "NULL::json"
         if isinstance(entry, Fields) or (isinstance(entry, Lookup) and isinstance(entry.entry, Fields)):
-            return f"({self._value(entry, row)})::json"
-        value = self._value(entry, row)
+            return f"({self._values.value(entry, row)})::json"
+        value = self._values.value(entry, row)
         return f"CASE WHEN {value} IS NOT NULL THEN json_build_object('id', {value}) END"
 
     def _related(self, row: str) -> str:
-        return "NULL::json" if self._capture.related is None else self._value(self._capture.related, row)
-
-    def _value(self, entry: Entry, row: str, table: TableFacts | None = None) -> str:
-        """An expression for an entry of `row`, an alias of `table`'s row (None: the captured table's)."""
-        facts = table or self._table
-        match entry:
-            case Column(name=name, timestamps=timestamps):
-                return _formatted(
-                    f"{row}.{quoted(name)}", facts.columns[name].type, timestamps or self._capture.timestamps
-                )
-            case Constant(value=value):
-                return f"{literal(json.dumps(value, ensure_ascii=False))}::json"
-            case Setting(name=name):
-                return f"nullif(current_setting({literal(name)}, true), '')"
-            case Fields(entries=entries):
-                columns = ", ".join(
-                    f"{self._value(each, row, facts)} AS {quoted(name)}" for name, each in entries.items()
-                )
-                return f"(SELECT row_to_json(x.*) FROM (SELECT {columns}) AS x)"
-            case Lookup():
-                return self._looked_up(entry, row, facts)
-
-    def _looked_up(self, lookup: Lookup, row: str, facts: TableFacts) -> str:
-        other = self._tables[lookup.table]
-        alias = f"r{row[1:]}" if row[0] == "r" else "r"
-        alias += "_"
-        where = " AND ".join(
-            f"{alias}.{quoted(name)} = {self._raw(entry, row, other.columns[name].type)}"
-            for name, entry in lookup.where.items()
+        return (
+            "NULL::json" if self._capture.related is None else self._values.value(self._capture.related, row)
         )
-        order = f" ORDER BY {alias}.{quoted(lookup.order)}" if lookup.order else ""
-        limit = "" if lookup.many else " LIMIT 1"
-        if isinstance(lookup.entry, Column):
-            value = self._value(lookup.entry, alias, other)
-            found = f"SELECT {value} FROM {other.name} AS {alias} WHERE {where}{order}{limit}"
-        else:
-            columns = ", ".join(
-                f"{self._value(each, alias, other)} AS {quoted(name)}"
-                for name, each in lookup.entry.entries.items()
-            )
-            found = (
-                f"SELECT row_to_json(x.*) FROM (SELECT {columns} FROM {other.name} AS {alias} "
-                f"WHERE {where}{order}{limit}) AS x"
-            )
-        return f"array_to_json(ARRAY({found}))" if lookup.many else f"({found})"
-
-    def _raw(self, entry: Entry, row: str, type_name: str) -> str:
-        """An expression to compare with a column of that type: not as it is written in an event."""
-        if isinstance(entry, Column):
-            return f"{row}.{quoted(entry.name)}"
-        if isinstance(entry, Constant):
-            return sql_value(entry.value)
-        return f"({self._value(entry, row)})::{type_name}"
-
-    def _text(self, entry: Entry, row: str) -> str:
-        if isinstance(entry, Constant):
-            return literal(str(entry.value))
-        return f"({self._value(entry, row)})::text"
-
-
-def _is_timestamp(type_name: str) -> bool:
-    return type_name.startswith("timestamp") and not type_name.endswith("[]")
-
-
-def _formatted(column: str, type_name: str, timestamps: Timestamps) -> str:
-    if not _is_timestamp(type_name):
-        return column
-    if timestamps == "unix":
-        return f"floor(extract(epoch FROM {column}))::bigint"
-    in_utc = f"{column} AT TIME ZONE 'UTC'" if type_name.endswith("with time zone") else column
-    return f"to_char({in_utc}, {literal(_FORMATS[timestamps])})"
-
-
-def sql_value(value: object) -> str:
-    """A number, a boolean or a text as SQL writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else literal(str(value))

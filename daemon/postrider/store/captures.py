@@ -16,9 +16,9 @@ from postrider.store.capture_inspector import CaptureInspector
 from postrider.store.capture_sql import (
     TRIGGER_PREFIX,
     Statements,
-    TableFacts,
     drop_statement,
 )
+from postrider.store.capture_values import TableFacts
 from postrider.store.database import Connection, Database, DatabaseError
 
 APPLY_LOCK_TIMEOUT = "5s"
