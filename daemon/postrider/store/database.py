@@ -89,6 +89,7 @@ class Database:
         self._synchronous_commit = synchronous_commit
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self.available = True
+        self._losses = 0
         self.on_restored: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
@@ -122,6 +123,7 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """Borrow a connection; DatabaseUnavailable when there is none or it breaks."""
         assert self._pool is not None, "open() comes first"
+        losses = self._losses
         try:
             with translated_errors():
                 async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S + 1) as connection:
@@ -129,7 +131,9 @@ class Database:
         except DatabaseUnavailable as error:
             self.mark_lost(error)
             raise
-        self._mark_restored()
+        # What was under way when the database went away says nothing of its return.
+        if losses == self._losses:
+            self._mark_restored()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -158,6 +162,7 @@ class Database:
     def mark_lost(self, error: DatabaseError) -> None:
         if self.available:
             self.available = False
+            self._losses += 1
             log.error("database.lost", reason=error.message)
 
     def _mark_restored(self) -> None:
