@@ -1,35 +1,40 @@
 """The guarded HTTP client of the deliveries: one POST in, one `AttemptResult` out.
 
-Every address is judged right before a socket is opened for it, so no spelling of a URL, DNS answer or
-redirect gets around the policy. aiohttp's exceptions end here: callers see an `ErrorKind` and a sentence.
+Foreign exceptions end here: callers see an `ErrorKind` and a sentence.
 """
 
 import asyncio
-import io
 import os
 import re
 import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import lru_cache
+from typing import Self
 
 import aiohttp
-from aiohttp import abc
-from aiohttp.connector import Connection
 from yarl import URL
 
 from postrider.domain.errors import UsageError
 from postrider.domain.model import AttemptResult, ErrorKind, Failure, Reply
-from postrider.edges.addresses import AddressPolicy, AddressVerdict, InsecureUrlError, explain, parse_url
+from postrider.edges.addresses import AddressPolicy, AddressVerdict, InsecureUrlError, parse_url
+from postrider.edges.dialing import BlockedAddressError, Dialer, proxy_url, tls_context
+from postrider.edges.http1 import (
+    Answer,
+    ConnectionEnded,
+    ExchangeError,
+    HttpConnection,
+    UnusableAnswer,
+    request_bytes,
+)  # fmt: skip
 
 _MAX_HEADER_CHARACTERS = 4096
-_READ_BUFFER_BYTES = 16_384  # what a flooding receiver can make us hold is twice this
-_PLAIN_BODY_BYTES = 2**20  # aiohttp wants larger bodies as a file
-_LOOKUP_THREADS = 64  # a name whose server is silent holds one until getaddrinfo gives up
+_KEEP_IDLE_S = 15.0
+_IDLE_TICK_S = 1.0
+_TICK_S = 0.05
+"""How precise a timeout is: one look at all requests under way costs less than a timer for each."""
 _SECRET_HEADER = re.compile(rb"cookie|authorization|authentication-info|token|secret|api-?key", re.IGNORECASE)
 
 
@@ -49,6 +54,17 @@ class NetworkOptions:
     """PEM certificates trusted besides the system's."""
 
 
+class _Target:
+    """Where a URL leads: what every request to it begins with, and the idle connections to its host."""
+
+    __slots__ = ("idle", "start", "url")
+
+    def __init__(self, url: URL, start: bytes, idle: list[HttpConnection]) -> None:
+        self.url = url
+        self.start = start
+        self.idle = idle
+
+
 class WebhookClient:
     """Sends webhooks over kept-alive connections. Use as an async context manager."""
 
@@ -59,19 +75,30 @@ class WebhookClient:
         or `proxy` that can't be used."""
         self._options = options
         self._on_blocked = on_blocked
-        self._tls = _tls_context(options.ca_file)
-        self._proxy = _proxy_url(options.proxy)
+        self._tls = tls_context(options.ca_file)
+        self._proxy = proxy_url(options.proxy)
+        self._idle: dict[tuple[str, str | None, int | None], list[HttpConnection]] = {}
+        self._busy: set[HttpConnection] = set()
+        self._target = lru_cache(maxsize=16_384)(self._find_target)
+        self._tick: asyncio.TimerHandle | None = None
+        self._idle_tick_at = 0.0
 
     async def __aenter__(self) -> Self:
-        self._resolver = _StrictResolver(self._options.policy)
-        self._pooled = self._session(force_close=False)
-        self._fresh = self._session(force_close=True)
+        self._loop = asyncio.get_running_loop()
+        self._dialer = Dialer(
+            self._options.policy,
+            tls=self._tls,
+            proxy=self._proxy,
+            connect_timeout=self._options.connect_timeout,
+        )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._pooled.close()
-        await self._fresh.close()
-        await self._resolver.close()
+        if self._tick is not None:
+            self._tick.cancel()
+        for connection in [*self._busy, *(each for idle in self._idle.values() for each in idle)]:
+            connection.abort()
+        await self._dialer.close()
 
     async def post(
         self,
@@ -89,77 +116,87 @@ class WebhookClient:
         """
         started = time.monotonic()
         timeout = timeout or self._options.timeout
-        exchange = _Exchange()
-        _current_exchange.set(exchange)
+        fresh: HttpConnection | None = None
         try:
-            target = parse_url(url, https_only)
-            async with asyncio.timeout(timeout):
-                if self._proxy is not None:
-                    await self._resolver.resolve(target.raw_host or "", target.port or 0)
-                async with await self._send(target, headers, body, exchange) as response:
-                    excerpt = await self._read(response)
+            target = self._target(url, https_only)
+            request = request_bytes(target.start, headers, body)
+            if self._proxy is not None:
+                async with asyncio.timeout(timeout):
+                    await self._dialer.judge(target.url)
+            answer: Answer | None = None
+            if (kept := _pop_open(target.idle)) is not None:
+                try:
+                    answer = await self._exchange(kept, target, request, started + timeout)
+                except ConnectionEnded as ended:
+                    if ended.begun:
+                        raise
+            if answer is None:
+                fresh = await self._connect(target, started, timeout)
+                answer = await self._exchange(fresh, target, request, started + timeout)
             return Reply(
-                status=response.status,
-                headers=_header_lines(response.raw_headers),
-                body=excerpt,
-                retry_after=response.headers.get("Retry-After"),
-                connect_ms=exchange.connect_ms,
+                status=answer.status,
+                headers=_header_lines(answer.headers),
+                body=_text(answer.body),
+                retry_after=_retry_after(answer),
+                connect_ms=fresh.connect_ms if fresh is not None else None,
                 duration_ms=_milliseconds_since(started),
             )
         # RuntimeError: uvloop raises it where the socket was closed under it.
-        except (aiohttp.ClientError, OSError, ValueError, RuntimeError, UsageError) as error:
+        except (ExchangeError, aiohttp.ClientError, OSError, ValueError, RuntimeError, UsageError) as error:
             kind, reason = self._explain(error, timeout)
-            return Failure(kind, reason, _milliseconds_since(started), exchange.connect_ms)
+            connect_ms = fresh.connect_ms if fresh is not None else None
+            return Failure(kind, reason, _milliseconds_since(started), connect_ms)
 
-    def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
-        connector = _Connector(
-            limit=0,
-            force_close=force_close,
-            ssl=self._tls,
-            # Behind a proxy the connector only ever looks up and connects to the proxy.
-            resolver=None if self._proxy else self._resolver,
-            socket_factory=self._open_socket,
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            proxy=self._proxy,
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            # The total runs around the whole attempt, a resend included; see `post`.
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._options.connect_timeout),
-            read_bufsize=_READ_BUFFER_BYTES,
-        )
+    def _find_target(self, url: str, https_only: bool) -> _Target:
+        parsed = parse_url(url, https_only)
+        origin = parsed.scheme, parsed.raw_host, parsed.port
+        return _Target(parsed, self._dialer.request_start(parsed), self._idle.setdefault(origin, []))
 
-    def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, address = info
-        _current_exchange.get().socket_opened = True
-        if self._proxy is None:
-            _admit(self._options.policy, str(address[0]))
-        return socket.socket(family, kind, protocol)
+    async def _connect(self, target: _Target, started: float, timeout: float) -> HttpConnection:
+        began = time.monotonic()
+        async with asyncio.timeout(started + timeout - began):
+            opened = await self._dialer.connect(target.url)
+        transport = opened.transport
+        if transport is None or (opened.protocol is not None and opened.protocol.should_close):
+            opened.close()  # it was closed, or spoke before it was asked
+            raise ConnectionEnded(begun=False)
+        connection = HttpConnection(transport, opened.close, max_body_bytes=self._options.max_response_bytes)
+        connection.connect_ms = _milliseconds_since(began)
+        return connection
 
-    async def _send(
-        self, target: URL, headers: Mapping[str, str], body: bytes, exchange: "_Exchange"
-    ) -> aiohttp.ClientResponse:
-        """Send, and once more when a kept-alive connection turns out closed: aiohttp repeats no POST."""
+    async def _exchange(
+        self, connection: HttpConnection, target: _Target, request: bytes, deadline: float
+    ) -> Answer:
+        connection.deadline = deadline
+        self._busy.add(connection)
+        if self._tick is None:
+            self._tick = self._loop.call_later(_TICK_S, self._look_at_the_clock)
         try:
-            return await self._pooled.post(
-                target, headers=headers, data=_payload(body), allow_redirects=False
-            )
-        except aiohttp.ClientConnectionError as error:
-            if not exchange.reused or _answer_had_begun(error):
-                raise
-        return await self._fresh.post(target, headers=headers, data=_payload(body), allow_redirects=False)
+            answer = await connection.exchange(request)
+        finally:
+            self._busy.discard(connection)
+        if not connection.closed:
+            connection.idle_since = time.monotonic()
+            target.idle.append(connection)
+        return answer
 
-    async def _read(self, response: aiohttp.ClientResponse) -> str:
-        limit = self._options.max_response_bytes
-        excerpt = bytearray()
-        while len(excerpt) < limit and not response.content.at_eof():
-            excerpt += await response.content.read(limit - len(excerpt))
-        if not response.content.at_eof():
-            response.close()  # cheaper than draining what may be endless
-        return _text(excerpt)
+    def _look_at_the_clock(self) -> None:
+        """End the requests that take too long, and close the connections that nobody used for long."""
+        now = time.monotonic()
+        for connection in [each for each in self._busy if each.deadline <= now]:
+            connection.expire()
+        if now >= self._idle_tick_at:
+            self._idle_tick_at = now + _IDLE_TICK_S
+            for idle in self._idle.values():
+                # The connection used last is taken first, so the oldest stand in front.
+                while idle and (idle[0].closed or idle[0].idle_since < now - _KEEP_IDLE_S):
+                    idle.pop(0).abort()
+        if self._busy:
+            self._tick = self._loop.call_later(_TICK_S, self._look_at_the_clock)
+        elif any(self._idle.values()):
+            self._tick = self._loop.call_later(_IDLE_TICK_S, self._look_at_the_clock)
+        else:
+            self._tick = None
 
     # One line for each foreign exception reads better than any split of them.
     def _explain(self, error: Exception, timeout: float) -> tuple[ErrorKind, str]:  # noqa: PLR0911, PLR0912
@@ -188,9 +225,9 @@ class WebhookClient:
                 return ErrorKind.TLS, "the TLS handshake failed: the other side closed the connection"
             case aiohttp.ClientHttpProxyError():
                 return ErrorKind.CONNECT, f"the proxy refused the connection with status {cause.status}"
-            case aiohttp.ClientResponseError():
-                return ErrorKind.PROTOCOL, f"the answer is not usable HTTP: {_first_line(cause.message)}"
-            case aiohttp.ClientPayloadError():
+            case UnusableAnswer():
+                return ErrorKind.PROTOCOL, f"the answer is not usable HTTP: {str(cause)[:200]}"
+            case ConnectionEnded(begun=True):
                 return ErrorKind.PROTOCOL, "the connection ended in the middle of the answer"
             case ValueError():
                 return ErrorKind.PROTOCOL, "the URL or a header can't be sent over HTTP"
@@ -200,134 +237,38 @@ class WebhookClient:
                 return ErrorKind.PROTOCOL, "the connection ended before an answer"
 
 
-class BlockedAddressError(OSError):
-    """The policy forbids an address. An `OSError`, so that aiohttp treats it as a failed connection."""
-
-    def __init__(self, reason: str, verdict: AddressVerdict) -> None:
-        super().__init__(reason)
-        self.verdict = verdict
-
-
-class _Exchange:
-    """What the connector learns about one request."""
-
-    __slots__ = ("connect_ms", "reused", "socket_opened")
-
-    def __init__(self) -> None:
-        self.socket_opened = False
-        self.reused = False
-        self.connect_ms: float | None = None
+def _pop_open(idle: list[HttpConnection]) -> HttpConnection | None:
+    while idle:
+        connection = idle.pop()
+        if not connection.closed:
+            return connection
+    return None
 
 
-# aiohttp hands nothing of ours down to connector and socket factory; a TraceConfig would, at 11 µs a
-# request where this costs less than one.
-_current_exchange: ContextVar[_Exchange] = ContextVar("exchange")
-
-
-class _Connector(aiohttp.TCPConnector):
-    async def connect(self, *args: Any, **kwargs: Any) -> Connection:
-        exchange = _current_exchange.get()
-        started = time.monotonic()
-        connection = await super().connect(*args, **kwargs)
-        exchange.reused = not exchange.socket_opened
-        if exchange.socket_opened:
-            exchange.connect_ms = _milliseconds_since(started)
-        return connection
-
-
-class _StrictResolver(abc.AbstractResolver):
-    """Looks names up with the system's resolver; refuses a name of which any address is forbidden.
-
-    It has threads of its own: the event loop's few (libuv: two) would let one dead name server hold up
-    the lookups of all other endpoints.
-    """
-
-    def __init__(self, policy: AddressPolicy) -> None:
-        self._policy = policy
-        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="lookup")
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[abc.ResolveResult]:
-        answers = await asyncio.get_running_loop().run_in_executor(
-            self._threads,
-            lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG),
-        )
-        addresses = [str(answer[4][0]) for answer in answers]
-        for address in addresses:
-            _admit(self._policy, address, name=host)
-        return [
-            {
-                "hostname": host,
-                "host": address,
-                "port": port,
-                "family": answer[0],
-                "proto": answer[2],
-                "flags": socket.AI_NUMERICHOST,
-            }
-            for answer, address in zip(answers, addresses, strict=True)
-        ]
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _admit(policy: AddressPolicy, address: str, name: str = "") -> None:
-    verdict = policy.verdict(address)
-    if verdict is not AddressVerdict.ALLOWED:
-        found = f"{name} resolves to a forbidden address: " if name and name != address else ""
-        raise BlockedAddressError(found + explain(address, verdict), verdict)
-
-
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except OSError as error:
-            raise UsageError(
-                f"network.ca_file: {ca_file}: {error.strerror or error}", "It should be a readable PEM file."
-            ) from error
-    return context
-
-
-def _proxy_url(proxy: str | None) -> URL | None:
-    if proxy is None:
-        return None
-    try:
-        url = URL(proxy)
-    except ValueError:
-        url = URL()
-    if url.scheme not in ("http", "https") or not url.raw_host:
-        raise UsageError("network.proxy is not a usable URL", "Write it like http://proxy.example:3128.")
-    return url
-
-
-def _payload(body: bytes) -> bytes | io.BytesIO:
-    return body if len(body) <= _PLAIN_BODY_BYTES else io.BytesIO(body)
-
-
-def _answer_had_begun(error: aiohttp.ClientConnectionError) -> bool:
-    # aiohttp puts the message parsed so far in place of its text.
-    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
-
-
-def _header_lines(raw_headers: tuple[tuple[bytes, bytes], ...]) -> str:
-    lines = b"\n".join(
-        name + (b": (hidden)" if _SECRET_HEADER.search(name) else b": " + value)
-        for name, value in raw_headers
-    )
+def _header_lines(headers: list[tuple[bytes, bytes]]) -> str:
+    lines = b"\n".join([
+        name + (b": (hidden)" if _is_secret(name) else b": " + value) for name, value in headers
+    ])  # fmt: skip
     return _text(lines)[:_MAX_HEADER_CHARACTERS]
 
 
-def _text(data: bytes | bytearray) -> str:
+@lru_cache(maxsize=1024)
+def _is_secret(name: bytes) -> bool:
+    return _SECRET_HEADER.search(name) is not None
+
+
+def _retry_after(answer: Answer) -> str | None:
+    if answer.status < 300:
+        return None
+    for name, value in answer.headers:
+        if name.lower() == b"retry-after":
+            return value.decode("latin-1")
+    return None
+
+
+def _text(data: bytes) -> str:
     # PostgreSQL's text can't hold NUL.
     return data.decode("utf-8", "replace").replace("\0", "\ufffd")
-
-
-def _first_line(message: str) -> str:
-    return message.partition("\n")[0].rstrip(":")[:200]
 
 
 def _system_message(error: Exception) -> str:
