@@ -11,6 +11,7 @@ import structlog
 
 from postrider import __version__
 from postrider.domain.errors import PostriderError
+from postrider.domain.model import DeliveryState
 from postrider.domain.sealing import Sealer, parse_key
 from postrider.edges.addresses import AddressPolicy, AddressVerdict
 from postrider.edges.clock import Clock, SystemClock
@@ -122,8 +123,9 @@ class Daemon:
         self.work = Work()
         self.lanes = Lanes(
             capacity=LANE_CAPACITY,
+            concurrency=config.delivery.concurrency,
             endpoint_concurrency=config.delivery.endpoint_concurrency,
-            monotonic=clock.monotonic,
+            clock=clock,
         )
         self.recorder = Recorder(deliveries=deliveries, work=self.work, clock=clock, metrics=metrics)
         retry = RetrySettings(config.retry.schedule, config.retry.jitter)
@@ -165,6 +167,7 @@ class Daemon:
             clock=clock,
         )
         self.health = Health(endpoints=endpoints, disable_after=config.retry.disable_after, clock=clock)
+        self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
         self.recorder.on_waiting = self.scheduler.waiting
         self.recorder.on_retrying = self.scheduler.retry_at
         self.recorder.on_outcome = self.health.note
@@ -212,6 +215,7 @@ class Daemon:
         # What consumes starts before what produces; stop() goes the other way.
         self._supervisor.start("recorder", self.recorder.run)
         self._supervisor.start("sender", lambda: self.sender.run(concurrency))
+        self._supervisor.start("lanes", self.lanes.run)
         self._supervisor.start("health", self.health.run)
         self._supervisor.start("scheduler", self.scheduler.run)
         self._supervisor.start("dispatcher", self.dispatcher.run)
@@ -229,7 +233,9 @@ class Daemon:
             await self._opened.aclose()
             return
         log.info("daemon.stopping", in_flight=self.lanes.running, queued=self.lanes.queued)
-        await self._supervisor.stop("dispatcher", "scheduler", "subscriptions", "janitor", "health", "status")
+        await self._supervisor.stop(
+            "dispatcher", "scheduler", "subscriptions", "janitor", "health", "status", "lanes"
+        )
         self.lanes.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
         await self._supervisor.stop("sender", "recorder", "listener", "watchdog")

@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from postrider.domain.model import Endpoint, EndpointState, Event
+from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
+from postrider.domain.policy import Outcome
 from postrider.services.lanes import SLOW_AFTER_S, Lanes, Offer
 from postrider.services.work import Job, OpenEvent
+from tests.support.clock import FakeClock
 
 
 def endpoint(number: int, concurrency: int | None = None) -> Endpoint:
@@ -35,22 +37,29 @@ def job(target: Endpoint) -> Job:
     return Job(OpenEvent(event, 1), target, attempts=0, attempt_base=0, first=True)
 
 
-class Time:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+OK = Outcome(DeliveryState.SUCCEEDED, None, None, "HTTP 200", None, throttled=False)
+TIMEOUT = Outcome(DeliveryState.RETRYING, None, ErrorKind.TIMEOUT, "timeout", None, throttled=False)
 
 
-def lanes_for(*endpoints: Endpoint, capacity: int = 1000, concurrency: int = 4) -> tuple[Lanes, Time]:
-    time = Time()
-    lanes = Lanes(capacity=capacity, endpoint_concurrency=concurrency, monotonic=time)
+def lanes_for(*endpoints: Endpoint, capacity: int = 1000, concurrency: int = 4) -> tuple[Lanes, FakeClock]:
+    clock = FakeClock()
+    lanes = Lanes(capacity=capacity, concurrency=8, endpoint_concurrency=concurrency, clock=clock)
     lanes.update(endpoints)
-    return lanes, time
+    return lanes, clock
 
 
-def run(story: Coroutine[Any, Any, None]) -> None:
+def run(story: Coroutine[Any, Any, object]) -> None:
     asyncio.run(asyncio.wait_for(story, 10))
+
+
+async def take(lanes: Lanes, count: int) -> list[Job]:
+    taken = [await lanes.take() for _ in range(count)]
+    return [each for each in taken if each is not None]
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 def test_lanes_take_turns() -> None:
@@ -78,7 +87,7 @@ def test_a_lane_never_exceeds_its_concurrency() -> None:
         await asyncio.sleep(0)
         assert not third.done()
         assert first is not None
-        lanes.done(first)
+        lanes.done(first, OK)
         # The worker that finished takes again, and finds the slot that it freed.
         assert (await lanes.take()) is not None
         third.cancel()
@@ -88,11 +97,15 @@ def test_a_lane_never_exceeds_its_concurrency() -> None:
 
 def test_a_full_lane_says_whether_waiting_for_it_pays() -> None:
     target, other = endpoint(1), endpoint(2)
-    lanes, time = lanes_for(target, other, concurrency=2)
+    lanes, clock = lanes_for(target, other, concurrency=2)
     while (offer := lanes.offer(job(target))) is Offer.TAKEN:
         pass
     assert offer is Offer.FULL
-    time.now += SLOW_AFTER_S + 0.1
+    clock.advance(SLOW_AFTER_S + 0.1)
+    assert lanes.offer(job(target)) is Offer.FULL  # it has slots to spare: it waits for the daemon alone
+    run(take(lanes, 2))
+    assert lanes.offer(job(target)) is Offer.TAKEN
+    assert lanes.offer(job(target)) is Offer.TAKEN
     assert lanes.offer(job(target)) is Offer.SLOW
     assert lanes.offer(job(other)) is Offer.TAKEN
 
@@ -140,6 +153,102 @@ def test_an_unknown_endpoint_is_closed() -> None:
     assert not lanes.mark_behind(1)
 
 
+def test_an_endpoint_that_does_not_answer_gives_its_jobs_back_and_is_probed_by_one() -> None:
+    async def story() -> None:
+        target = endpoint(1)
+        lanes, clock = lanes_for(target)
+        returned: list[Job] = []
+        lanes.on_return = returned.append
+        asked: list[str] = []
+        lanes.on_refill = lambda: asked.append("refill")
+        for _ in range(20):
+            lanes.offer(job(target))
+        for _ in range(5):
+            for each in await take(lanes, 1):
+                lanes.done(each, TIMEOUT)
+        assert len(returned) == 15
+        assert lanes.offer(job(target)) is Offer.SLOW
+        lanes.mark_behind(1)
+        lane = lanes.lane(1)
+        assert lane is not None
+        assert lanes.room_of(lane) <= 0
+        clock.advance(1.1)
+        lanes.tick()
+        assert asked
+        assert lanes.room_of(lane) == 1
+        lanes.push(lane, job(target))
+        assert lanes.room_of(lane) == 0
+        (probe,) = await take(lanes, 1)
+        assert lanes.room_of(lane) == 0
+        lanes.done(probe, OK)
+        assert lanes.room_of(lane) > 1
+
+    run(story())
+
+
+def test_endpoints_that_never_answer_leave_half_of_the_slots_to_the_others() -> None:
+    async def story() -> None:
+        silent = [endpoint(number) for number in range(1, 6)]
+        healthy = endpoint(100)
+        lanes, clock = lanes_for(*silent, healthy)  # 8 slots
+        lanes.offer(job(healthy))
+        (proof,) = await take(lanes, 1)
+        clock.advance(0.01)
+        lanes.done(proof, OK)
+        for target in silent:
+            for _ in range(10):
+                lanes.offer(job(target))
+        stuck = [asyncio.ensure_future(lanes.take()) for _ in range(8)]
+        await settled()
+        assert sum(each.done() for each in stuck) == 4
+        lanes.offer(job(healthy))
+        await settled()
+        assert sum(each.done() for each in stuck) == 5
+        clock.advance(SLOW_AFTER_S + 0.1)
+        lanes.tick()
+        await settled()
+        assert sum(each.done() for each in stuck) == 5
+        for taking in stuck:
+            taking.cancel()
+
+    run(story())
+
+
+def test_a_lane_that_turns_slow_keeps_in_memory_what_its_slots_need() -> None:
+    async def story() -> None:
+        target = endpoint(1)
+        lanes, clock = lanes_for(target)
+        returned: list[Job] = []
+        lanes.on_return = returned.append
+        for _ in range(32):
+            assert lanes.offer(job(target)) is Offer.TAKEN
+        await take(lanes, 4)
+        clock.advance(SLOW_AFTER_S + 0.1)
+        lanes.tick()
+        assert (len(returned), lanes.queued) == (24, 4)
+
+    run(story())
+
+
+def test_a_rate_limit_holds_jobs_until_their_time() -> None:
+    async def story() -> None:
+        target = replace(endpoint(1), rate=10.0)
+        lanes, clock = lanes_for(target)
+        for _ in range(8):
+            lanes.offer(job(target))
+        (first,) = await take(lanes, 1)
+        second = asyncio.ensure_future(lanes.take())
+        await asyncio.sleep(0)
+        assert not second.done()
+        lanes.done(first, OK)
+        clock.advance(0.11)
+        lanes.tick()
+        await settled()
+        assert second.done()
+
+    run(story())
+
+
 def test_no_job_is_left_behind_whatever_the_interleaving() -> None:
     async def story(seed: int) -> None:
         chance = random.Random(seed)
@@ -157,7 +266,7 @@ def test_no_job_is_left_behind_whatever_the_interleaving() -> None:
                     await asyncio.sleep(0)
                 running[each.endpoint.id] -= 1
                 done += 1
-                lanes.done(each)
+                lanes.done(each, OK)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(5):

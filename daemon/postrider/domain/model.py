@@ -92,6 +92,8 @@ class Endpoint:
     headers: Mapping[str, str] = field(repr=False)
     failing_since: datetime | None
     description: str = ""
+    rate: float | None = None
+    """Requests per second; None sets no bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class Outcome:
     """Why the endpoint is to be disabled; None lets it be."""
     throttled: bool
     """The receiver is overloaded: slow its lane down."""
+    retry_after: float = 0.0
+    """Seconds that the receiver asked to be left alone for, at most 24 hours."""
 
 
 def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime, rand: float) -> Outcome:
@@ -77,13 +79,14 @@ def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime
         case Failure(kind=kind):
             reason = f"{kind}: {result.reason}"
     if disable_reason is not None or kind is ErrorKind.PAYLOAD:
-        return Outcome(DeliveryState.FAILED, None, kind, reason, disable_reason, throttled)
+        return Outcome(DeliveryState.FAILED, None, kind, reason, disable_reason, throttled, retry_after)
     if number >= len(policy.delays):
         if policy.disable_when_exhausted:
             disable_reason = f"a delivery failed {number} times, the last time with {reason}"
-        return Outcome(DeliveryState.FAILED, None, kind, reason, disable_reason, throttled)
+        return Outcome(DeliveryState.FAILED, None, kind, reason, disable_reason, throttled, retry_after)
     delay = max(policy.delays[number] * (1 + policy.jitter * rand), retry_after)
-    return Outcome(DeliveryState.RETRYING, now + timedelta(seconds=delay), kind, reason, None, throttled)
+    due = now + timedelta(seconds=delay)
+    return Outcome(DeliveryState.RETRYING, due, kind, reason, None, throttled, retry_after)
 
 
 def should_disable(failing_since: datetime | None, now: datetime, disable_after: float) -> bool:

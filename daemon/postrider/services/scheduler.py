@@ -136,7 +136,7 @@ class Scheduler:
 
     async def _refill(self, lane: Lane) -> int:
         """Claim waiting deliveries of a lane, and queue them."""
-        if len(lane.queue) > lane.limit:
+        if len(lane.queue) > lane.pace.limit:
             return 0
         wanted = self._work.affordable(min(self._lanes.room_of(lane), REFILL_BATCH))
         if wanted < 1:

@@ -25,7 +25,7 @@ from postrider.domain.model import (
     delivery_public_id,
     endpoint_public_id,
 )
-from postrider.domain.policy import ONE_ATTEMPT, judge
+from postrider.domain.policy import ONE_ATTEMPT, Outcome, judge
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import WebhookClient
@@ -101,15 +101,16 @@ class Sender:
 
     async def _work(self) -> None:
         while (job := await self._lanes.take()) is not None:
+            outcome = None
             try:
-                await self.run_once(job)
+                outcome = await self.run_once(job)
             finally:
-                self._lanes.done(job)
+                self._lanes.done(job, outcome)
 
-    async def run_once(self, job: Job) -> None:
-        """Make one attempt of a delivery and hand its result on."""
+    async def run_once(self, job: Job) -> Outcome | None:
+        """Make one attempt of a delivery and hand its result on; None if it is no longer ours."""
         if job.opened.lost:
-            return
+            return None
         started_at = self._clock.now()
         try:
             result = await self._attempt(job.opened, job.endpoint, started_at)
@@ -132,6 +133,7 @@ class Sender:
             attempt=Attempt(number, started_at, result),
             outcome=outcome,
         )
+        return outcome
 
     async def _attempt(self, opened: OpenEvent, endpoint: Endpoint, now: datetime) -> AttemptResult:
         settings = self.settings

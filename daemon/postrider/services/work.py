@@ -38,6 +38,7 @@ class Job:
     first: bool
     """Nothing of this delivery is recorded yet: it is held by the claim of its event, else by its own."""
     queued_at: float = 0.0
+    taken_at: float = 0.0
     lane: "Lane | None" = None
     """The lane that holds it, or whose slot it takes."""
 
