@@ -1,0 +1,34 @@
+"""python -m tests.bench.peers_procrastinate fill DSN COUNT | work DSN URL"""
+
+import sys
+
+import uvloop
+from procrastinate import App, PsycopgConnector, RetryStrategy  # type: ignore[import-not-found]
+from procrastinate.job_context import JobContext  # type: ignore[import-not-found]
+
+from tests.bench.peers_handler import CONCURRENCY, Sender, bodies
+
+POOL = 20
+"""Connections to the database; more only queue on its core."""
+
+
+async def run(command: str, dsn: str, argument: str) -> None:
+    app = App(PsycopgConnector(conninfo=dsn, min_size=POOL, max_size=POOL))
+    senders: list[Sender] = []
+
+    async def deliver(context: JobContext, body: str) -> None:
+        await senders[0].send(context.job.id, body.encode())
+
+    task = app.task(name="deliver", pass_context=True, retry=RetryStrategy(max_attempts=25))(deliver)
+    async with app.open_async():
+        if command == "fill":
+            await app.schema_manager.apply_schema_async()
+            await task.batch_defer_async(*({"body": body} for body in bodies(int(argument))))
+        else:
+            senders.append(Sender(argument))
+            await app.run_worker_async(concurrency=CONCURRENCY, delete_jobs="successful")
+            await senders[0].close()
+
+
+if __name__ == "__main__":
+    uvloop.run(run(*sys.argv[1:]))
