@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import os
 import sys
 
 import asyncpg
@@ -14,9 +15,9 @@ from pgqueuer.queries import Queries  # type: ignore[import-not-found]
 
 from tests.bench.peers_handler import Sender, bodies
 
-BATCH = 250
+BATCH = int(os.environ.get("BATCH", "250"))
 """Jobs that one statement fetches, and that one statement completes."""
-MAX_TASKS = 2 * BATCH
+MAX_TASKS = int(os.environ.get("MAXT", str(2 * BATCH)))
 
 
 async def fill(dsn: str, count: int) -> None:

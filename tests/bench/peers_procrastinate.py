@@ -13,7 +13,7 @@ POOL = 20
 
 
 async def run(command: str, dsn: str, argument: str) -> None:
-    app = App(PsycopgConnector(conninfo=dsn, min_size=POOL, max_size=POOL))
+    app = App(connector=PsycopgConnector(conninfo=dsn, min_size=POOL, max_size=POOL))
     senders: list[Sender] = []
 
     async def deliver(context: JobContext, body: str) -> None:
