@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,20 +55,16 @@ class Queue(Protocol):
 class Peer:
     """A queue whose program has the commands `fill DSN COUNT` and `work DSN URL`."""
 
-    def __init__(self, program: list[str], sink: str) -> None:
+    def __init__(self, program: list[str], sink: str, directory: Path) -> None:
         self._program = program
         self._sink = sink
+        self._log = directory / "fill.log"
 
     async def fill(self, dsn: str, count: int) -> None:
-        done = subprocess.run(
-            [*self._program, "fill", dsn, str(count)],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert done.returncode == 0, _tail(done.stderr)
+        command = [*self._program, "fill", dsn, str(count)]
+        with _running(command, self._log) as process:
+            await _wait_until(lambda: process.poll() is not None, f"filling with {count}", self._log)
+        assert process.returncode == 0, _tail(self._log)
 
     def worker(self, dsn: str) -> list[str]:
         return [*self._program, "work", dsn, f"{self._sink}/hook"]
@@ -126,7 +122,7 @@ async def peers(dsn: str, sink: str, rounds: int, seconds: float) -> list[dict[s
     try:
         installed, rows = _install(directory)
         queues: dict[str, Queue] = {"postrider": Postrider(sink, directory)}
-        queues |= {name: Peer(peer.program, sink) for name, peer in installed.items()}
+        queues |= {name: Peer(peer.program, sink, directory) for name, peer in installed.items()}
         counts = {}
         for name, queue in queues.items():
             rate = await _drain_rate(queue, dsn, sink, directory, CALIBRATION)
@@ -172,13 +168,13 @@ async def _drain_rate(queue: Queue, dsn: str, sink: str, directory: Path, count:
         urlopen(Request(sink + "/reset", data=b""), timeout=10).close()
         log = directory / "worker.log"
         with _running(queue.worker(own), log) as process:
-            ends_at = time.monotonic() + PATIENCE
-            while (counted := _stats(sink))["received"] < count:
-                assert process.poll() is None, f"the worker ended\n{_tail(log.read_text())}"
-                assert time.monotonic() < ends_at, (
-                    f"{counted['received']} of {count} after {PATIENCE} s\n{_tail(log.read_text())}"
-                )
-                await asyncio.sleep(0.1)
+
+            def drained() -> bool:
+                assert process.poll() is None, f"the worker ended\n{_tail(log)}"
+                return int(_stats(sink)["received"]) >= count
+
+            await _wait_until(drained, f"{count} arrivals", log)
+            counted = _stats(sink)
     return count / float(counted["last_at"] - counted["first_at"])
 
 
@@ -216,5 +212,12 @@ def _stats(sink: str) -> dict[str, Any]:
         return dict(json.load(response))
 
 
-def _tail(text: str) -> str:
-    return "\n".join(text.splitlines()[-20:])
+async def _wait_until(holds: Callable[[], bool], what: str, log: Path) -> None:
+    ends_at = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < ends_at, f"waited {PATIENCE:.0f} s in vain for {what}\n{_tail(log)}"
+        await asyncio.sleep(0.1)
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])

@@ -64,5 +64,6 @@ def _run(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise NotInstallable(f"took longer than {_PATIENCE:.0f} s") from None
     if done.returncode:
-        raise NotInstallable((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+        raise NotInstallable(said[-1])
     return done.stdout.strip()

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import os
 import sys
 
 import asyncpg
@@ -15,9 +14,12 @@ from pgqueuer.queries import Queries  # type: ignore[import-not-found]
 
 from tests.bench.peers_handler import Sender, bodies
 
-BATCH = int(os.environ.get("BATCH", "250"))
+BATCH = 100
 """Jobs that one statement fetches, and that one statement completes."""
-MAX_TASKS = int(os.environ.get("MAXT", str(2 * BATCH)))
+MAX_TASKS = 500
+"""Jobs fetched and not yet completed. The fetch sleeps 0.1 s whenever so many are, so that a limit of only
+twice the batch, the least that pgqueuer takes, would leave its core idle; the sender holds back the rest.
+"""
 
 
 async def fill(dsn: str, count: int) -> None:

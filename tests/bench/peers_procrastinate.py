@@ -2,18 +2,25 @@
 
 import sys
 
+import psycopg
 import uvloop
 from procrastinate import App, PsycopgConnector, RetryStrategy  # type: ignore[import-not-found]
 from procrastinate.job_context import JobContext  # type: ignore[import-not-found]
 
 from tests.bench.peers_handler import CONCURRENCY, Sender, bodies
 
-POOL = 20
-"""Connections to the database; more only queue on its core."""
+POOL = 4
+"""Connections to the database. Jobs are fetched one at a time; more connections only compete with that one."""
+
+
+async def commit_at_once(connection: psycopg.AsyncConnection) -> None:
+    """Every call of procrastinate is one statement, which needs no BEGIN and COMMIT of its own."""
+    await connection.set_autocommit(True)
 
 
 async def run(command: str, dsn: str, argument: str) -> None:
-    app = App(connector=PsycopgConnector(conninfo=dsn, min_size=POOL, max_size=POOL))
+    connector = PsycopgConnector(conninfo=dsn, min_size=POOL, max_size=POOL, configure=commit_at_once)
+    app = App(connector=connector)
     senders: list[Sender] = []
 
     async def deliver(context: JobContext, body: str) -> None:
