@@ -121,6 +121,8 @@ async def peers(dsn: str, sink: str, rounds: int, seconds: float) -> list[dict[s
     directory = Path(tempfile.mkdtemp(prefix="postrider-peers-"))
     try:
         installed, rows = _install(directory)
+        if not installed:
+            return rows
         queues: dict[str, Queue] = {"postrider": Postrider(sink, directory)}
         queues |= {name: Peer(peer.program, sink, directory) for name, peer in installed.items()}
         counts = {}
@@ -141,7 +143,7 @@ async def peers(dsn: str, sink: str, rounds: int, seconds: float) -> list[dict[s
             "version": peer.version,
             "peer": f"{statistics.median(rates[name]):,.0f}/s",
             "postrider": f"{statistics.median(own):,.0f}/s",
-            "ratio": f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})",
+            "ratio": f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
         })  # fmt: skip
     return rows
 

@@ -29,7 +29,7 @@ class Installed(NamedTuple):
 
 
 class NotInstallable(Exception):
-    """What the installer said last."""
+    """The first error that the installer printed."""
 
 
 def installers(directory: Path) -> dict[str, Callable[[], Installed]]:
@@ -51,7 +51,7 @@ def _node_queue(directory: Path) -> Installed:
     directory.mkdir()
     # A module finds its packages beside itself.
     program = shutil.copy(Path(__file__).with_name("peer_graphile.mjs"), directory)
-    npm = (str(NODE), str(NPM), "--prefix", str(directory), "--no-audit", "--no-fund")
+    npm = (str(NODE), str(NPM), "--prefix", str(directory), "--no-audit", "--no-fund", "--fetch-retries=1")
     _run(*npm, "install", NODE_QUEUE, "undici")
     package = directory / "node_modules" / NODE_QUEUE / "package.json"
     return Installed([str(NODE), str(program)], json.loads(package.read_text())["version"])
@@ -64,6 +64,6 @@ def _run(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise NotInstallable(f"took longer than {_PATIENCE:.0f} s") from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
-        raise NotInstallable(said[-1])
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        raise NotInstallable(errors[0] if errors else f"exit code {done.returncode}")
     return done.stdout.strip()

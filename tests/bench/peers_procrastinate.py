@@ -10,7 +10,7 @@ from procrastinate.job_context import JobContext  # type: ignore[import-not-foun
 from tests.bench.peers_handler import CONCURRENCY, Sender, bodies
 
 POOL = 4
-"""Connections to the database. Jobs are fetched one at a time; more connections only compete with that one."""
+"""Connections to the database. Jobs are fetched one at a time; more only compete with the fetch."""
 
 
 async def commit_at_once(connection: psycopg.AsyncConnection) -> None:
