@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 
 from postrider.domain.model import Endpoint, EndpointState
+from postrider.domain.status import LaneReport
 from postrider.services.work import Job
 
 JOBS_PER_SLOT = 8
@@ -19,6 +20,7 @@ JOBS_PER_SLOT = 8
 SLOW_AFTER_S = 0.5
 """A full lane whose head has waited this long is slow: the database holds what comes for it. Until then
 it pays to let it drain, since a place in memory costs nothing and a place in the database three writes."""
+MAX_REPORTED = 50
 
 
 class Offer(Enum):
@@ -108,6 +110,24 @@ class Lanes:
     def mark_caught_up(self, lane: Lane) -> None:
         lane.behind = False
         self._behind.discard(lane)
+
+    def trouble(self) -> list[LaneReport]:
+        """The lanes that do not keep up, the most loaded first."""
+        late = [lane for lane in self._lanes.values() if lane.open and (lane.behind or self._slow(lane))]
+        late.sort(key=lambda lane: (lane.behind, len(lane.queue)), reverse=True)
+        return [
+            LaneReport(
+                endpoint_id=lane.endpoint.id,
+                state="slow",
+                concurrency=lane.limit,
+                running=lane.running,
+                queued=len(lane.queue),
+                latency_ms=None,
+                waiting=lane.behind,
+                reason="deliveries wait in the database" if lane.behind else "its queue is full",
+            )
+            for lane in late[:MAX_REPORTED]
+        ]
 
     def update(self, endpoints: Iterable[Endpoint]) -> list[Job]:
         """Take over a new snapshot; return the jobs of lanes that closed, to be given back."""
@@ -208,6 +228,12 @@ class Lanes:
         self.clear()
         while self._idle_takers:
             self._wake_taker()
+
+    def _slow(self, lane: Lane) -> bool:
+        """Whether the lane is full, and its head has waited long."""
+        if self.room_of(lane) > 0:
+            return False
+        return self._monotonic() - lane.queue[0].queued_at > SLOW_AFTER_S
 
     def _empty(self, lane: Lane) -> list[Job]:
         jobs = list(lane.queue)
