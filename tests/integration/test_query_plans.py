@@ -24,7 +24,7 @@ HOT = {
     ),
     "claim waiting": (deliveries._CLAIM_WAITING, "1, 7, 100, now()"),
     "promote due": (deliveries._PROMOTE_DUE, "now(), 100"),
-    "waiting endpoints": (deliveries._WAITING_ENDPOINTS, ""),
+    "waiting endpoints": (deliveries.WAITING_ENDPOINTS, ""),
     "next due": ("SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'", ""),
 }
 
