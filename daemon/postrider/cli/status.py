@@ -77,24 +77,21 @@ class View:
         alive = [row for row in self.daemons if row.alive]
         if not alive:
             waits = here.events or here.waiting or here.retrying
-            found.append(
-                "No daemon is running, and events wait: nothing is delivered. Start one: systemctl start postrider"
-                if waits
-                else "No daemon is running. Start one: systemctl start postrider"
-            )
+            consequence = ", and nothing of what waits is delivered" if waits else ""
+            found.append(f"No daemon is running{consequence}. Start one: systemctl start postrider")
         elif here.oldest_event_at is not None and self.now - here.oldest_event_at > LONG_WAIT:
             found.append(
                 f"The oldest event came {ago(here.oldest_event_at, self.now)}, and is not delivered yet."
             )
         for row in self.daemons:
+            name = f"Daemon {row.id} (pid {row.pid} on {printable(row.hostname)})"
+            heard_at = row.reported_at or row.started_at
             if not row.alive:
+                found.append(f"{name} is dead; the next one takes over its work.")
+            elif self.now - heard_at > STALE:
                 found.append(
-                    f"Daemon {row.id} (pid {row.pid} on {row.hostname}) is dead; the next one takes over its work."
-                )
-            elif self.now - (row.reported_at or row.started_at) > STALE:
-                found.append(
-                    f"Daemon {row.id} (pid {row.pid} on {row.hostname}) is connected, but has not reported "
-                    f"since {printable(row.reported_at or row.started_at)}; its log may say why."
+                    f"{name} is connected, but has not reported since {printable(heard_at)}; "
+                    "its log may say why."
                 )
         if here.troubled:
             found.append(
@@ -165,7 +162,7 @@ def _print_endpoints(view: View) -> None:
         return
     click.secho("\nEndpoints in trouble", bold=True)
     print_table(
-        ["id", "workspace", "host", "state", "since", "waiting", "retrying", "what the daemons do"],
+        ["id", "workspace", "host", "state", "since", "waiting", "retrying", "why"],
         [
             (
                 endpoint_public_id(endpoint.id),
@@ -280,15 +277,18 @@ def _facts(view: View) -> dict[str, Any]:
                 "disabled_reason": endpoint.disabled_reason,
                 "deliveries_waiting": endpoint.waiting,
                 "deliveries_retrying": endpoint.retrying,
-                "lanes": [
-                    {"daemon": row.id, **asdict(lane), "endpoint_id": endpoint_public_id(endpoint.id)}
-                    for row, lane in view.lanes(endpoint.id)
-                ],
+                "lanes": [{"daemon": row.id, **_lane_facts(lane)} for row, lane in view.lanes(endpoint.id)],
             }
             for endpoint in here.endpoints
         ],
         "daemons": [_daemon_facts(row, view.now) for row in view.daemons],
     }
+
+
+def _lane_facts(lane: LaneReport) -> dict[str, Any]:
+    facts = asdict(lane)
+    del facts["endpoint_id"]
+    return facts
 
 
 def _daemon_facts(row: DaemonRow, now: datetime) -> dict[str, Any]:
