@@ -167,8 +167,8 @@ def test_the_facts_have_stable_names(cli: Cli, database_dsn: str) -> None:
     assert set(lane) == {"daemon"} | (set(LANE) - {"endpoint_id"})
     (daemon,) = facts["daemons"]
     assert set(daemon) == {
-        "id", "host", "pid", "version", "started_at", "alive", "report_age_s", "window_s", "in_flight", "slots",
-        "queued", "succeeded_per_s", "retried_per_s", "failed_per_s",
+        "id", "host", "pid", "version", "started_at", "alive", "report_age_s", "window_s", "in_flight",
+        "slots", "queued", "succeeded_per_s", "retried_per_s", "failed_per_s",
     }  # fmt: skip
     assert (endpoint["state"], facts["failed_per_s"]) == ("broken", 3.0)
     assert "answers take 1,500 ms (no answer)" in cli("status")

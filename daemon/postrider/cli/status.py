@@ -171,7 +171,7 @@ def _print_endpoints(view: View) -> None:
                 _state(view, endpoint),
                 ago(since, view.now) if (since := _since(endpoint)) else None,
                 _count(endpoint.waiting, DELIVERY_LIMIT),
-                _count(endpoint.retrying, DELIVERY_LIMIT),
+                f"{endpoint.retrying:,}{'+' if here.retrying >= DELIVERY_LIMIT else ''}",
                 "; ".join(_decision(row, lane) for row, lane in view.lanes(endpoint.id))
                 or endpoint.disabled_reason,
             )
@@ -251,7 +251,8 @@ def _decision(row: DaemonRow, lane: LaneReport) -> str:
 
 
 def _facts(view: View) -> dict[str, Any]:
-    """Counts that have reached their limit mean "at least"."""
+    """Counts that have reached their limit mean "at least", and so do the retries of each endpoint where
+    the retries of all have."""
     here, rates = view.situation, view.rates
     return {
         "at": view.now,

@@ -16,6 +16,10 @@ EVENT_LIMIT = 1_000_000
 DELIVERY_LIMIT = 100_000
 MAX_ENDPOINTS = 50
 
+# Statistics may be older than the backlog. Whatever they say, rows are read in the order of an index, until
+# a limit is reached; a bitmap would hold all there are first.
+_BOUNDED = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off"
+
 _EVENTS = f"""
 SELECT (SELECT count(*) FROM (SELECT FROM postrider.pending LIMIT {EVENT_LIMIT}) AS p) AS events,
        (SELECT event_id FROM postrider.pending ORDER BY event_id LIMIT 1) AS oldest
@@ -72,7 +76,7 @@ class TroubledEndpoint:
     waiting: int
     """Deliveries in the database that wait for a slot; at most DELIVERY_LIMIT."""
     retrying: int
-    """Of the DELIVERY_LIMIT deliveries that are due first."""
+    """Of the DELIVERY_LIMIT deliveries of all endpoints that are due first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,7 @@ class Status:
     async def read(self, slow: Iterable[int]) -> Situation:
         """`slow`: the endpoints that daemons report as being in trouble."""
         async with self._database.transaction() as connection:
-            # Statistics may be older than the backlog, and a scan is what a backlog must not cost.
-            await connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL jit = off")
+            await connection.execute(_BOUNDED)
             return await _read(connection, list(slow))
 
 
