@@ -240,12 +240,10 @@ class Daemon:
             await self._opened.aclose()
             return
         log.info("daemon.stopping", in_flight=self.lanes.running, queued=self.lanes.queued)
-        await self._supervisor.stop(
-            "dispatcher", "scheduler", "subscriptions", "janitor", "health", "reporter"
-        )
+        await self._supervisor.stop("dispatcher", "scheduler", "subscriptions", "janitor", "health")
         self.lanes.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
-        await self._supervisor.stop("sender", "recorder", "listener", "watchdog")
+        await self._supervisor.stop("sender", "recorder", "reporter", "listener", "watchdog")
         released = 0
         try:
             while not self.recorder.empty:

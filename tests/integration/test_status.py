@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postrider.domain.model import endpoint_public_id
+from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.domain.status import read_report
 from tests.support.cli import Cli
 from tests.support.daemon_process import (
@@ -146,6 +146,20 @@ def test_endpoints_that_get_nothing_are_listed(cli: Cli, database_dsn: str) -> N
     said = cli("status")
     assert "example.com" in said
     assert "HTTP 410" in said
+
+
+def test_a_count_that_reached_its_limit_says_so(cli: Cli, database_dsn: str) -> None:
+    add_endpoint(database_dsn, "https://example.com/h", state=EndpointState.PAUSED)
+    query(
+        database_dsn,
+        """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, due, updated_at)
+           SELECT postrider.new_event_id(), id, workspace_id, s, now(), now()
+           FROM postrider.endpoint, generate_series(1, 100001), unnest(ARRAY['waiting', 'retrying']) AS s""",
+    )
+    summary, _, table = cli("status").partition("Endpoints in trouble")
+    assert "100,000+ deliveries wait in the database" in summary
+    assert "100,000+ are to be retried, the next now" in summary
+    assert table.count("100,000+") == 2
 
 
 def test_the_facts_have_stable_names(cli: Cli, database_dsn: str) -> None:
