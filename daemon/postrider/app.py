@@ -27,6 +27,7 @@ from postrider.services.janitor import Janitor, Retention
 from postrider.services.lanes import Lanes
 from postrider.services.listener import Listener
 from postrider.services.recorder import Recorder
+from postrider.services.reporter import Reporter
 from postrider.services.scheduler import Scheduler
 from postrider.services.sender import Sender, SendSettings
 from postrider.services.subscriptions import RetrySettings, Subscriptions
@@ -45,7 +46,6 @@ from postrider.store.partitions import Partitions
 LANE_CAPACITY = 8192
 """Deliveries in memory that wait for a slot; the rest of a backlog stays in the database."""
 START_RETRY_S = 0.5
-STATUS_S = 10.0
 CLAIM_LOOP_STALE_S = 10.0
 """A claim loop that has not turned for so long hangs; /healthz and the watchdog say so."""
 
@@ -196,6 +196,17 @@ class Daemon:
             on_reconnected=self._in_doubt,
             on_identity_lost=self.lanes.clear,
         )
+        self.reporter = Reporter(
+            outbox=self.outbox,
+            daemons=self._daemons,
+            work=self.work,
+            lanes=self.lanes,
+            trouble=self.lanes.trouble,
+            slots=config.delivery.concurrency,
+            clock=clock,
+            metrics=metrics,
+            notifier=self._notifier,
+        )
         self._supervisor = Supervisor(database=self.database, clock=clock, metrics=metrics)
 
         await self._patiently(self._check_schema)
@@ -222,7 +233,7 @@ class Daemon:
         self._supervisor.start("subscriptions", self.subscriptions.run)
         self._supervisor.start("listener", self.listener.run)
         self._supervisor.start("janitor", self.janitor.run)
-        self._supervisor.start("status", self._report_status)
+        self._supervisor.start("reporter", self.reporter.run)
         if self._notifier.watchdog_interval is not None:
             self._supervisor.start("watchdog", self._watch)
 
@@ -233,12 +244,10 @@ class Daemon:
             await self._opened.aclose()
             return
         log.info("daemon.stopping", in_flight=self.lanes.running, queued=self.lanes.queued)
-        await self._supervisor.stop(
-            "dispatcher", "scheduler", "subscriptions", "janitor", "health", "status", "lanes"
-        )
+        await self._supervisor.stop("dispatcher", "scheduler", "subscriptions", "janitor", "health", "lanes")
         self.lanes.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
-        await self._supervisor.stop("sender", "recorder", "listener", "watchdog")
+        await self._supervisor.stop("sender", "recorder", "reporter", "listener", "watchdog")
         released = 0
         try:
             while not self.recorder.empty:
@@ -361,21 +370,6 @@ class Daemon:
         while self.lanes.running and self.clock.monotonic() < deadline:
             await self.clock.wait(never, 0.02)
         return self.lanes.running
-
-    async def _report_status(self) -> None:
-        """Keep metrics and `systemctl status` current."""
-        never = asyncio.Event()
-        while True:
-            backlog = await self.outbox.backlog()
-            age = (self.clock.now() - backlog.oldest).total_seconds() if backlog.oldest else 0.0
-            self.metrics.backlog.set(backlog.events)
-            self.metrics.oldest_due_seconds.set(max(0.0, age))
-            self.metrics.in_flight.set(self.lanes.running)
-            self.metrics.queued.set(self.lanes.queued)
-            self._notifier.status(
-                f"{backlog.events} events waiting, oldest {age:.0f} s; {self.lanes.running} in flight"
-            )
-            await self.clock.wait(never, STATUS_S)
 
     async def _watch(self) -> None:
         """Tell systemd that the claim loop turns."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postrider.store import deliveries, outbox
+from postrider.store import deliveries, outbox, status
 from postrider.store.database import Database
 from tests.support.daemon_process import query
 
@@ -24,8 +24,13 @@ HOT = {
     ),
     "claim waiting": (deliveries._CLAIM_WAITING, "1, 7, 100, now()"),
     "promote due": (deliveries._PROMOTE_DUE, "now(), 100"),
-    "waiting endpoints": (deliveries._WAITING_ENDPOINTS, ""),
+    "waiting endpoints": (deliveries.WAITING_ENDPOINTS, ""),
     "next due": ("SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'", ""),
+    "status: events": (status._EVENTS, ""),
+    "status: deliveries": (status._DELIVERIES, ""),
+    "status: oldest waiting": (status._OLDEST_WAITING, ""),
+    "status: retrying": (status._RETRYING, ""),
+    "status: endpoints": (status._ENDPOINTS, "ARRAY[7]"),
 }
 
 

@@ -15,6 +15,7 @@ _COMMANDS = {
     "check": "postrider.cli.check",
     "migrate": "postrider.cli.migrate",
     "run": "postrider.cli.run",
+    "status": "postrider.cli.status",
     "endpoint": "postrider.cli.endpoint",
     "emit": "postrider.cli.emit",
     "event": "postrider.cli.event",

@@ -63,5 +63,13 @@ class Metrics:
         )
         Info("postrider_build", "Version", registry=registry).info({"version": version})
 
+    def outcomes(self) -> dict[str, float]:
+        """Recorded delivery results by outcome, since the daemon started."""
+        return {
+            sample.labels["outcome"]: sample.value
+            for family in self.deliveries.collect()
+            for sample in family.samples
+        }
+
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

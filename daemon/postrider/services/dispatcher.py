@@ -13,7 +13,8 @@ import structlog
 
 from postrider.domain.model import DeliveryState, Event
 from postrider.edges.clock import Clock
-from postrider.services.lanes import Lane, Lanes, Offer
+from postrider.services.lane import Lane
+from postrider.services.lanes import Lanes, Offer
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
 from postrider.services.work import Job, Work

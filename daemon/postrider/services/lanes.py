@@ -16,7 +16,9 @@ import structlog
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.policy import Outcome
+from postrider.domain.status import LaneReport
 from postrider.edges.clock import Clock
+from postrider.services.lane import Lane
 from postrider.services.work import Job
 
 JOBS_PER_SLOT = 8
@@ -26,6 +28,7 @@ SLOW_AFTER_S = 0.5
 SUSPECT_SHARE = 0.5
 """Of the global slots, for all lanes together that are slow or did not answer yet."""
 TICK_S = 0.05
+MAX_REPORTED = 50
 
 log = structlog.get_logger()
 
@@ -36,40 +39,6 @@ class Offer(Enum):
     SLOW = "slow"  # full or resting, and it may take long
     CLOSED = "closed"  # paused, disabled or deleted
     BEHIND = "behind"  # older deliveries of the lane wait in the database
-
-
-class Lane:
-    __slots__ = ("behind", "endpoint", "has_turn", "pace", "queue", "running", "slow", "suspect")
-
-    def __init__(self, endpoint: Endpoint, pace: Pace) -> None:
-        self.endpoint = endpoint
-        self.pace = pace
-        self.queue: deque[Job] = deque()
-        self.running: dict[Job, None] = {}
-        """Oldest first."""
-        self.has_turn = False
-        self.behind = False
-        self.slow = False
-        self.suspect = True
-        """Slow, or never seen to answer: it shares its slots with others of the kind."""
-
-    def __repr__(self) -> str:
-        return (
-            f"<Lane {self.endpoint.id:016x} {self.endpoint.state.value} queued={len(self.queue)} "
-            f"running={len(self.running)} {self.pace}{' slow' * self.slow}{' behind' * self.behind}>"
-        )
-
-    @property
-    def open(self) -> bool:
-        return self.endpoint.state is EndpointState.ACTIVE
-
-    @property
-    def ready(self) -> bool:
-        return bool(self.queue) and len(self.running) < self.pace.limit and self.open
-
-    @property
-    def in_trouble(self) -> bool:
-        return self.slow or self.behind or self.pace.state is not PaceState.OPEN
 
 
 class Lanes:
@@ -129,9 +98,15 @@ class Lanes:
         """Open lanes with deliveries waiting in the database."""
         return [lane for lane in self._behind if lane.open]
 
-    def in_trouble(self) -> list[Lane]:
-        """Open lanes that are slowed down, or behind."""
-        return [lane for lane in self._lanes.values() if lane.in_trouble and lane.open]
+    def trouble(self) -> list[LaneReport]:
+        """The open lanes that do not keep up, at most `MAX_REPORTED`, those with most work first."""
+        troubled = [lane for lane in self._lanes.values() if lane.open and lane.troubled]
+        troubled.sort(key=lambda lane: (lane.behind, len(lane.queue) + len(lane.running)), reverse=True)
+        return [lane.report() for lane in troubled[:MAX_REPORTED]]
+
+    def states(self) -> Counter[str]:
+        """How many open lanes do not keep up, by their state."""
+        return Counter(lane.state for lane in self._lanes.values() if lane.open and lane.troubled)
 
     def mark_behind(self, endpoint_id: int) -> bool:
         """Note that deliveries of an endpoint wait in the database; False if there is no such lane."""
@@ -296,13 +271,6 @@ class Lanes:
         while self._idle_takers:
             self._wake_taker()
 
-    def states(self) -> Counter[str]:
-        """How many open lanes are in trouble, by what troubles them."""
-        counts: Counter[str] = Counter()
-        for lane in self.in_trouble():
-            counts[trouble_of(lane)] += 1
-        return counts
-
     def _classify(self, lane: Lane, now: float) -> None:
         oldest = next(iter(lane.running), None)
         age = now - oldest.taken_at if oldest is not None else 0.0
@@ -409,10 +377,3 @@ class Lanes:
             if not taker.done():
                 taker.set_result(None)
                 return
-
-
-def trouble_of(lane: Lane) -> str:
-    """What troubles a lane: its pace's state, else `slow` or `behind`."""
-    if lane.pace.state is not PaceState.OPEN:
-        return lane.pace.state.value
-    return "slow" if lane.slow else "behind"

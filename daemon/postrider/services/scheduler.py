@@ -12,7 +12,8 @@ import structlog
 
 from postrider.domain.model import endpoint_public_id
 from postrider.edges.clock import Clock
-from postrider.services.lanes import Lane, Lanes
+from postrider.services.lane import Lane
+from postrider.services.lanes import Lanes
 from postrider.services.work import Job, OpenEvent, Work
 from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import Deliveries

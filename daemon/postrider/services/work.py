@@ -8,7 +8,7 @@ from uuid import UUID
 from postrider.domain.model import Endpoint, Event
 
 if TYPE_CHECKING:
-    from postrider.services.lanes import Lane
+    from postrider.services.lane import Lane
 
 MAX_DATA_BYTES_IN_MEMORY = 64 * 1024 * 1024
 

@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from postrider.domain.status import DaemonReport, read_report, write_report
 from postrider.store.database import Connection, Database
 from postrider.store.migrations import LOCK_CLASS
 
@@ -32,6 +33,9 @@ class DaemonRow:
     heartbeat_at: datetime
     pooled: bool
     alive: bool
+    reported_at: datetime | None
+    report: DaemonReport | None
+    """None before its first report, and where another version wrote one that can't be read."""
 
 
 class Daemons:
@@ -78,6 +82,16 @@ class Daemons:
         async with self._database.connection() as connection:
             await connection.execute("UPDATE postrider.daemon SET idle = $2 WHERE id = $1", daemon_id, idle)
 
+    async def report(self, daemon_id: int, report: DaemonReport, now: datetime) -> None:
+        """Leave a report for people who ask how the daemon is doing."""
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "UPDATE postrider.daemon SET report = $2::text::json, reported_at = $3 WHERE id = $1",
+                daemon_id,
+                write_report(report),
+                now,
+            )
+
     async def leave(self, daemon_id: int, now: datetime) -> Rescued:
         """Give back everything that a daemon holds, and strike it out."""
         async with self._database.transaction() as connection:
@@ -123,7 +137,7 @@ class Daemons:
     async def list_daemons(self, now: datetime) -> list[DaemonRow]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled,
+                """SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled, reported_at, report,
                      CASE WHEN pooled THEN heartbeat_at >= $2 ELSE EXISTS (
                        SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = $1::bigint::oid
                        AND objid = d.id::bigint::oid AND objsubid = 2 AND granted
@@ -133,4 +147,7 @@ class Daemons:
                 LOCK_CLASS,
                 now - HEARTBEAT_TIMEOUT,
             )
-        return [DaemonRow(**dict(row)) for row in rows]
+        return [
+            DaemonRow(**{**row, "report": None if row["report"] is None else read_report(row["report"])})
+            for row in rows
+        ]

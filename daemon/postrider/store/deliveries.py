@@ -98,7 +98,7 @@ SELECT endpoint_id, count(*) AS deliveries FROM promoted GROUP BY endpoint_id
 """
 
 # Steps from one endpoint to the next along the index, however many rows each of them has.
-_WAITING_ENDPOINTS = """
+WAITING_ENDPOINTS = """
 WITH RECURSIVE step AS (
   SELECT min(endpoint_id) AS endpoint_id FROM postrider.delivery WHERE state = 'waiting'
   UNION ALL
@@ -213,7 +213,7 @@ class Deliveries:
     async def waiting_endpoints(self) -> list[int]:
         """Endpoints that have waiting deliveries."""
         async with self._database.connection() as connection:
-            return [row["endpoint_id"] for row in await connection.fetch(_WAITING_ENDPOINTS)]
+            return [row["endpoint_id"] for row in await connection.fetch(WAITING_ENDPOINTS)]
 
     async def owned(self, owner: int) -> set[DeliveryKey]:
         """What the database thinks that `owner` is sending."""

@@ -1,0 +1,316 @@
+"""postrider status: what waits, how fast it goes, who is in trouble, and which daemons run."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from postrider.cli.common import (
+    ago,
+    config_option,
+    json_option,
+    open_stores,
+    print_json,
+    print_table,
+    printable,
+    run_async,
+)
+from postrider.domain.model import EndpointState, endpoint_public_id
+from postrider.domain.status import DaemonReport, LaneReport
+from postrider.services.reporter import REPORT_S
+from postrider.store.daemons import DaemonRow, Daemons
+from postrider.store.status import DELIVERY_LIMIT, EVENT_LIMIT, Situation, Status, TroubledEndpoint
+
+STALE = timedelta(seconds=3 * REPORT_S)
+"""A report older than this says nothing of the present."""
+LONG_WAIT = timedelta(minutes=1)
+"""Longer than any one request may take by default; nothing but a retry should wait for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Deliveries per second, of all daemons together."""
+
+    succeeded: float
+    retried: float
+    failed: float
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What there is to tell, at one moment."""
+
+    now: datetime
+    situation: Situation
+    daemons: list[DaemonRow]
+    reports: list[tuple[DaemonRow, DaemonReport]]
+    """Of living daemons, where they still hold."""
+
+    @property
+    def rates(self) -> Rates | None:
+        """None where no daemon has measured any."""
+        measured = [report for _, report in self.reports if report.window_s > 0]
+        if not measured:
+            return None
+        return Rates(
+            round(sum(report.succeeded_per_s for report in measured), 2),
+            round(sum(report.retried_per_s for report in measured), 2),
+            round(sum(report.failed_per_s for report in measured), 2),
+        )
+
+    def lanes(self, endpoint_id: int) -> list[tuple[DaemonRow, LaneReport]]:
+        return [
+            (row, lane)
+            for row, report in self.reports
+            for lane in report.lanes
+            if lane.endpoint_id == endpoint_id
+        ]
+
+    def problems(self) -> list[str]:
+        """What a person should look at, in sentences."""
+        found = []
+        here = self.situation
+        alive = [row for row in self.daemons if row.alive]
+        if not alive:
+            waits = here.events or here.waiting or here.retrying
+            consequence = ", and nothing of what waits is delivered" if waits else ""
+            found.append(f"No daemon is running{consequence}. Start one: systemctl start postrider")
+        elif here.oldest_event_at is not None and self.now - here.oldest_event_at > LONG_WAIT:
+            found.append(
+                f"The oldest event came {ago(here.oldest_event_at, self.now)}, and is not delivered yet."
+            )
+        for row in self.daemons:
+            name = f"Daemon {row.id} (pid {row.pid} on {printable(row.hostname)})"
+            heard_at = row.reported_at or row.started_at
+            if not row.alive:
+                found.append(f"{name} is dead; the next one takes over its work.")
+            elif self.now - heard_at > STALE:
+                found.append(
+                    f"{name} is connected, but has not reported since {printable(heard_at)}; "
+                    "its log may say why."
+                )
+        if here.troubled:
+            found.append(
+                "1 endpoint is in trouble."
+                if here.troubled == 1
+                else f"{here.troubled} endpoints are in trouble."
+            )
+        return found
+
+
+@click.command()
+@config_option
+@json_option
+@run_async
+async def status(config_path: Path | None, as_json: bool) -> None:
+    """Show what waits, how fast it is delivered, which endpoints are in trouble, and the daemons.
+
+    Counts stop at a limit: 100,000+ means so many or more.
+
+    Example: postrider status
+    """
+    async with open_stores(config_path) as stores:
+        now = stores.clock.now()
+        daemons = await Daemons(stores.database).list_daemons(now)
+        reports = [
+            (row, row.report)
+            for row in daemons
+            if row.alive and row.report and row.reported_at and now - row.reported_at <= STALE
+        ]
+        slow = {lane.endpoint_id for _, report in reports for lane in report.lanes}
+        view = View(now, await Status(stores.database).read(slow), daemons, reports)
+    if as_json:
+        print_json(_facts(view))
+        return
+    _print_summary(view)
+    _print_endpoints(view)
+    _print_daemons(view)
+
+
+def _print_summary(view: View) -> None:
+    here, now = view.situation, view.now
+    events = f"{_count(here.events, EVENT_LIMIT)} events are under way"
+    if here.oldest_event_at is not None:
+        events += f", the oldest from {ago(here.oldest_event_at, now)}"
+    click.echo(events)
+    deliveries = f"{_count(here.waiting, DELIVERY_LIMIT)} deliveries wait in the database"
+    if here.oldest_waiting_at is not None:
+        deliveries += f", the oldest from {ago(here.oldest_waiting_at, now)}"
+    deliveries += f"; {_count(here.retrying, DELIVERY_LIMIT)} are to be retried"
+    if here.next_due is not None:
+        deliveries += ", the next now" if here.next_due <= now else f", the next {ago(here.next_due, now)}"
+    click.echo(deliveries)
+    if view.rates is not None:
+        rates = view.rates
+        click.echo(
+            f"{rates.succeeded:,.1f}/s succeed, {rates.retried:,.1f}/s are put off for a retry, "
+            f"{rates.failed:,.1f}/s fail"
+        )
+    for problem in view.problems():
+        click.secho(problem, fg="red")
+    if not view.problems():
+        click.secho("Everything is in order.", fg="green")
+
+
+def _print_endpoints(view: View) -> None:
+    here = view.situation
+    if not here.endpoints:
+        return
+    click.secho("\nEndpoints in trouble", bold=True)
+    print_table(
+        ["id", "workspace", "host", "state", "since", "waiting", "retrying", "why"],
+        [
+            (
+                endpoint_public_id(endpoint.id),
+                endpoint.workspace_id,
+                urlsplit(endpoint.url).hostname,
+                _state(view, endpoint),
+                ago(since, view.now) if (since := _since(endpoint)) else None,
+                _count(endpoint.waiting, DELIVERY_LIMIT),
+                f"{endpoint.retrying:,}{'+' if here.retrying >= DELIVERY_LIMIT else ''}",
+                "; ".join(_decision(row, lane) for row, lane in view.lanes(endpoint.id))
+                or endpoint.disabled_reason,
+            )
+            for endpoint in here.endpoints
+        ],
+        empty="",
+    )
+    if here.troubled > len(here.endpoints):
+        click.echo(f"and {here.troubled - len(here.endpoints):,} more")
+
+
+def _print_daemons(view: View) -> None:
+    if not view.daemons:
+        return
+    click.secho("\nDaemons", bold=True)
+    print_table(
+        [
+            "id",
+            "host",
+            "pid",
+            "version",
+            "up since",
+            "in flight",
+            "succeed/s",
+            "retry/s",
+            "fail/s",
+            "report",
+            "alive",
+        ],
+        [
+            (
+                row.id,
+                row.hostname,
+                row.pid,
+                row.version,
+                row.started_at,
+                f"{row.report.in_flight}/{row.report.slots}" if row.report else None,
+                *_rate_cells(row.report),
+                ago(row.reported_at, view.now) if row.reported_at else None,
+                "yes" if row.alive else "no",
+            )
+            for row in view.daemons
+        ],
+        empty="",
+    )
+
+
+def _rate_cells(report: DaemonReport | None) -> Iterable[str | None]:
+    if report is None or report.window_s <= 0:
+        return (None, None, None)
+    return (f"{rate:,.1f}" for rate in (report.succeeded_per_s, report.retried_per_s, report.failed_per_s))
+
+
+def _count(number: int, limit: int) -> str:
+    return f"{number:,}+" if number >= limit else f"{number:,}"
+
+
+def _state(view: View, endpoint: TroubledEndpoint) -> str:
+    if endpoint.state is not EndpointState.ACTIVE:
+        return endpoint.state
+    if endpoint.failing_since is not None:
+        return "failing"
+    return ", ".join(sorted({lane.state for _, lane in view.lanes(endpoint.id)}))
+
+
+def _since(endpoint: TroubledEndpoint) -> datetime | None:
+    """Since when it is so; None where only the lanes of daemons tell that it is."""
+    return endpoint.failing_since if endpoint.state is EndpointState.ACTIVE else endpoint.updated_at
+
+
+def _decision(row: DaemonRow, lane: LaneReport) -> str:
+    latency = "" if lane.latency_ms is None else f", answers take {lane.latency_ms:,.0f} ms"
+    return (
+        f"daemon {row.id}: {lane.state}, {lane.running}/{lane.concurrency} in flight, "
+        f"{lane.queued} queued{latency} ({lane.reason})"
+    )
+
+
+def _facts(view: View) -> dict[str, Any]:
+    """Counts that have reached their limit mean "at least", and so do the retries of each endpoint where
+    the retries of all have."""
+    here, rates = view.situation, view.rates
+    return {
+        "at": view.now,
+        "problems": view.problems(),
+        "count_limits": {"events": EVENT_LIMIT, "deliveries": DELIVERY_LIMIT},
+        "events": here.events,
+        "oldest_event_age_s": _age_s(here.oldest_event_at, view.now),
+        "deliveries_waiting": here.waiting,
+        "oldest_waiting_age_s": _age_s(here.oldest_waiting_at, view.now),
+        "deliveries_retrying": here.retrying,
+        "next_retry_at": here.next_due,
+        "succeeded_per_s": rates and rates.succeeded,
+        "retried_per_s": rates and rates.retried,
+        "failed_per_s": rates and rates.failed,
+        "endpoints_in_trouble_count": here.troubled,
+        "endpoints_in_trouble": [
+            {
+                "id": endpoint_public_id(endpoint.id),
+                "workspace": endpoint.workspace_id,
+                "url": endpoint.url,
+                "state": _state(view, endpoint),
+                "since": _since(endpoint),
+                "disabled_reason": endpoint.disabled_reason,
+                "deliveries_waiting": endpoint.waiting,
+                "deliveries_retrying": endpoint.retrying,
+                "lanes": [{"daemon": row.id, **_lane_facts(lane)} for row, lane in view.lanes(endpoint.id)],
+            }
+            for endpoint in here.endpoints
+        ],
+        "daemons": [_daemon_facts(row, view.now) for row in view.daemons],
+    }
+
+
+def _lane_facts(lane: LaneReport) -> dict[str, Any]:
+    facts = asdict(lane)
+    del facts["endpoint_id"]
+    return facts
+
+
+def _daemon_facts(row: DaemonRow, now: datetime) -> dict[str, Any]:
+    report = row.report
+    return {
+        "id": row.id,
+        "host": row.hostname,
+        "pid": row.pid,
+        "version": row.version,
+        "started_at": row.started_at,
+        "alive": row.alive,
+        "report_age_s": _age_s(row.reported_at, now),
+        "window_s": report and report.window_s,
+        "in_flight": report and report.in_flight,
+        "slots": report and report.slots,
+        "queued": report and report.queued,
+        "succeeded_per_s": report and report.succeeded_per_s,
+        "retried_per_s": report and report.retried_per_s,
+        "failed_per_s": report and report.failed_per_s,
+    }
+
+
+def _age_s(moment: datetime | None, now: datetime) -> float | None:
+    return None if moment is None else round((now - moment).total_seconds(), 3)

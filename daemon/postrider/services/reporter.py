@@ -1,0 +1,87 @@
+"""Tells how the daemon is doing: to `postrider status` by a report in its row, to Prometheus, and to systemd.
+
+It wakes by itself every few seconds.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from postrider.domain.status import DaemonReport, LaneReport
+from postrider.edges.clock import Clock
+from postrider.edges.metrics import Metrics
+from postrider.edges.systemd import Notifier
+from postrider.services.lanes import Lanes
+from postrider.services.work import Work
+from postrider.store.daemons import Daemons
+from postrider.store.outbox import Outbox
+
+REPORT_S = 5.0
+
+
+class Reporter:
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        daemons: Daemons,
+        work: Work,
+        lanes: Lanes,
+        trouble: Callable[[], Sequence[LaneReport]],
+        slots: int,
+        clock: Clock,
+        metrics: Metrics,
+        notifier: Notifier,
+    ) -> None:
+        """`trouble`: what was decided about lanes that do not keep up; `slots`: requests at a time."""
+        self._outbox = outbox
+        self._daemons = daemons
+        self._work = work
+        self._lanes = lanes
+        self._trouble = trouble
+        self._slots = slots
+        self._clock = clock
+        self._metrics = metrics
+        self._notifier = notifier
+        self._counts: dict[str, float] = {}
+        self._counted_at: float | None = None
+
+    async def run(self) -> None:
+        never = asyncio.Event()
+        while True:
+            await self.run_once()
+            await self._clock.wait(never, REPORT_S)
+
+    async def run_once(self) -> DaemonReport:
+        backlog = await self._outbox.backlog()
+        age = (self._clock.now() - backlog.oldest).total_seconds() if backlog.oldest else 0.0
+        self._metrics.backlog.set(backlog.events)
+        self._metrics.oldest_due_seconds.set(max(0.0, age))
+        self._metrics.in_flight.set(self._lanes.running)
+        self._metrics.queued.set(self._lanes.queued)
+        self._notifier.status(
+            f"{backlog.events} events waiting, oldest {age:.0f} s; {self._lanes.running} in flight"
+        )
+        report = self._measure()
+        await self._daemons.report(self._work.owner, report, self._clock.now())
+        return report
+
+    def _measure(self) -> DaemonReport:
+        before, then = self._counts, self._counted_at
+        self._counts, self._counted_at = self._metrics.outcomes(), self._clock.monotonic()
+        window_s = 0.0 if then is None else self._counted_at - then
+
+        def per_s(outcome: str) -> float:
+            if window_s <= 0:
+                return 0.0
+            return round((self._counts.get(outcome, 0.0) - before.get(outcome, 0.0)) / window_s, 2)
+
+        return DaemonReport(
+            window_s=round(window_s, 3),
+            succeeded_per_s=per_s("succeeded"),
+            retried_per_s=per_s("retrying"),
+            failed_per_s=per_s("failed"),
+            in_flight=self._lanes.running,
+            slots=self._slots,
+            queued=self._lanes.queued,
+            lanes=tuple(self._trouble()),
+        )

@@ -1,0 +1,230 @@
+"""postrider status: what it tells of a backlog, of endpoints in trouble, and of daemons dead or alive."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postrider.domain.model import EndpointState, endpoint_public_id
+from postrider.domain.status import read_report
+from tests.support.cli import Cli
+from tests.support.daemon_process import (
+    DaemonProcess,
+    add_endpoint,
+    emit,
+    query,
+    wait_until,
+    write_config,
+)
+from tests.support.receiver_process import ReceiverProcess
+
+REPORT = {
+    "window_s": 5.0, "succeeded_per_s": 1.0, "retried_per_s": 2.0, "failed_per_s": 3.0, "in_flight": 4,
+    "slots": 256, "queued": 5, "lanes": [],
+}  # fmt: skip
+LANE = {
+    "endpoint_id": 7, "state": "broken", "concurrency": 1, "running": 0, "queued": 8, "latency_ms": 1500.0,
+    "waiting": True, "reason": "no answer",
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(database_dsn: str, tmp_path: Path) -> Path:
+    return write_config(tmp_path, database_dsn, retry={"schedule": ["0s", "1h"]})
+
+
+@pytest.fixture
+def cli(config: Path) -> Cli:
+    return Cli(config)
+
+
+def reported(cli: Cli, *, rates: bool = False) -> bool:
+    """Whether a living daemon has left a report, and with `rates`, one that has measured them."""
+    reports = [daemon["window_s"] for daemon in cli.json("status")["daemons"] if daemon["alive"]]
+    return any(window_s is not None and (window_s > 0 or not rates) for window_s in reports)
+
+
+def enter_daemon(dsn: str, report: str | None) -> None:
+    """Enter a daemon that lives behind a pooler, as another version of Postrider might."""
+    query(
+        dsn,
+        """INSERT INTO postrider.daemon
+             (hostname, pid, version, started_at, heartbeat_at, pooled, report, reported_at)
+           VALUES ('elsewhere', 1, '9.9', now(), now(), true, $1::text::json, now())""",
+        report,
+    )
+
+
+def test_an_empty_outbox_without_a_daemon(cli: Cli) -> None:
+    said = cli("status")
+    assert "0 events are under way" in said
+    assert "No daemon is running. Start one" in said
+    assert "Endpoints in trouble" not in said
+
+
+def test_a_backlog_without_a_daemon_is_told(cli: Cli, database_dsn: str) -> None:
+    emit(database_dsn, 3)
+    said = cli("status")
+    assert "3 events are under way, the oldest from " in said
+    assert "No daemon is running, and nothing of what waits is delivered" in said
+    facts = cli.json("status")
+    assert facts["events"] == 3
+    assert 0 <= facts["oldest_event_age_s"] < 60
+    assert facts["succeeded_per_s"] is None
+
+
+def test_a_running_daemon_and_its_endpoints(cli: Cli, config: Path, database_dsn: str) -> None:
+    with ReceiverProcess() as receiver, DaemonProcess(config) as daemon:
+        wait_until(lambda: reported(cli), 10, "a first report")
+        assert "Everything is in order." in cli("status")
+
+        sick = endpoint_public_id(add_endpoint(database_dsn, receiver.url("/sick"), workspace_id="ws_1"))
+        receiver.set_mode("500", "/sick")
+        query(database_dsn, "SELECT postrider.emit('a.b', '{}', workspace_id => 'ws_1')")
+        wait_until(lambda: cli.json("status")["endpoints_in_trouble_count"] == 1, 10, "trouble")
+        wait_until(lambda: reported(cli, rates=True), 15, "rates")
+        facts = cli.json("status")
+        (endpoint,) = facts["endpoints_in_trouble"]
+        assert (endpoint["id"], endpoint["workspace"], endpoint["state"]) == (sick, "ws_1", "failing")
+        assert (endpoint["deliveries_waiting"], endpoint["deliveries_retrying"]) == (0, 1)
+        assert (facts["events"], facts["deliveries_retrying"]) == (0, 1)
+        assert facts["next_retry_at"] > facts["at"]
+        (row,) = facts["daemons"]
+        assert (row["pid"], row["alive"], row["slots"]) == (daemon.process.pid, True, 256)
+        said = cli("status")
+        assert "1 endpoint is in trouble." in said
+        assert "1 are to be retried, the next in " in said
+        assert "127.0.0.1" in said
+        assert f"{daemon.process.pid}" in said
+        assert "0/256" in said
+
+        daemon.kill()
+        assert "is dead; the next one takes over its work" in cli("status")
+
+
+def test_deliveries_are_counted_into_the_rates(cli: Cli, config: Path, database_dsn: str) -> None:
+    with ReceiverProcess() as receiver, DaemonProcess(config) as daemon:
+        add_endpoint(database_dsn, receiver.url("/a"))
+        daemon.wait_for_log("daemon.started")
+        wait_until(lambda: reported(cli), 10, "a first report")
+        emit(database_dsn, 100)
+        wait_until(lambda: (cli.json("status")["succeeded_per_s"] or 0) > 0, 15, "a rate")
+
+
+def test_what_a_slow_endpoint_makes_wait(cli: Cli, config: Path, database_dsn: str) -> None:
+    with ReceiverProcess(mode="slow:3") as receiver, DaemonProcess(config):
+        slow = endpoint_public_id(add_endpoint(database_dsn, receiver.url("/slow"), concurrency=1))
+        emit(database_dsn, 60)
+
+        def lanes() -> list[dict[str, Any]]:
+            return [lane for each in cli.json("status")["endpoints_in_trouble"] for lane in each["lanes"]]
+
+        wait_until(lambda: bool(lanes()), 20, "a slow lane")
+        (endpoint,) = cli.json("status")["endpoints_in_trouble"]
+        (lane,) = endpoint["lanes"]
+        assert (endpoint["id"], endpoint["state"], lane["state"]) == (slow, "slow", "slow")
+        assert (lane["concurrency"], lane["latency_ms"]) == (1, None)
+        assert "slow, 1/1 in flight" in cli("status")
+
+
+def test_endpoints_that_get_nothing_are_listed(cli: Cli, database_dsn: str) -> None:
+    ep = endpoint_public_id(add_endpoint(database_dsn, "https://example.com/h"))
+    cli("endpoint", "pause", ep)
+    query(
+        database_dsn,
+        """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, updated_at)
+           SELECT postrider.new_event_id(), id, workspace_id, 'waiting', now()
+           FROM postrider.endpoint, generate_series(1, 4)""",
+    )
+    facts = cli.json("status")
+    (paused,) = facts["endpoints_in_trouble"]
+    assert (paused["id"], paused["state"], paused["deliveries_waiting"]) == (ep, "paused", 4)
+    assert facts["deliveries_waiting"] == 4
+    assert facts["oldest_waiting_age_s"] < 60
+    query(database_dsn, "UPDATE postrider.endpoint SET state = 'disabled', disabled_reason = 'HTTP 410'")
+    said = cli("status")
+    assert "example.com" in said
+    assert "HTTP 410" in said
+
+
+def test_a_count_that_reached_its_limit_says_so(cli: Cli, database_dsn: str) -> None:
+    add_endpoint(database_dsn, "https://example.com/h", state=EndpointState.PAUSED)
+    query(
+        database_dsn,
+        """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, due, updated_at)
+           SELECT postrider.new_event_id(), id, workspace_id, s, now(), now()
+           FROM postrider.endpoint, generate_series(1, 100001), unnest(ARRAY['waiting', 'retrying']) AS s""",
+    )
+    summary, _, table = cli("status").partition("Endpoints in trouble")
+    assert "100,000+ deliveries wait in the database" in summary
+    assert "100,000+ are to be retried, the next now" in summary
+    assert table.count("100,000+") == 2
+
+
+def test_the_facts_have_stable_names(cli: Cli, database_dsn: str) -> None:
+    add_endpoint(database_dsn, "https://example.com/h")
+    query(database_dsn, "UPDATE postrider.endpoint SET id = 7")
+    enter_daemon(database_dsn, json.dumps(REPORT | {"lanes": [LANE]}))
+    facts = cli.json("status")
+    assert set(facts) == {
+        "at", "problems", "count_limits", "events", "oldest_event_age_s", "deliveries_waiting",
+        "oldest_waiting_age_s", "deliveries_retrying", "next_retry_at", "succeeded_per_s", "retried_per_s",
+        "failed_per_s", "endpoints_in_trouble_count", "endpoints_in_trouble", "daemons",
+    }  # fmt: skip
+    (endpoint,) = facts["endpoints_in_trouble"]
+    assert set(endpoint) == {
+        "id", "workspace", "url", "state", "since", "disabled_reason", "deliveries_waiting",
+        "deliveries_retrying", "lanes",
+    }  # fmt: skip
+    (lane,) = endpoint["lanes"]
+    assert set(lane) == {"daemon"} | (set(LANE) - {"endpoint_id"})
+    (daemon,) = facts["daemons"]
+    assert set(daemon) == {
+        "id", "host", "pid", "version", "started_at", "alive", "report_age_s", "window_s", "in_flight",
+        "slots", "queued", "succeeded_per_s", "retried_per_s", "failed_per_s",
+    }  # fmt: skip
+    assert (endpoint["state"], facts["failed_per_s"]) == ("broken", 3.0)
+    assert "answers take 1,500 ms (no answer)" in cli("status")
+
+
+def test_a_daemon_that_lives_but_no_longer_reports_is_told(cli: Cli, database_dsn: str) -> None:
+    enter_daemon(database_dsn, json.dumps(REPORT))
+    assert cli.json("status")["problems"] == []
+    query(database_dsn, "UPDATE postrider.daemon SET reported_at = now() - interval '20 seconds'")
+    facts = cli.json("status")
+    assert "is connected, but has not reported since" in facts["problems"][0]
+    assert facts["succeeded_per_s"] is None
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "{}",
+        "[]",
+        "3",
+        "null",
+        json.dumps({key: value for key, value in REPORT.items() if key != "slots"}),
+        json.dumps(REPORT | {"in_flight": "many"}),
+        json.dumps(REPORT | {"lanes": [LANE | {"endpoint_id": 2**70}]}),
+    ],
+)
+def test_a_report_of_unknown_shape_is_ignored(cli: Cli, database_dsn: str, report: str) -> None:
+    enter_daemon(database_dsn, report)
+    (daemon,) = cli.json("status")["daemons"]
+    assert (daemon["alive"], daemon["slots"]) == (True, None)
+    assert "elsewhere" in cli("status")
+
+
+def test_a_later_version_may_add_to_a_report() -> None:
+    report = read_report(json.dumps(REPORT | {"lanes": [LANE | {"mood": 1}], "weather": "fine"}))
+    assert report is not None
+    assert report.lanes[0].latency_ms == 1500
+
+
+def test_mistakes_and_a_database_that_is_away(cli: Cli, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[databse]\n")
+    assert "databse" in Cli(bad)("status", exit_code=2)
+    away = write_config(tmp_path, "postgresql://nobody@127.0.0.1:1/none", "away")
+    Cli(away)("status", exit_code=1)
