@@ -12,15 +12,19 @@ import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
+from tests.bench.capture import capture
 from tests.bench.fanout import fanout
 from tests.bench.latency import latency
 from tests.bench.report import HEADER, RULE, Row
 from tests.bench.stage import Stage, staged
 from tests.bench.throughput import throughput
+from tests.bench.writers import writers
 
 Bench = Callable[[Stage, int, float], Awaitable[list[Row]]]
 
-BENCHES: dict[str, Bench] = {bench.__name__: bench for bench in (throughput, fanout, latency)}
+BENCHES: dict[str, Bench] = {
+    bench.__name__: bench for bench in (throughput, fanout, latency, writers, capture)
+}
 
 
 async def main() -> int:

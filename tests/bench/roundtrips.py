@@ -28,7 +28,7 @@ UPDATE bench_queue AS q SET owner = 1 FROM next WHERE q.id = next.id RETURNING q
 
 
 async def median_ms(trip: Callable[[int], Awaitable[object]], seconds: float) -> float:
-    spans = []
+    spans: list[float] = []
     ends_at = time.perf_counter() + seconds
     while (started := time.perf_counter()) < ends_at:
         await trip(len(spans))

@@ -83,20 +83,25 @@ class Stage:
         groups: Sequence[str] = ("ok",),
         pattern: str = "e{}.*",
         concurrency: int | None = None,
+        sink: Sink | None = None,
     ) -> None:
         """Endpoint N gets the events of the types eN.*, or of another pattern, at /GROUP/N of the sink; the
         groups take turns."""
         ids = list(range(1, endpoints + 1))
-        urls = [f"{self.sink.url}/{groups[n % len(groups)]}/{n}" for n in range(endpoints)]
+        urls = [f"{(sink or self.sink).url}/{groups[n % len(groups)]}/{n}" for n in range(endpoints)]
         patterns = [pattern.format(n) for n in range(endpoints)]
         sealed = [Sealer().seal(_SECRET, endpoint_public_id(number)) for number in ids]
         async with self.connection.transaction():
             await self.connection.execute(_ADD_ENDPOINTS, ids, urls, patterns, concurrency)
             await self.connection.execute(_ADD_SECRETS, ids, sealed)
 
-    async def fill(self, events: int, *, types: int, data_bytes: int = 300) -> None:
-        """Insert waiting events in one statement, their types taking turns, and wait until all is quiet."""
+    async def insert(self, events: int, *, types: int, data_bytes: int = 300) -> None:
+        """Commit events in one statement; their types take turns."""
         await self.connection.execute(_FILL, events, types, text(data_bytes), timeout=600)
+
+    async def fill(self, events: int, *, types: int, data_bytes: int = 300) -> None:
+        """Insert events for a daemon to find, and wait until all is quiet."""
+        await self.insert(events, types=types, data_bytes=data_bytes)
         await self.connection.execute("ANALYZE postrider.outbox, postrider.pending", timeout=60)
         await self.rest()
 
@@ -137,14 +142,14 @@ class Stage:
         finally:
             daemon.kill()
 
-    async def asleep(self, daemon: Daemon) -> None:
-        """Wait until a daemon sleeps, ready to be woken."""
+    async def asleep(self, *daemons: Daemon) -> None:
+        """Wait until these daemons, and no others, sleep, ready to be woken."""
         for _ in range(200):
-            daemon.lives()
-            if await self.connection.fetchval("SELECT EXISTS (SELECT FROM postrider.daemon WHERE idle)"):
+            idle = await self.connection.fetchval("SELECT count(*) FROM postrider.daemon WHERE idle")
+            if all(daemon.lives() for daemon in daemons) and idle == len(daemons):
                 return
             await asyncio.sleep(0.1)
-        raise TimeoutError("the daemon did not fall asleep within 20 s")
+        raise TimeoutError("the daemons did not fall asleep within 20 s")
 
     async def floor(
         self, seconds: float, *, endpoints: int = 1, data_bytes: int = 300, workers: int = 64
