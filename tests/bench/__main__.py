@@ -12,10 +12,15 @@ import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
+from tests.bench.backlog import backlog
 from tests.bench.capture import capture
+from tests.bench.cost import cost
+from tests.bench.daemons import daemons
 from tests.bench.fanout import fanout
+from tests.bench.isolation import isolation
 from tests.bench.latency import latency
 from tests.bench.report import HEADER, RULE, Row
+from tests.bench.restart import restart
 from tests.bench.stage import Stage, staged
 from tests.bench.throughput import throughput
 from tests.bench.writers import writers
@@ -23,7 +28,16 @@ from tests.bench.writers import writers
 Bench = Callable[[Stage, int, float], Awaitable[list[Row]]]
 
 BENCHES: dict[str, Bench] = {
-    bench.__name__: bench for bench in (throughput, fanout, latency, writers, capture)
+    "throughput": throughput,
+    "fanout": fanout,
+    "latency": latency,
+    "writers": writers,
+    "capture": capture,
+    "backlog": backlog,
+    "isolation": isolation,
+    "restart": restart,
+    "cost": cost,
+    "daemons": daemons,
 }
 
 

@@ -33,7 +33,7 @@ async def latency(stage: Stage, rounds: int, seconds: float) -> list[Row]:
         p99s.append(percentile(spans, 99))
     medians = ", ".join(f"{name} {statistics.median(spans):.2f}" for name, spans in parts.items())
     median = compared(f"latency, median; floor: {medians} ms", "≤ 2", floors, p50s, "{:.2f} ms")
-    return [median, Row("latency, p99", "≤ 10 ms", "", spread(p99s, "{:.1f} ms"))]
+    return [median, Row("latency, p99", "≤ 10 ms", "", spread(p99s, "{:.1f}", " ms"))]
 
 
 async def _spans_ms(stage: Stage, seconds: float) -> list[float]:

@@ -36,10 +36,10 @@ def compared(
     )
 
 
-def spread(figures: Sequence[float], form: str) -> str:
+def spread(figures: Sequence[float], form: str, unit: str = "") -> str:
     """The median, with the smallest and the largest."""
     median, least, most = (form.format(f) for f in (statistics.median(figures), min(figures), max(figures)))
-    return f"{median} ({least} to {most})"
+    return f"{median}{unit} ({least} to {most})"
 
 
 def percentile(figures: Sequence[float], percent: int) -> float:

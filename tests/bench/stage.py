@@ -124,14 +124,31 @@ class Stage:
                 return
             await asyncio.sleep(0.1)
 
+    async def waiting(self) -> bool:
+        """Whether an event is in the queue."""
+        found: bool = await self.connection.fetchval("SELECT EXISTS (SELECT FROM postrider.pending)")
+        return found
+
     async def settled(self, daemon: Daemon, timeout: float = 120) -> None:
         """Wait until every event has left the queue."""
         ends_at = time.monotonic() + timeout
-        while waiting := await self.connection.fetchval("SELECT count(*) FROM postrider.pending"):
+        while await self.waiting():
             daemon.lives()
             if time.monotonic() > ends_at:
-                raise TimeoutError(f"{waiting} events did not settle within {timeout:.0f} s")
+                raise TimeoutError(f"the queue did not empty within {timeout:.0f} s")
             await asyncio.sleep(0.1)
+
+    async def alone(self) -> None:
+        """Wait until no other session is left: a session reports what it changed at its end."""
+        for _ in range(100):
+            others = await self.connection.fetchval(
+                """SELECT count(*) FROM pg_stat_activity
+                   WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"""
+            )
+            if not others:
+                return
+            await asyncio.sleep(0.1)
+        raise TimeoutError("sessions of a daemon that stopped are left")
 
     @contextmanager
     def daemon(self) -> Iterator[Daemon]:
