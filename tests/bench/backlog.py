@@ -1,7 +1,7 @@
 """A long queue: deliveries per second with 50 thousand and with 2 million events waiting, and beside a
 session that holds a snapshot from before the drain, so that nothing dead can be removed. Peak memory in MB.
 
-Rates are of a window of the given seconds. It begins after 2,000 deliveries; with the snapshot, after 200,000.
+Rates are of a window of the given seconds, after 2,000 deliveries; with the snapshot, after 200,000.
 """
 
 import asyncio

@@ -92,10 +92,8 @@ async def _cpu_us(stage: Stage, daemon: Daemon, deliveries: int) -> tuple[float,
         return stage.sink.received(), daemon.cpu_s(), stage.database_cpu_s()
 
     first, last = await at(0.1), await at(0.9)
-    deliveries_between, own_s, database_s = (
-        after - before for before, after in zip(first, last, strict=True)
-    )
-    return own_s / deliveries_between * 1e6, database_s / deliveries_between * 1e6
+    received, own_s, database_s = (after - before for before, after in zip(first, last, strict=True))
+    return own_s / received * 1e6, database_s / received * 1e6
 
 
 async def _statements(stage: Stage, endpoints: int, deliveries: int) -> float:
@@ -156,9 +154,7 @@ def _table(name: str, costs: Costs, statements: float) -> list[Row]:
         ),
         Row(f"statements per delivery, {name}", "", "", f"{statements:.3f}"),
         Row(f"WAL per delivery, {name}", "", "", spread(costs.wal, "{:,.0f}", " B")),
-        compared(
-            f"the daemon's CPU per delivery, {name}", "", costs.floor_cpu, costs.daemon_cpu, "{:.0f} µs"
-        ),
+        compared(f"daemon's CPU per delivery, {name}", "", costs.floor_cpu, costs.daemon_cpu, "{:.0f} µs"),
         compared(
             f"PostgreSQL's CPU per delivery, {name}", "", costs.floor_cpu, costs.database_cpu, "{:.0f} µs"
         ),

@@ -1,5 +1,5 @@
-"""What sick endpoints cost healthy ones: 35 of 50 endpoints are watched; of the other 15, five accept and never
-answer, five answer after 5 s and five reset the connection. The floor is the same with all 50 healthy.
+"""What sick endpoints cost healthy ones. 35 of 50 endpoints are watched; of the other 15, five accept and
+never answer, five answer after 5 s and five reset the connection. The floor is the same with all 50 healthy.
 
 p99 in ms from the return of a commit to the arrival, at 1,000 events a second; and deliveries per second of a
 daemon that finds events waiting. The daemon's limits are its defaults, 15 s for an attempt among them.

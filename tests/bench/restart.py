@@ -1,5 +1,5 @@
-"""Seconds from the start of a process to its first arrival. A daemon finds 10,000 endpoints and a million events
-waiting, and is killed and started again each round; the floor is a plain aiohttp loop that starts."""
+"""Seconds from the start of a process to its first arrival. A daemon finds 10,000 endpoints and a million
+events waiting, and is killed and started again each round; the floor is a plain aiohttp loop that starts."""
 
 import time
 
