@@ -87,12 +87,16 @@ class Sink(asyncio.Protocol):
         name = path[1 : path.find(b"/", 1)]
         self.counts.add(name, path, head)
         if name == b"slow":
-            asyncio.get_running_loop().call_later(SLOW_S, self.transport.write, _OK)
+            asyncio.get_running_loop().call_later(SLOW_S, self.answer_late)
         elif name == b"reset":
             connection: socket.socket = self.transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.transport.abort()
         elif name != b"never":
+            self.transport.write(_OK)
+
+    def answer_late(self) -> None:
+        if not self.transport.is_closing():
             self.transport.write(_OK)
 
     def control(self, path: bytes) -> bytes:

@@ -2,6 +2,7 @@
 SQL that fills and empties the tables. A daemon is `python -m postrider run`; nothing else is known of it."""
 
 import asyncio
+import atexit
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from postrider.edges.resources import sql_dir
 from postrider.store.database import Connection
 from postrider.store.migrations import migrate, read_migrations
 from tests.bench import processes
-from tests.bench.floor import text
+from tests.bench.floor import WORKERS, text
 from tests.bench.processes import DAEMON_CORE, OTHER_CORE, Daemon, Sink
 from tests.support.daemon_process import write_config
 
@@ -53,14 +54,7 @@ TRUNCATE postrider.outbox, postrider.pending, postrider.delivery, postrider.atte
 
 
 class Stage:
-    def __init__(
-        self,
-        dsn: str,
-        connection: Connection,
-        sink: Sink,
-        directory: Path,
-        scale: float,
-    ) -> None:
+    def __init__(self, dsn: str, connection: Connection, sink: Sink, directory: Path, scale: float) -> None:
         self.dsn = dsn
         self.connection = connection
         self.sink = sink
@@ -107,15 +101,12 @@ class Stage:
 
     async def emit(self, numbers: Sequence[int]) -> dict[str, tuple[int, float]]:
         """Commit one event of type eN.updated for each number: {id: (number, epoch s after commit)}."""
-        rows = await self.connection.fetch(
-            _EMIT,
-            numbers,
-        )
+        rows = await self.connection.fetch(_EMIT, numbers)
         committed_at = time.time()
         return {row["id"]: (row["n"], committed_at) for row in rows}
 
     async def rest(self) -> None:
-        """Wait until autovacuum is done with what happened before."""
+        """Wait until autovacuum is done with what happened before, for 30 s at most."""
         for _ in range(300):
             busy = await self.connection.fetchval(
                 "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"
@@ -169,7 +160,7 @@ class Stage:
         raise TimeoutError("the daemons did not fall asleep within 20 s")
 
     async def floor(
-        self, seconds: float, *, endpoints: int = 1, data_bytes: int = 300, workers: int = 64
+        self, seconds: float, *, endpoints: int = 1, data_bytes: int = 300, workers: int = WORKERS
     ) -> dict[str, float]:
         """What the plain loop of floor.py does on the daemon's core."""
         figures: dict[str, float] = await processes.output_of(
@@ -203,13 +194,12 @@ async def staged(scale: float) -> AsyncIterator[Stage]:
     os.sched_setaffinity(0, {OTHER_CORE})
     directory = Path(tempfile.mkdtemp(prefix="postrider-bench-"))
     directory.chmod(0o755)  # as root, the server runs as another user
-    try:
-        with EmbeddedPostgres(directory) as server, processes.sink(OTHER_CORE) as sink:
-            connection = await asyncpg.connect(server.dsn)
-            try:
-                await migrate(connection, read_migrations(sql_dir()))
-                yield Stage(server.dsn, connection, sink, directory, scale)
-            finally:
-                connection.terminate()
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    # At the very end: the embedded server leaves a lock file there when the interpreter exits.
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    with EmbeddedPostgres(directory) as server, processes.sink(OTHER_CORE) as sink:
+        connection = await asyncpg.connect(server.dsn)
+        try:
+            await migrate(connection, read_migrations(sql_dir()))
+            yield Stage(server.dsn, connection, sink, directory, scale)
+        finally:
+            connection.terminate()
