@@ -1,7 +1,8 @@
 """python -m tests.bench NAME|all [--seconds N] [--rounds N] [--scale X] [--json]
 
-Daemons and floors run on one core, PostgreSQL and the receiver on another. Both take turns, and a ratio is
-that of a round. Prints rows of a Markdown table.
+Speed as ratios to a floor measured in the same run. Daemons and floors run on one core, PostgreSQL and the
+receiver on another; both sides take turns, and a ratio is that of a round. Prints a Markdown table. Each bench
+is the module of its name, which tells what it measures. All of them take about 40 minutes.
 """
 
 import argparse
@@ -51,22 +52,29 @@ async def main() -> int:
     options = parser.parse_args()
     rows: list[Row] = []
     failed = 0
+    if not options.json:
+        print(HEADER, RULE, sep="\n", flush=True)
     async with staged(options.scale) as stage:
         for name, bench in BENCHES.items():
             if options.name not in {name, "all"}:
                 continue
             print(f"{name} …", file=sys.stderr)
             try:
-                rows += await bench(stage, options.rounds, options.seconds)
+                found = await bench(stage, options.rounds, options.seconds)
             except Exception:
                 traceback.print_exc()
                 failed += 1
+                continue
+            rows += found
+            if not options.json:
+                print(*found, sep="\n", flush=True)
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
-    else:
-        print(HEADER, RULE, *rows, sep="\n")
     return failed
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    try:
+        sys.exit(asyncio.run(main()))
+    except KeyboardInterrupt:
+        sys.exit(130)
