@@ -1,8 +1,8 @@
 """python -m tests.bench NAME|all [--seconds N] [--rounds N] [--scale X] [--json]
 
-Speed as ratios to a floor measured in the same run. Daemons and floors run on one core, PostgreSQL and the
-receiver on another; both sides take turns, and a ratio is that of a round. Prints a Markdown table. A bench is
-the module of its name, which tells what it measures. All of them take about 40 minutes.
+Speed as ratios to a floor of the same run. Daemons and floors have one core, PostgreSQL and the sink
+another; both sides take turns, and a ratio is that of a round. Prints a Markdown table. A bench is the
+module of its name, which tells what it measures. All of them take about 40 minutes.
 """
 
 import argparse

@@ -35,7 +35,7 @@ async def latency(stage: Stage, rounds: int, seconds: float) -> list[Row]:
     medians = ", ".join(f"{name} {statistics.median(spans):.2f}" for name, spans in parts.items())
     median = compared("latency, median", "≤ 2", floors, p50s, "{:.2f} ms")
     return [
-        replace(median, floor=f"{median.floor} ({medians})"),
+        replace(median, floor=f"{median.floor} ({medians} ms)"),
         Row("latency, p99", "≤ 10 ms", "", spread(p99s, "{:.1f}", " ms")),
     ]
 
