@@ -1,18 +1,16 @@
-"""What a capture trigger costs the CRM: an UPDATE of 10,000 rows with and without it."""
+"""What a capture trigger costs the CRM: ms of an UPDATE of 10,000 rows with and without it."""
 
-import statistics
 import time
 import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
-
-import asyncpg
 
 from postrider.domain.capture import parse_captures
-from postrider.edges.resources import sql_dir
 from postrider.store.captures import Captures
 from postrider.store.database import Database
-from postrider.store.migrations import migrate, read_migrations
+from tests.bench.report import Row, compared
+from tests.bench.stage import Stage
 
 ROWS = 10_000
 _TABLES = f"""
@@ -60,50 +58,50 @@ SECTIONS = {
 }
 
 
-async def capture(server_dsn: str, rounds: int) -> list[dict[str, Any]]:
-    """The median ratio, and the spread, of updates that take turns with the trigger and without it."""
-    server = await asyncpg.connect(server_dsn)
-    await server.execute("CREATE DATABASE bench_capture")
-    await server.close()
-    dsn = server_dsn.replace("/postgres?", "/bench_capture?")
-    connection = await asyncpg.connect(dsn)
-    database = Database(dsn, pool_size=1, pooled=True)
+@asynccontextmanager
+async def captured_crm(stage: Stage) -> AsyncIterator[Callable[[str | None], Awaitable[None]]]:
+    """The CRM's tables, and a function that puts the triggers of one of SECTIONS on them, or none."""
+    database = Database(stage.dsn, pool_size=1, pooled=True)
     await database.open()
-    try:
-        await migrate(connection, read_migrations(sql_dir()))
-        await connection.execute(_TABLES)
-        store = Captures(database)
+    store = Captures(database)
 
-        async def update() -> float:
-            await connection.execute("VACUUM ANALYZE crm.deals")
-            await connection.execute("TRUNCATE postrider.outbox, postrider.pending")
-            await connection.execute("CHECKPOINT")
-            started = time.perf_counter()
-            await connection.execute("UPDATE crm.deals SET price = price + 1, updated_at = now()")
-            return time.perf_counter() - started
-
-        rows = []
-        for name, text in SECTIONS.items():
-            captures, mistakes = parse_captures(tomllib.loads(text)["capture"])
+    async def put(name: str | None) -> None:
+        await store.drop(None, datetime.now(UTC))
+        await stage.clear()
+        await stage.connection.execute("VACUUM ANALYZE crm.deals")
+        if name is not None:
+            captures, mistakes = parse_captures(tomllib.loads(SECTIONS[name])["capture"])
             assert not mistakes
+            await store.apply(captures, datetime.now(UTC))
+
+    try:
+        await stage.connection.execute(_TABLES)
+        yield put
+    finally:
+        await store.drop(None, datetime.now(UTC))
+        await database.close()
+        await stage.connection.execute("DROP SCHEMA crm CASCADE")
+
+
+async def capture(stage: Stage, rounds: int, _seconds: float) -> list[Row]:
+    """Updates take turns with the trigger and without it; the first round reads the tables into memory."""
+    rows = []
+    async with captured_crm(stage) as put:
+        for name in SECTIONS:
             plain, captured = [], []
             for _ in range(rounds + 1):
-                await store.drop(None, datetime.now(UTC))
-                plain.append(await update())
-                await store.apply(captures, datetime.now(UTC))
-                captured.append(await update())
-                assert await connection.fetchval("SELECT count(*) FROM postrider.pending") == ROWS
-            # The first round reads the tables into memory.
-            ratios = sorted(after / before for before, after in zip(plain[1:], captured[1:], strict=True))
-            rows.append(
-                {
-                    "bench": f"UPDATE of {ROWS:,} rows, captured: {name}",
-                    "without": f"{statistics.median(plain) * 1000:.0f} ms",
-                    "with": f"{statistics.median(captured) * 1000:.0f} ms",
-                    "ratio": f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                }
-            )
-        return rows
-    finally:
-        await database.close()
-        await connection.close()
+                await put(None)
+                plain.append(await _update_ms(stage))
+                await put(name)
+                captured.append(await _update_ms(stage))
+                assert await stage.connection.fetchval("SELECT count(*) FROM postrider.pending") == ROWS
+            what = f"time of an UPDATE of {ROWS:,} rows, captured: {name}"
+            rows.append(compared(what, "", plain[1:], captured[1:], "{:.0f} ms"))
+    return rows
+
+
+async def _update_ms(stage: Stage) -> float:
+    await stage.connection.execute("CHECKPOINT")
+    started = time.perf_counter()
+    await stage.connection.execute("UPDATE crm.deals SET price = price + 1, updated_at = now()")
+    return (time.perf_counter() - started) * 1000
