@@ -124,7 +124,8 @@ def test_what_a_slow_endpoint_makes_wait(cli: Cli, config: Path, database_dsn: s
         (endpoint,) = cli.json("status")["endpoints_in_trouble"]
         (lane,) = endpoint["lanes"]
         assert (endpoint["id"], endpoint["state"], lane["state"]) == (slow, "slow", "slow")
-        assert (lane["concurrency"], lane["latency_ms"]) == (1, None)
+        assert lane["concurrency"] == 1
+        assert (lane["latency_ms"] or 3000) >= 3000
         assert "slow, 1/1 in flight" in cli("status")
 
 
