@@ -253,7 +253,7 @@ class Daemon:
             while not self.recorder.empty:
                 await self.recorder.run_once()
             await self.health.run_once()
-            left = await self._daemons.leave(self.work.owner, self.clock.now())
+            left = await self._daemons.leave(self.work.owner, self.work.events.keys(), self.clock.now())
             released = left.events + left.deliveries
         except DatabaseUnavailable:
             log.warning(

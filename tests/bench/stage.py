@@ -48,8 +48,8 @@ SELECT id, 'default', now(), sealed FROM unnest($1::bigint[], $2::bytea[]) AS s 
 _EMIT = "SELECT postrider.emit('e' || n || '.updated', '{}') AS id, n FROM unnest($1::integer[]) AS n"
 
 _CLEAR = """
-TRUNCATE postrider.outbox, postrider.pending, postrider.delivery, postrider.attempt, postrider.idempotency,
-  postrider.daemon
+TRUNCATE postrider.outbox, postrider.pending, postrider.claim, postrider.delivery, postrider.attempt,
+  postrider.idempotency, postrider.daemon
 """
 
 
@@ -116,8 +116,10 @@ class Stage:
             await asyncio.sleep(0.1)
 
     async def waiting(self) -> bool:
-        """Whether an event is in the queue."""
-        found: bool = await self.connection.fetchval("SELECT EXISTS (SELECT FROM postrider.pending)")
+        """Whether an event is in the queue, or claimed."""
+        found: bool = await self.connection.fetchval(
+            "SELECT EXISTS (SELECT FROM postrider.pending) OR EXISTS (SELECT FROM postrider.claim)"
+        )
         return found
 
     async def settled(self, daemon: Daemon, timeout: float = 120) -> None:

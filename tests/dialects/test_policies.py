@@ -56,7 +56,9 @@ async def test_attempts_come_at_exactly_the_documented_delays(
             await until(stage, clock, attempts, 1)
             for number, delay in enumerate(DOCUMENTED[crm], start=2):
                 due = await stage.connection.fetchval("SELECT due FROM postrider.delivery")
-                before = await stage.connection.fetchval("SELECT max(started_at) FROM postrider.attempt")
+                before = await stage.connection.fetchval(
+                    "SELECT max(started_at) FROM postrider.every_attempt"
+                )
                 assert (due - before).total_seconds() == pytest.approx(delay, abs=1)
                 clock.advance((due - clock.now()).total_seconds() - 0.01)
                 await stage.daemon.scheduler.run_once()

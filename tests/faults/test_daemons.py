@@ -107,7 +107,7 @@ def test_sigterm_lets_requests_under_way_finish(database_dsn: str, tmp_path: Pat
         assert receiver.stats()["accepted"] == 4
         recorded = query(database_dsn, "SELECT count(*) FROM postrider.delivery WHERE state = 'succeeded'")
         assert recorded[0][0] == 4
-        assert query(database_dsn, "SELECT count(*) FROM postrider.pending WHERE owner IS NULL")[0][0] == 26
+        assert query(database_dsn, "SELECT count(*) FROM postrider.pending")[0][0] == 26
         assert query(database_dsn, "SELECT count(*) FROM postrider.daemon")[0][0] == 0
         receiver.set_mode("ok")
         with DaemonProcess(config):
@@ -126,12 +126,12 @@ def test_a_send_that_the_stop_cuts_off_is_no_attempt(database_dsn: str, tmp_path
             receiver.wait_for(1, key="received")
             assert daemon.terminate(timeout=10) == 0
             assert daemon.logged("daemon.stopped")[0]["cut_off"] == 1
-        assert query(database_dsn, "SELECT count(*) FROM postrider.attempt")[0][0] == 0
+        assert query(database_dsn, "SELECT count(*) FROM postrider.every_attempt")[0][0] == 0
         receiver.set_mode("ok")
         with DaemonProcess(config):
             receiver.wait_for(1)
             assert_settled(database_dsn)
-        assert query(database_dsn, "SELECT number FROM postrider.attempt")[0]["number"] == 1
+        assert query(database_dsn, "SELECT number FROM postrider.every_attempt")[0]["number"] == 1
 
 
 def test_a_second_signal_ends_at_once(database_dsn: str, tmp_path: Path) -> None:

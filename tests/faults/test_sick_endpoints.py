@@ -56,7 +56,7 @@ def test_each_sick_endpoint_fails_alone_and_says_why(database_dsn: str, tmp_path
         rows = query(
             database_dsn,
             """SELECT d.endpoint_id, d.state, d.reason, a.error_kind
-               FROM postrider.delivery AS d JOIN postrider.attempt AS a USING (event_id, endpoint_id)
+               FROM postrider.delivery AS d JOIN postrider.every_attempt AS a USING (event_id, endpoint_id)
                WHERE d.endpoint_id = ANY($1::bigint[])""",
             list(sick),
         )
@@ -115,7 +115,7 @@ def test_without_permission_loopback_never_gets_a_connection(database_dsn: str, 
                 10,
                 "four failed deliveries",
             )
-        attempts = query(database_dsn, "SELECT error_kind, error FROM postrider.attempt")
+        attempts = query(database_dsn, "SELECT error_kind, error FROM postrider.every_attempt")
         assert {row["error_kind"] for row in attempts} == {"blocked"}
         assert all("loopback" in row["error"] for row in attempts)
         assert receiver.stats()["received"] == 0

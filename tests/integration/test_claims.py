@@ -9,11 +9,11 @@ from uuid import UUID
 
 import asyncpg
 
-from postrider.domain.model import DeliveryState, parse_event_id
+from postrider.domain.model import Attempt, DeliveryState, Reply, parse_event_id
 from postrider.store.daemons import Daemons
 from postrider.store.database import Database
 from postrider.store.deliveries import Deliveries, DeliveryResult
-from postrider.store.outbox import Outbox
+from postrider.store.outbox import ClaimedEvents, Outbox
 from tests.support.daemon_process import SECRET, add_endpoint, emit, query
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import eventually, staged
@@ -28,14 +28,19 @@ class Stores:
         self.deliveries = Deliveries(database)
         self.daemons = Daemons(database)
 
-    async def record(self, owner: int, event_id: UUID, *, finished: bool = True) -> int:
-        result = DeliveryResult(event_id, 7, "default", DeliveryState.SUCCEEDED, attempts=1)
+    async def claim(self, owner: int, limit: int = 10) -> ClaimedEvents:
+        claimed = await self.outbox.claim(owner, limit)
+        assert claimed is not None
+        return claimed
+
+    async def record(self, owner: int, event_id: UUID, claim_id: int, *, finished: bool = True) -> int:
+        result = DeliveryResult(event_id, 7, "default", DeliveryState.FAILED, attempts=1, claim_id=claim_id)
         written = await self.deliveries.record(
             owner,
             first=[result],
             again=[],
-            unfinished=[] if finished else [event_id],
-            finished=[event_id] if finished else [],
+            held=[] if finished else [claim_id],
+            finished=[claim_id] if finished else [],
             now=NOW,
         )
         return len(written)
@@ -59,6 +64,13 @@ def run(dsn: str, story: Callable[[Stores], Awaitable[None]]) -> None:
     asyncio.run(tell())
 
 
+async def eventually_claimed(stores: Stores, owner: int) -> ClaimedEvents:
+    """What was given back lies behind the newest, where not every claim looks."""
+    while (claimed := await stores.outbox.claim(owner, 10)) is None:
+        await asyncio.sleep(0.01)
+    return claimed
+
+
 def test_no_event_is_claimed_twice(database_dsn: str) -> None:
     ids = {parse_event_id(each) for each in emit(database_dsn, 500)}
 
@@ -66,7 +78,7 @@ def test_no_event_is_claimed_twice(database_dsn: str) -> None:
         async def claim_all(owner: int) -> list[UUID]:
             mine = []
             while claimed := await stores.outbox.claim(owner, 17):
-                mine += [each.event_id for each in claimed]
+                mine += [each.id for each in claimed.events]
             return mine
 
         shares = await asyncio.gather(*(claim_all(owner) for owner in range(1, 6)))
@@ -81,11 +93,13 @@ def test_a_released_event_can_be_claimed_again_and_is_marked(database_dsn: str) 
     event_id = parse_event_id(emit(database_dsn)[0])
 
     async def story(stores: Stores) -> None:
-        assert [each.redo for each in await stores.outbox.claim(1, 10)] == [False]
-        await stores.outbox.release(2, [event_id])
-        assert await stores.outbox.claim(2, 10) == []
-        await stores.outbox.release(1, [event_id])
-        assert [each.redo for each in await stores.outbox.claim(2, 10)] == [True]
+        claimed = await stores.claim(1)
+        assert ([each.id for each in claimed.events], claimed.redo) == ([event_id], [])
+        assert await stores.outbox.release(2, [claimed.claim_id]) == 0
+        assert await stores.outbox.claim(2, 10) is None
+        assert await stores.outbox.release(1, [claimed.claim_id]) == 1
+        again = await eventually_claimed(stores, 2)
+        assert ([each.id for each in again.events], again.redo) == ([event_id], [event_id])
 
     run(database_dsn, story)
 
@@ -94,15 +108,16 @@ def test_who_lost_an_event_can_not_record_it(database_dsn: str) -> None:
     event_id = parse_event_id(emit(database_dsn)[0])
 
     async def story(stores: Stores) -> None:
-        await stores.outbox.claim(1, 10)
-        await stores.outbox.release(1, [event_id])
-        await stores.outbox.claim(2, 10)
-        assert await stores.record(1, event_id) == 0
-        assert await stores.record(1, event_id, finished=False) == 0
+        lost = (await stores.claim(1)).claim_id
+        await stores.outbox.release(1, [lost])
+        held = (await eventually_claimed(stores, 2)).claim_id
+        assert await stores.record(1, event_id, lost) == 0
+        assert await stores.record(1, event_id, lost, finished=False) == 0
+        assert await stores.record(1, event_id, held) == 0
         assert await stores.outbox.is_pending(event_id)
-        assert await stores.record(2, event_id) == 1
+        assert await stores.record(2, event_id, held) == 1
         assert not await stores.outbox.is_pending(event_id)
-        assert await stores.record(2, event_id) == 0
+        assert await stores.record(2, event_id, held) == 0
 
     run(database_dsn, story)
 
@@ -116,13 +131,13 @@ def test_who_lost_a_delivery_can_not_record_it(database_dsn: str) -> None:
         event_id,
     )
 
+    attempt = Attempt(2, NOW, Reply(200, "", "", None, None, 1.0))
+
     async def story(stores: Stores) -> None:
         async def record(owner: int, state: DeliveryState) -> int:
-            result = DeliveryResult(event_id, 7, "default", state, attempts=2)
+            result = DeliveryResult(event_id, 7, "default", state, attempts=2, attempt=attempt)
             return len(
-                await stores.deliveries.record(
-                    owner, first=[], again=[result], unfinished=[], finished=[], now=NOW
-                )
+                await stores.deliveries.record(owner, first=[], again=[result], held=[], finished=[], now=NOW)
             )
 
         assert len(await stores.deliveries.claim_waiting(1, 7, 10, NOW)) == 1
@@ -153,7 +168,7 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
             return [(each.daemon_id, each.events) for each in await stores.daemons.rescue(0, NOW)]
 
         await eventually(rescued, [(dead, 2)])
-        assert len(await stores.outbox.owned(living)) == 1
+        assert len(await stores.outbox.claims(living)) == 1
         assert [row.id for row in await stores.daemons.list_daemons(NOW)] == [living]
         assert not await stores.daemons.resume(sessions[1], dead)
         await sessions[1].close()
@@ -197,7 +212,10 @@ def test_a_claim_whose_answer_got_lost_is_given_back(database_dsn: str, tmp_path
                 async with stage.connection.transaction():
                     await stage.emit()
                     await stage.connection.execute(
-                        "UPDATE postrider.pending SET owner = $1", stage.daemon.work.owner
+                        """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
+                           INSERT INTO postrider.claim (owner, event_ids) SELECT $1, array_agg(event_id)
+                           FROM gone""",
+                        stage.daemon.work.owner,
                     )
                 stage.daemon.dispatcher.doubt()
                 await stage.wait_for_states("succeeded")

@@ -83,7 +83,7 @@ def test_a_support_person_finds_out_why_it_failed_and_sends_it_again(
         assert_settled(database_dsn, ("succeeded", "failed"))
         assert "succeeded" in cli("delivery", "list")
         assert event_id in cli("event", "list", "--type", "deal.*")
-        assert query(database_dsn, "SELECT count(*) FROM postrider.attempt")[0][0] == 3
+        assert query(database_dsn, "SELECT count(*) FROM postrider.every_attempt")[0][0] == 3
 
 
 def test_check_finds_everything_in_order_but_no_daemon(cli: Cli) -> None:

@@ -293,7 +293,7 @@ def test_a_failing_endpoint_is_tried_at_exactly_the_scheduled_times_across_resta
 
         for number in range(1, len(delays) + 1):
             asyncio.run(attempt(number))
-    rows = query(database_dsn, "SELECT number, started_at FROM postrider.attempt ORDER BY number")
+    rows = query(database_dsn, "SELECT number, started_at FROM postrider.every_attempt ORDER BY number")
     assert [row["number"] for row in rows] == [1, 2, 3, 4, 5]
     gaps = [(b["started_at"] - a["started_at"]).total_seconds() for a, b in pairwise(rows)]
     assert gaps == pytest.approx(delays[1:], abs=1.0)

@@ -11,22 +11,25 @@ from postrider.store.database import Database
 from tests.support.daemon_process import query
 
 HOT = {
-    "claim": (outbox._CLAIM, "1, 100"),
+    "claim": (outbox._CLAIM, "1, 100, '00000000-0000-0000-0000-000000000000'::uuid"),
     "record first": (
         deliveries._RECORD_FIRST,
         "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
-        " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::uuid[], ARRAY[]::uuid[], now()",
+        " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::timestamptz[], ARRAY[]::real[], ARRAY[]::real[],"
+        " ARRAY[]::smallint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::bigint[], ARRAY[]::bigint[],"
+        " ARRAY[]::bigint[], now()",
     ),
     "record again": (
         deliveries._RECORD_AGAIN,
         "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
-        " ARRAY[]::timestamptz[], ARRAY[]::text[], now()",
+        " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::timestamptz[], ARRAY[]::real[], ARRAY[]::real[],"
+        " ARRAY[]::smallint[], ARRAY[]::text[], ARRAY[]::text[], now()",
     ),
     "claim waiting": (deliveries._CLAIM_WAITING, "1, 7, 100, now()"),
     "promote due": (deliveries._PROMOTE_DUE, "now(), 100"),
     "waiting endpoints": (deliveries.WAITING_ENDPOINTS, ""),
     "next due": ("SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'", ""),
-    "status: events": (status._EVENTS, ""),
+    "status: events": (outbox.BACKLOG, ""),
     "status: deliveries": (status._DELIVERIES, ""),
     "status: oldest waiting": (status._OLDEST_WAITING, ""),
     "status: retrying": (status._RETRYING, ""),

@@ -22,6 +22,11 @@ from postrider.domain.sealing import Sealer
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 
+QUEUED = """
+SELECT (SELECT count(*) FROM postrider.pending)
+     + (SELECT coalesce(sum(cardinality(event_ids)), 0) FROM postrider.claim)
+"""
+"""Events of which something is to be recorded."""
 SECRET = "whsec_" + "c2VjcmV0" * 6
 
 
@@ -198,6 +203,6 @@ class Writers:
 
 def assert_settled(dsn: str, states: Sequence[str] = ("succeeded",)) -> None:
     """Nothing is pending, and every delivery has come to an end."""
-    wait_until(lambda: query(dsn, "SELECT count(*) FROM postrider.pending")[0][0] == 0, 30, "an empty queue")
+    wait_until(lambda: query(dsn, QUEUED)[0][0] == 0, 30, "an empty queue")
     found = {row["state"] for row in query(dsn, "SELECT DISTINCT state FROM postrider.delivery")}
     assert found <= set(states), found

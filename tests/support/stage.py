@@ -12,7 +12,7 @@ from postrider.app import Daemon
 from postrider.edges.clock import Clock
 from postrider.edges.config import load_config
 from postrider.store.database import Connection
-from tests.support.daemon_process import write_config
+from tests.support.daemon_process import QUEUED, write_config
 
 
 class Stage:
@@ -28,7 +28,7 @@ class Stage:
         return event_id
 
     async def pending(self) -> int:
-        count: int = await self.connection.fetchval("SELECT count(*) FROM postrider.pending")
+        count: int = await self.connection.fetchval(QUEUED)
         return count
 
     async def states(self) -> list[str]:

@@ -33,7 +33,8 @@ SKEW_WARN_S, SKEW_FAIL_S = 1.0, 60.0
 
 _RIGHTS = """
 SELECT string_agg(name || ' (' || need || ')', ', ') FROM (VALUES
-  ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('pending', 'UPDATE'), ('pending', 'DELETE'),
+  ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('pending', 'INSERT'), ('pending', 'DELETE'),
+  ('claim', 'INSERT'), ('claim', 'DELETE'),
   ('delivery', 'INSERT'), ('delivery', 'UPDATE'), ('attempt', 'INSERT'), ('endpoint', 'UPDATE'),
   ('daemon', 'INSERT'), ('idempotency', 'DELETE')
 ) AS needed(name, need) WHERE NOT has_table_privilege('postrider.' || name, need)

@@ -7,21 +7,20 @@ Woken by the listener, and by room in the lanes; it polls while it is busy, and 
 import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
-from uuid import UUID
 
 import structlog
 
-from postrider.domain.model import DeliveryState, Event
+from postrider.domain.model import DeliveryState
 from postrider.edges.clock import Clock
 from postrider.services.lane import Lane
 from postrider.services.lanes import Lanes, Offer
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
-from postrider.services.work import Job, Work
+from postrider.services.work import Job, OpenEvent, Work
 from postrider.store.daemons import Daemons
 from postrider.store.database import DatabaseUnavailable
-from postrider.store.deliveries import Deliveries
-from postrider.store.outbox import Outbox
+from postrider.store.deliveries import Deliveries, DeliveryKey
+from postrider.store.outbox import ClaimedEvents, Outbox
 
 BATCH = 500
 """Events per claim."""
@@ -117,34 +116,44 @@ class Dispatcher:
             if self._in_doubt:
                 await self._reconcile()
             claimed = await self._outbox.claim(self._work.owner, self._work.affordable(BATCH))
-            if not claimed:
+            if claimed is None:
                 return DispatchCounts(0, 0, 0)
-            events = await self._outbox.read([claim.event_id for claim in claimed])
-            self._work.learn_size(events)
-            redo = [claim.event_id for claim in claimed if claim.redo]
-            recorded = await self._deliveries.recorded(redo) if redo else set()
+            recorded = await self._deliveries.recorded(claimed.redo) if claimed.redo else set()
         except DatabaseUnavailable:
             self._in_doubt = True
             raise
-        offered = spilled = 0
-        for event in events:
-            to_lanes, to_database = await self._fan_out(event, recorded)
-            offered += to_lanes
-            spilled += to_database
-        missing = {claim.event_id for claim in claimed} - {event.id for event in events}
-        for event_id in missing:
-            log.error("event.missing", event=str(event_id), reason="its outbox row is gone")
-            self._recorder.drop_event(event_id)
-        return DispatchCounts(len(claimed), offered, spilled)
+        return await self._take(claimed, recorded)
 
-    async def _fan_out(self, event: Event, recorded: set[tuple[UUID, int]]) -> tuple[int, int]:
+    async def _take(self, claimed: ClaimedEvents, recorded: set[DeliveryKey]) -> DispatchCounts:
+        """Hold what was claimed, and fan it out."""
+        count = len(claimed.events) + claimed.missing
+        claim = self._work.take(claimed.claim_id, count)
+        opened = [self._work.open(event, claim) for event in claimed.events]
+        self._work.learn_size(claimed.events)
+        if claimed.missing:
+            log.error("event.missing", events=claimed.missing, reason="their outbox rows are gone")
+            self._recorder.finish_missing(claim, claimed.missing)
+        offered = spilled = 0
+        try:
+            for each in opened:
+                to_lanes, to_database = await self._fan_out(each, recorded)
+                offered += to_lanes
+                spilled += to_database
+        except Exception:
+            # The rest of them would never be offered. Now the claim is nobody's, and given back.
+            self._work.abandon(claim)
+            self._in_doubt = True
+            raise
+        return DispatchCounts(count, offered, spilled)
+
+    async def _fan_out(self, opened: OpenEvent, recorded: set[DeliveryKey]) -> tuple[int, int]:
         """Offer an event's deliveries, less those recorded before; return (to lanes, to the database)."""
+        event = opened.event
         endpoints = [
             endpoint
             for endpoint in self._subscriptions.match(event.workspace_id, event.type)
             if (event.id, endpoint.id) not in recorded
         ]
-        opened = self._work.open(event)
         opened.remaining = len(endpoints)
         if not endpoints:
             self._recorder.finish_event(opened)
@@ -179,11 +188,11 @@ class Dispatcher:
         await self._clock.wait(self._room, ROOM_POLL_S)
 
     async def _reconcile(self) -> None:
-        """Give back events that the database thinks we hold: a claim or a result may have been cut off."""
-        stray = await self._outbox.owned(self._work.owner) - self._work.events.keys()
+        """Give back claims that the database thinks we hold: an answer may have been cut off."""
+        stray = await self._outbox.claims(self._work.owner) - self._work.claims.keys()
         if stray:
-            await self._outbox.release(self._work.owner, list(stray))
-            log.info("claims.reconciled", events=len(stray))
+            events = await self._outbox.release(self._work.owner, stray)
+            log.info("claims.reconciled", events=events)
         self._in_doubt = False
 
     async def _set_idle(self, idle: bool) -> None:

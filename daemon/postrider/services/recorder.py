@@ -24,7 +24,7 @@ from postrider.domain.model import (
 from postrider.domain.policy import Outcome
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
-from postrider.services.work import Job, OpenEvent, Work
+from postrider.services.work import Claim, Job, OpenEvent, Work
 from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import Deliveries, DeliveryResult
 
@@ -55,7 +55,7 @@ class Recorder:
         self._metrics = metrics
         self._entries: list[Entry] = []
         self._done_events: list[OpenEvent] = []
-        self._missing_events: list[UUID] = []
+        self._missing: list[tuple[Claim, int]] = []
         self._wake = asyncio.Event()
         self._many = asyncio.Event()
         self._batch = BATCH
@@ -68,7 +68,7 @@ class Recorder:
 
     @property
     def empty(self) -> bool:
-        return not (self._entries or self._done_events or self._missing_events)
+        return not (self._entries or self._done_events or self._missing)
 
     def put(
         self,
@@ -91,6 +91,7 @@ class Recorder:
             due=due,
             reason=reason,
             attempt=attempt,
+            claim_id=job.opened.claim.id if job.first and job.opened.claim is not None else None,
         )
         self._entries.append(Entry(job, result, outcome))
         self._wake.set()
@@ -102,9 +103,9 @@ class Recorder:
         self._done_events.append(opened)
         self._wake.set()
 
-    def drop_event(self, event_id: UUID) -> None:
-        """Queue the end of a claim whose event is gone."""
-        self._missing_events.append(event_id)
+    def finish_missing(self, claim: Claim, events: int) -> None:
+        """Queue the end of so many events of a claim that the outbox does not have."""
+        self._missing.append((claim, events))
         self._wake.set()
 
     async def run(self) -> None:
@@ -120,7 +121,7 @@ class Recorder:
         self._many.clear()
         entries = self._entries[: self._batch]
         done = list(self._done_events)
-        missing = list(self._missing_events)
+        missing = list(self._missing)
         current = [entry for entry in entries if not entry.job.opened.lost]
         try:
             written = await self._write(current, done, missing)
@@ -133,13 +134,15 @@ class Recorder:
         del (
             self._entries[: len(entries)],
             self._done_events[: len(done)],
-            self._missing_events[: len(missing)],
+            self._missing[: len(missing)],
         )
         if self._entries:
             self._wake.set()
         self._work.settle(entry.job for entry in entries)
         for opened in done:
             self._work.settle_event(opened)
+        for claim, events in missing:
+            self._work.settle_claim(claim, events)
         for entry in entries:
             self._announce(entry, fenced=(entry.result.event_id, entry.result.endpoint_id) not in written)
         return RecordCounts(len(written), len(entries) - len(written))
@@ -154,20 +157,27 @@ class Recorder:
             )
 
     async def _write(
-        self, entries: list[Entry], done: list[OpenEvent], missing: list[UUID]
+        self, entries: list[Entry], done: list[OpenEvent], missing: list[tuple[Claim, int]]
     ) -> set[tuple[UUID, int]]:
         first = [entry for entry in entries if entry.job.first]
         again = [entry.result for entry in entries if not entry.job.first]
-        here = Counter(entry.job.opened for entry in first)
-        finished = [opened.event.id for opened, count in here.items() if opened.remaining == count]
-        finished += [opened.event.id for opened in done if not opened.lost] + missing
+        ending: Counter[Claim] = Counter()
+        for opened, count in Counter(entry.job.opened for entry in first).items():
+            assert opened.claim is not None
+            ending[opened.claim] += opened.remaining == count
+        for opened in done:
+            if opened.claim is not None and not opened.lost:
+                ending[opened.claim] += 1
+        for claim, count in missing:
+            ending[claim] += count
+        finished = [claim.id for claim, count in ending.items() if claim.unsettled <= count]
         if not (first or again or finished):
             return set()
         return await self._deliveries.record(
             self._work.owner,
             first=[entry.result for entry in first],
             again=again,
-            unfinished=[opened.event.id for opened, count in here.items() if opened.remaining > count],
+            held=[claim.id for claim, count in ending.items() if claim.unsettled > count],
             finished=finished,
             now=self._clock.now(),
         )

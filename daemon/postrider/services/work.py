@@ -14,11 +14,22 @@ MAX_DATA_BYTES_IN_MEMORY = 64 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
+class Claim:
+    """A batch of events, held in the database by one row."""
+
+    id: int
+    unsettled: int
+    """Events of it that are not recorded in full."""
+
+
+@dataclass(slots=True, eq=False)
 class OpenEvent:
     """An event in memory, with what is still to be recorded of it."""
 
     event: Event
     remaining: int
+    claim: Claim | None = None
+    """None where deliveries of it were claimed, and not the event."""
     lost: bool = False
     """It was rescued from us, or claimed again: results of this copy no longer count."""
     bodies: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -52,6 +63,7 @@ class Work:
 
     def __init__(self) -> None:
         self.owner = 0
+        self.claims: dict[int, Claim] = {}
         self.events: dict[UUID, OpenEvent] = {}
         self.deliveries: dict[tuple[UUID, int], Job] = {}
         self.data_bytes = 0
@@ -72,12 +84,17 @@ class Work:
             mean = sum(event.data_bytes for event in events) / len(events)
             self._typical_bytes = max(mean, 0.8 * self._typical_bytes)
 
-    def open(self, event: Event) -> OpenEvent:
-        """Hold an event whose row in the queue was claimed."""
+    def take(self, claim_id: int, events: int) -> Claim:
+        """Hold a claim of so many events."""
+        claim = self.claims[claim_id] = Claim(claim_id, events)
+        return claim
+
+    def open(self, event: Event, claim: Claim) -> OpenEvent:
+        """Hold an event that was claimed."""
         if (twin := self.events.get(event.id)) is not None:
             twin.lost = True
             self._forget(twin)
-        opened = OpenEvent(event, remaining=0)
+        opened = OpenEvent(event, 0, claim)
         self.events[event.id] = opened
         self.data_bytes += event.data_bytes
         return opened
@@ -110,12 +127,26 @@ class Work:
         if opened.remaining <= 0 and not opened.lost:
             self._forget(opened)
 
+    def settle_claim(self, claim: Claim, events: int) -> None:
+        """So many more events of a claim need nothing any more."""
+        claim.unsettled -= events
+        if claim.unsettled <= 0:
+            self.claims.pop(claim.id, None)
+
+    def abandon(self, claim: Claim) -> None:
+        """Hold a claim no longer: results of its events do not count."""
+        for opened in [each for each in self.events.values() if each.claim is claim]:
+            opened.lost = True
+            self._forget(opened)
+        self.claims.pop(claim.id, None)
+
     def lose_everything(self) -> None:
         """Others rescued what we held: nothing of it counts any more."""
         for opened in self.events.values():
             opened.lost = True
         for job in self.deliveries.values():
             job.opened.lost = True
+        self.claims.clear()
         self.events.clear()
         self.deliveries.clear()
         self.data_bytes = 0
@@ -124,3 +155,5 @@ class Work:
         if self.events.get(opened.event.id) is opened:
             del self.events[opened.event.id]
             self.data_bytes -= opened.event.data_bytes
+            if opened.claim is not None:
+                self.settle_claim(opened.claim, 1)

@@ -6,12 +6,15 @@ the lock at once. Behind a transaction pooler there is no session to hold one, a
 
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from postrider.domain.status import DaemonReport, read_report, write_report
 from postrider.store.database import Connection, Database
 from postrider.store.migrations import LOCK_CLASS
+from postrider.store.outbox import REQUEUE
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=30)
 
@@ -92,10 +95,13 @@ class Daemons:
                 now,
             )
 
-    async def leave(self, daemon_id: int, now: datetime) -> Rescued:
-        """Give back everything that a daemon holds, and strike it out."""
+    async def leave(self, daemon_id: int, unfinished: Collection[UUID], now: datetime) -> Rescued:
+        """Give back everything that a daemon holds, and strike it out.
+
+        Of its claims only the events that are `unfinished` go back.
+        """
         async with self._database.transaction() as connection:
-            return await self._free(connection, daemon_id, now)
+            return await self._free(connection, daemon_id, now, unfinished)
 
     async def rescue(self, own_id: int, now: datetime) -> list[Rescued]:
         """Free the rows of dead daemons; return what each of them left."""
@@ -119,12 +125,17 @@ class Daemons:
             return await self._free(connection, daemon_id, now)
 
     @staticmethod
-    async def _free(connection: Connection, daemon_id: int, now: datetime) -> Rescued:
+    async def _free(
+        connection: Connection, daemon_id: int, now: datetime, unfinished: Collection[UUID] | None = None
+    ) -> Rescued:
         """Free what a daemon holds: its events for a new fan-out, its deliveries as waiting."""
-        events = await connection.fetch(
-            "UPDATE postrider.pending SET owner = NULL, redo = true WHERE owner = $1 RETURNING event_id",
-            daemon_id,
+        rows = await connection.fetch(
+            "DELETE FROM postrider.claim WHERE owner = $1 RETURNING event_ids", daemon_id
         )
+        events = [event_id for row in rows for event_id in row["event_ids"]]
+        if unfinished is not None:
+            events = [event_id for event_id in events if event_id in unfinished]
+        await connection.execute(REQUEUE, events)
         deliveries = await connection.fetch(
             """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2
                WHERE owner = $1 AND state = 'sending' RETURNING event_id""",

@@ -24,6 +24,8 @@ class DeliveryResult:
     due: datetime | None = None
     reason: str | None = None
     attempt: Attempt | None = None
+    claim_id: int | None = None
+    """The claim of its event, where this is the delivery's first result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,32 +38,39 @@ class ClaimedDelivery:
 _RESULT_COLUMNS = """
   unnest($2::uuid[]) AS event_id, unnest($3::bigint[]) AS endpoint_id, unnest($4::text[]) AS workspace_id,
   unnest($5::text[]) AS state, unnest($6::smallint[]) AS attempts, unnest($7::timestamptz[]) AS due,
-  unnest($8::text[]) AS reason
+  unnest($8::text[]) AS reason, unnest($9::timestamptz[]) AS started_at, unnest($10::real[]) AS duration_ms,
+  unnest($11::real[]) AS connect_ms, unnest($12::smallint[]) AS status,
+  unnest($13::text[]) AS response_headers, unnest($14::text[]) AS response_body
 """
 
-# The first result of a delivery: fenced by the claim of its event. $9: events with results to come, which
-# stay pending; $10: events whose last result this is. Those of another owner by now are left alone.
+# The first result of a delivery: fenced by the claim of its event. $15: that claim, for each result;
+# $16: claims with results to come; $17: claims whose last results these are. Those of another owner by now
+# are left alone.
 _RECORD_FIRST = f"""
-WITH unfinished AS (
-  SELECT event_id FROM postrider.pending WHERE event_id = ANY($9::uuid[]) AND owner = $1 FOR KEY SHARE
+WITH held AS (
+  SELECT id FROM postrider.claim WHERE id = ANY($16::bigint[]) AND owner = $1 FOR KEY SHARE
 ), finished AS (
-  DELETE FROM postrider.pending WHERE event_id = ANY($10::uuid[]) AND owner = $1 RETURNING event_id
+  DELETE FROM postrider.claim WHERE id = ANY($17::bigint[]) AND owner = $1 RETURNING id
 ), fence AS (
-  SELECT event_id FROM unfinished UNION ALL SELECT event_id FROM finished
+  SELECT id FROM held UNION ALL SELECT id FROM finished
 ), recorded AS (
   INSERT INTO postrider.delivery
-    (event_id, endpoint_id, workspace_id, state, attempts, due, reason, updated_at)
-  SELECT r.event_id, r.endpoint_id, r.workspace_id, r.state, r.attempts, r.due, r.reason, $11
-  FROM (SELECT {_RESULT_COLUMNS}) AS r JOIN fence USING (event_id)
+    (event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at, duration_ms, connect_ms,
+     status, response_headers, response_body, updated_at)
+  SELECT event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at, duration_ms,
+         connect_ms, status, response_headers, response_body, $18
+  FROM (SELECT {_RESULT_COLUMNS}, unnest($15::bigint[]) AS claim_id) AS r JOIN fence ON fence.id = r.claim_id
   ON CONFLICT DO NOTHING
 )
-SELECT event_id FROM fence
+SELECT id FROM fence
 """  # noqa: S608 (constant)
 
 # A later result: fenced by the claim of the delivery itself.
 _RECORD_AGAIN = f"""
 UPDATE postrider.delivery AS d
-SET state = r.state, attempts = r.attempts, due = r.due, reason = r.reason, owner = NULL, updated_at = $9
+SET state = r.state, attempts = r.attempts, due = r.due, reason = r.reason, started_at = r.started_at,
+  duration_ms = r.duration_ms, connect_ms = r.connect_ms, status = r.status,
+  response_headers = r.response_headers, response_body = r.response_body, owner = NULL, updated_at = $15
 FROM (SELECT {_RESULT_COLUMNS}) AS r
 WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.owner = $1 AND d.state = 'sending'
 RETURNING d.event_id, d.endpoint_id
@@ -129,30 +138,30 @@ class Deliveries:
         *,
         first: Sequence[DeliveryResult],
         again: Sequence[DeliveryResult],
-        unfinished: Sequence[UUID],
-        finished: Sequence[UUID],
+        held: Sequence[int],
+        finished: Sequence[int],
         now: datetime,
     ) -> set[DeliveryKey]:
         """Write many results in one transaction; return the deliveries that were written.
 
         `first` are results of events that `owner` claimed, `again` of deliveries that it claimed. What
-        another daemon owns by now is not touched. `finished` events leave the queue, `unfinished` ones
-        have results to come.
+        another daemon owns by now is not touched. `finished` claims end, `held` ones have results to come.
         """
         async with self._database.transaction() as connection:
             written: set[DeliveryKey] = set()
             if first or finished:
+                claim_ids = [r.claim_id for r in first]
                 rows = await connection.fetch(
-                    _RECORD_FIRST, owner, *_columns(first), unfinished, finished, now
+                    _RECORD_FIRST, owner, *_columns(first), claim_ids, held, finished, now
                 )
-                mine = {row["event_id"] for row in rows}
-                written.update((r.event_id, r.endpoint_id) for r in first if r.event_id in mine)
+                mine = {row["id"] for row in rows}
+                written.update((r.event_id, r.endpoint_id) for r in first if r.claim_id in mine)
             if again:
                 rows = await connection.fetch(_RECORD_AGAIN, owner, *_columns(again), now)
                 written.update((row["event_id"], row["endpoint_id"]) for row in rows)
             await _insert_attempts(
                 connection,
-                [r for r in (*first, *again) if r.attempt and (r.event_id, r.endpoint_id) in written],
+                [r for r in (*first, *again) if _failed(r) and (r.event_id, r.endpoint_id) in written],
             )
         return written
 
@@ -177,17 +186,13 @@ class Deliveries:
             )
             await connection.execute(
                 """INSERT INTO postrider.delivery
-                     (event_id, endpoint_id, workspace_id, state, attempts, reason, updated_at)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7)""",
-                result.event_id,
-                result.endpoint_id,
-                result.workspace_id,
-                result.state.value,
-                result.attempts,
-                result.reason,
+                     (event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at,
+                      duration_ms, connect_ms, status, response_headers, response_body, updated_at)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)""",
+                *(column[0] for column in _columns([result])),
                 now,
             )
-            await _insert_attempts(connection, [result])
+            await _insert_attempts(connection, [result] if _failed(result) else [])
 
     async def claim_waiting(
         self, owner: int, endpoint_id: int, limit: int, now: datetime
@@ -239,6 +244,11 @@ class Deliveries:
             )
 
 
+def _failed(result: DeliveryResult) -> bool:
+    """Whether there is an attempt to be written apart: one that succeeds stands in the delivery's row."""
+    return result.attempt is not None and result.state is not DeliveryState.SUCCEEDED
+
+
 async def _insert_attempts(connection: Connection, results: Sequence[DeliveryResult]) -> None:
     if not results:
         return
@@ -258,13 +268,29 @@ def _attempt_values(attempt: Attempt) -> tuple[object, ...]:
             return (*start, None, failure.kind.value, failure.reason, None, None)
 
 
-def _columns(results: Sequence[DeliveryResult]) -> tuple[list[object], ...]:
+_NO_ATTEMPT = (None,) * 6
+
+
+def _columns(results: Sequence[DeliveryResult]) -> list[tuple[object, ...]]:
+    """The columns of `_RESULT_COLUMNS`."""
+    rows = [
+        (r.event_id, r.endpoint_id, r.workspace_id, r.state.value, r.attempts, r.due, r.reason, *_success(r))
+        for r in results
+    ]
+    return list(zip(*rows, strict=True)) or [()] * 13
+
+
+def _success(result: DeliveryResult) -> tuple[object, ...]:
+    attempt = result.attempt
+    if attempt is None or result.state is not DeliveryState.SUCCEEDED:
+        return _NO_ATTEMPT
+    reply = attempt.result
+    assert isinstance(reply, Reply)
     return (
-        [r.event_id for r in results],
-        [r.endpoint_id for r in results],
-        [r.workspace_id for r in results],
-        [r.state.value for r in results],
-        [r.attempts for r in results],
-        [r.due for r in results],
-        [r.reason for r in results],
+        attempt.started_at,
+        reply.duration_ms,
+        reply.connect_ms,
+        reply.status,
+        reply.headers,
+        reply.body,
     )

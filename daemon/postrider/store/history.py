@@ -34,6 +34,32 @@ _ROW_COLUMNS = """
 """
 
 
+# An attempt that succeeded makes room for the next one.
+_RETRY = """
+WITH chosen AS (
+  SELECT d.* FROM postrider.delivery AS d
+  JOIN (SELECT unnest($1::uuid[]) AS event_id, unnest($2::bigint[]) AS endpoint_id) AS r
+    USING (event_id, endpoint_id)
+  JOIN postrider.endpoint AS e ON e.id = d.endpoint_id AND e.state <> 'deleted'
+  WHERE d.state IN ('failed', 'retrying', 'succeeded', 'cancelled')
+    AND EXISTS (SELECT FROM postrider.outbox AS o WHERE o.id = d.event_id)
+  FOR UPDATE OF d
+), earlier AS (
+  INSERT INTO postrider.attempt (event_id, endpoint_id, workspace_id, number, started_at, duration_ms,
+                                 connect_ms, status, response_headers, response_body)
+  SELECT event_id, endpoint_id, workspace_id, attempts, started_at, duration_ms, connect_ms, status,
+         response_headers, response_body
+  FROM chosen WHERE started_at IS NOT NULL ON CONFLICT DO NOTHING
+)
+UPDATE postrider.delivery AS d
+SET state = 'waiting', due = NULL, attempt_base = d.attempts, started_at = NULL, duration_ms = NULL,
+    connect_ms = NULL, status = NULL, response_headers = NULL, response_body = NULL, updated_at = $3
+FROM chosen
+WHERE d.event_id = chosen.event_id AND d.endpoint_id = chosen.endpoint_id
+RETURNING d.event_id, d.endpoint_id
+"""
+
+
 class DeliveryHistory:
     """Reads deliveries for people, and does what people ask of them."""
 
@@ -88,7 +114,8 @@ class DeliveryHistory:
     async def attempts(self, key: DeliveryKey) -> list[Attempt]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT * FROM postrider.attempt WHERE event_id = $1 AND endpoint_id = $2 ORDER BY number",
+                """SELECT * FROM postrider.every_attempt WHERE event_id = $1 AND endpoint_id = $2
+                   ORDER BY number""",
                 *key,
             )
         return [_attempt(row) for row in rows]
@@ -100,15 +127,7 @@ class DeliveryHistory:
         """
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
-                """UPDATE postrider.delivery AS d
-                   SET state = 'waiting', due = NULL, attempt_base = d.attempts, updated_at = $3
-                   FROM (SELECT unnest($1::uuid[]) AS event_id, unnest($2::bigint[]) AS endpoint_id) AS r,
-                        postrider.endpoint AS e
-                   WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id
-                     AND e.id = d.endpoint_id AND e.state <> 'deleted'
-                     AND d.state IN ('failed', 'retrying', 'succeeded', 'cancelled')
-                     AND EXISTS (SELECT FROM postrider.outbox AS o WHERE o.id = d.event_id)
-                   RETURNING d.event_id, d.endpoint_id""",
+                _RETRY,
                 [event_id for event_id, _ in keys],
                 [endpoint_id for _, endpoint_id in keys],
                 now,

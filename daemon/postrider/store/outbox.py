@@ -1,8 +1,10 @@
 """Events: the queue of what is not yet fanned out (claim, release), and reading the outbox."""
 
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
@@ -18,46 +20,103 @@ _EVENT_COLUMNS = f"""
     AS previous_attributes, actor, related, test
 """
 
-_CLAIM = """
+# $3: where to begin. The subquery with LIMIT keeps the planner from reading all of the outbox, whatever it
+# thinks of the number of rows.
+_CLAIM = f"""
 WITH next AS (
   SELECT event_id, workspace_id FROM postrider.pending
-  WHERE owner IS NULL ORDER BY event_id LIMIT $2 FOR UPDATE SKIP LOCKED
+  WHERE event_id >= $3 ORDER BY event_id LIMIT $2 FOR UPDATE SKIP LOCKED
+), taken AS (
+  DELETE FROM postrider.pending AS p USING next
+  WHERE p.event_id = next.event_id AND p.workspace_id = next.workspace_id
+  RETURNING p.event_id, p.workspace_id, p.redo
+), claim AS (
+  INSERT INTO postrider.claim (owner, event_ids)
+  SELECT $1, array_agg(event_id ORDER BY event_id) FROM taken HAVING count(*) > 0 RETURNING id
 )
-UPDATE postrider.pending AS p SET owner = $1 FROM next
-WHERE p.event_id = next.event_id AND p.workspace_id = next.workspace_id
-RETURNING p.event_id, p.redo
-"""
+SELECT (SELECT id FROM claim) AS claim_id, taken.event_id, taken.redo, event.*
+FROM taken LEFT JOIN LATERAL (
+  SELECT {_EVENT_COLUMNS} FROM postrider.outbox AS o
+  WHERE o.id = taken.event_id AND o.workspace_id = taken.workspace_id LIMIT 1
+) AS event ON true
+ORDER BY taken.event_id
+"""  # noqa: S608 (constant)
 
 _JSON_ARGUMENTS = frozenset({"previous_attributes", "actor", "related"})
 
-_RELEASE = """
-UPDATE postrider.pending SET owner = NULL, redo = true WHERE event_id = ANY($2::uuid[]) AND owner = $1
+# Gives back the events of claims, less those that retention removed.
+REQUEUE = """
+INSERT INTO postrider.pending (event_id, workspace_id, redo)
+SELECT o.id, o.workspace_id, true FROM unnest($1::uuid[]) AS given (id) JOIN postrider.outbox AS o USING (id)
+ON CONFLICT DO NOTHING
 """
+
+_NIL = UUID(int=0)
+_LOOK_BACK = 8
+"""Claims. Behind the newest event that was claimed so many claims ago, most claims look for no more."""
+_FULL_SHARE = 0.05
+"""Of the time goes into claims that look at all of the queue."""
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimedEvent:
-    event_id: UUID
-    redo: bool
-    """An earlier owner gave it up: some of its deliveries may be recorded already."""
+class ClaimedEvents:
+    """A batch of events taken out of the queue."""
+
+    claim_id: int
+    events: list[Event]
+    """In the order of their ids."""
+    redo: list[UUID]
+    """Events that an earlier owner gave up: some of their deliveries may be recorded already."""
+    missing: int
+    """Events in the queue that the outbox does not have."""
+
+
+BACKLOG_LIMIT = 1_000_000
+BACKLOG = f"""
+SELECT (SELECT count(*) FROM (SELECT FROM postrider.pending LIMIT {BACKLOG_LIMIT}) AS p)
+         + (SELECT coalesce(sum(cardinality(event_ids)), 0) FROM postrider.claim) AS events,
+       least((SELECT event_id FROM postrider.pending ORDER BY event_id LIMIT 1),
+             (SELECT event_ids[1] FROM postrider.claim ORDER BY event_ids[1] LIMIT 1)) AS oldest
+"""  # noqa: S608 (constant)
+"""Counting stops at the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
     events: int
-    """Events not yet fanned out or not yet recorded."""
+    """Events not yet fanned out, or of batches that are not recorded in full."""
     oldest: datetime | None
+    """When the oldest of them was emitted."""
 
 
 class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._newest: deque[UUID] = deque([_NIL], maxlen=_LOOK_BACK)
+        """The newest event claimed so far, after each of the last claims."""
+        self._full_at = 0.0
 
-    async def claim(self, owner: int, limit: int) -> list[ClaimedEvent]:
-        """Take up to `limit` pending events for daemon `owner`, oldest first."""
+    async def claim(self, owner: int, limit: int) -> ClaimedEvents | None:
+        """Take up to `limit` pending events for daemon `owner`, oldest first; None if there are none.
+
+        While another session holds an old snapshot, the rows of past claims can't be cleaned away, and
+        every look at the whole queue passes over them. So most claims begin behind those. An event that was
+        committed long after others with later ids is found by the next look at all of the queue: as
+        often as these may take `_FULL_SHARE` of the time.
+        """
+        started = time.monotonic()
+        full = started >= self._full_at
         async with self._database.connection() as connection:
-            rows = await connection.fetch(_CLAIM, owner, limit)
-        return [ClaimedEvent(*row) for row in rows]
+            rows = await connection.fetch(_CLAIM, owner, limit, _NIL if full else self._newest[0])
+        if full:
+            ended = time.monotonic()
+            self._full_at = ended + (ended - started) / _FULL_SHARE
+        if not rows:
+            return None
+        self._newest.append(max(self._newest[-1], rows[-1]["event_id"]))
+        events = [_event(row) for row in rows if row["id"] is not None]
+        redo = [row["event_id"] for row in rows if row["redo"]]
+        return ClaimedEvents(rows[0]["claim_id"], events, redo, len(rows) - len(events))
 
     async def read(self, event_ids: Sequence[UUID]) -> list[Event]:
         """The events in the order of their ids; ids that retention removed are left out."""
@@ -68,16 +127,23 @@ class Outbox:
             )
         return [_event(row) for row in rows]
 
-    async def release(self, owner: int, event_ids: Sequence[UUID]) -> None:
-        """Give back events unsent, for any daemon to take."""
-        async with self._database.connection() as connection:
-            await connection.execute(_RELEASE, owner, event_ids)
+    async def release(self, owner: int, claim_ids: Iterable[int]) -> int:
+        """Give back claims, for any daemon to take; return how many events they held."""
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                "DELETE FROM postrider.claim WHERE id = ANY($2::bigint[]) AND owner = $1 RETURNING event_ids",
+                owner,
+                list(claim_ids),
+            )
+            event_ids = [event_id for row in rows for event_id in row["event_ids"]]
+            await connection.execute(REQUEUE, event_ids)
+        return len(event_ids)
 
-    async def owned(self, owner: int) -> set[UUID]:
-        """What the database thinks that `owner` holds."""
+    async def claims(self, owner: int) -> set[int]:
+        """The claims that the database thinks `owner` holds."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch("SELECT event_id FROM postrider.pending WHERE owner = $1", owner)
-        return {row["event_id"] for row in rows}
+            rows = await connection.fetch("SELECT id FROM postrider.claim WHERE owner = $1", owner)
+        return {row["id"] for row in rows}
 
     async def list_events(
         self,
@@ -108,22 +174,20 @@ class Outbox:
         return [_event(row) for row in rows]
 
     async def is_pending(self, event_id: UUID) -> bool:
-        """Whether deliveries of an event are still to be recorded."""
+        """Whether deliveries of an event may still have to be recorded."""
         async with self._database.connection() as connection:
             pending: bool = await connection.fetchval(
-                "SELECT EXISTS (SELECT FROM postrider.pending WHERE event_id = $1)", event_id
+                """SELECT EXISTS (SELECT FROM postrider.pending WHERE event_id = $1)
+                       OR EXISTS (SELECT FROM postrider.claim WHERE $1 = ANY(event_ids))""",
+                event_id,
             )
         return pending
 
     async def backlog(self) -> Backlog:
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                """SELECT (SELECT count(*) FROM (SELECT FROM postrider.pending LIMIT 1000000) AS p) AS events,
-                          (SELECT min(o.occurred_at) FROM postrider.outbox AS o WHERE o.id =
-                             (SELECT event_id FROM postrider.pending ORDER BY event_id LIMIT 1)) AS oldest"""
-            )
+            row = await connection.fetchrow(BACKLOG)
         assert row is not None
-        return Backlog(row["events"], row["oldest"])
+        return Backlog(row["events"], emitted_at(row["oldest"]))
 
     async def emit(self, event_type: str, data: str, **optional: str | None) -> str:
         """Call postrider.emit in a transaction of its own; return the public id of the event.
@@ -148,6 +212,11 @@ class Outbox:
             except asyncpg.InvalidTextRepresentationError as error:
                 raise UsageError(f"{error.args[0]}: {error.detail}", "Pass valid JSON.") from error
         return event_id
+
+
+def emitted_at(event_id: UUID | None) -> datetime | None:
+    """When an event was emitted: its id begins with the milliseconds since 1970 (RFC 9562, 5.7)."""
+    return None if event_id is None else datetime.fromtimestamp((event_id.int >> 80) / 1000, UTC)
 
 
 def _event(row: asyncpg.Record) -> Event:

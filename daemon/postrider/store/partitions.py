@@ -14,6 +14,8 @@ DAYS_AHEAD = 3
 _UNSETTLED = """
 SELECT EXISTS (SELECT FROM postrider.pending
                WHERE event_id >= postrider.first_id_of($1) AND event_id < postrider.first_id_of($1 + 1))
+    OR EXISTS (SELECT FROM postrider.claim, unnest(event_ids) AS claimed (event_id)
+               WHERE event_id >= postrider.first_id_of($1) AND event_id < postrider.first_id_of($1 + 1))
     OR EXISTS (SELECT FROM postrider.delivery
                WHERE event_id >= postrider.first_id_of($1) AND event_id < postrider.first_id_of($1 + 1)
                  AND state IN ('waiting', 'sending', 'retrying'))

@@ -5,25 +5,20 @@ Counts stop at a limit: one that has reached it means "at least".
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from uuid import UUID
+from datetime import datetime
 
 from postrider.domain.model import EndpointState
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import WAITING_ENDPOINTS
+from postrider.store.outbox import BACKLOG, BACKLOG_LIMIT, emitted_at
 
-EVENT_LIMIT = 1_000_000
+EVENT_LIMIT = BACKLOG_LIMIT
 DELIVERY_LIMIT = 100_000
 MAX_ENDPOINTS = 50
 
 # Statistics may be older than the backlog. Whatever they say, rows are read in the order of an index, until
 # a limit is reached; a bitmap would hold all there are first.
 _BOUNDED = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off"
-
-_EVENTS = f"""
-SELECT (SELECT count(*) FROM (SELECT FROM postrider.pending LIMIT {EVENT_LIMIT}) AS p) AS events,
-       (SELECT event_id FROM postrider.pending ORDER BY event_id LIMIT 1) AS oldest
-"""  # noqa: S608 (constant)
 
 _DELIVERIES = f"""
 SELECT (SELECT count(*) FROM (SELECT FROM postrider.delivery WHERE state = 'waiting'
@@ -108,7 +103,7 @@ class Status:
 
 
 async def _read(connection: Connection, slow: list[int]) -> Situation:
-    pending = await connection.fetchrow(_EVENTS)
+    pending = await connection.fetchrow(BACKLOG)
     deliveries = await connection.fetchrow(_DELIVERIES)
     assert pending is not None
     assert deliveries is not None
@@ -116,9 +111,9 @@ async def _read(connection: Connection, slow: list[int]) -> Situation:
     rows = await connection.fetch(_ENDPOINTS, slow)
     return Situation(
         events=pending["events"],
-        oldest_event_at=_emitted_at(pending["oldest"]),
+        oldest_event_at=emitted_at(pending["oldest"]),
         waiting=deliveries["waiting"],
-        oldest_waiting_at=_emitted_at(await connection.fetchval(_OLDEST_WAITING)),
+        oldest_waiting_at=emitted_at(await connection.fetchval(_OLDEST_WAITING)),
         retrying=sum(retrying.values()),
         next_due=deliveries["next_due"],
         troubled=rows[0]["total"] if rows else 0,
@@ -137,8 +132,3 @@ async def _read(connection: Connection, slow: list[int]) -> Situation:
             for row in rows
         ),
     )
-
-
-def _emitted_at(event_id: UUID | None) -> datetime | None:
-    """The time in a UUIDv7. `occurred_at` is the CRM's word, and may lie years back."""
-    return None if event_id is None else datetime.fromtimestamp((event_id.int >> 80) / 1000, UTC)
