@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from standardwebhooks.webhooks import Webhook
 
@@ -344,7 +345,7 @@ def test_a_result_that_can_not_be_written_does_not_hold_up_others(
         result = await post(self, url, *args, **kwargs)  # type: ignore[arg-type]
         if url.endswith("/nul"):
             assert isinstance(result, Reply)
-            return replace(result, body="\0")
+            return msgspec.structs.replace(result, body="\0")
         return result
 
     monkeypatch.setattr(WebhookClient, "post", post_with_nul)

@@ -1,6 +1,7 @@
 """postrider run: the daemon."""
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -35,6 +36,9 @@ def run(config_path: Path | None) -> None:
 
     config = read_config()
     configure_logging(config.log.level, config.log.format)
+    # What is loaded by now stays; and deliveries make few cycles, so looking for them often is in vain.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, read_config))
 

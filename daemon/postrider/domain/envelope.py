@@ -211,7 +211,7 @@ def _is_list_of_texts(value: object) -> bool:
 
 
 def _utc(moment: datetime, precision: str) -> str:
-    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=precision)}Z"
+    return moment.astimezone(UTC).isoformat(timespec=precision)[:-6] + "Z"  # for +00:00
 
 
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)

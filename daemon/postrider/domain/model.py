@@ -16,8 +16,13 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+import msgspec
+
 from postrider.domain.errors import UsageError
 from postrider.domain.signing import Secret
+
+# The types of which every delivery makes some are msgspec's: made in C, where a frozen dataclass takes about
+# ten times as long.
 
 DEFAULT_WORKSPACE = "default"
 MAX_DATA_BYTES = 1_048_576
@@ -56,8 +61,7 @@ class ErrorKind(StrEnum):
     PAYLOAD = "payload"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """A row of the outbox. JSON columns hold the text that the CRM wrote, byte for byte."""
 
     id: UUID
@@ -96,8 +100,7 @@ class Endpoint:
     """Requests per second; None sets no bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What a receiver answered. `body` is at most `delivery.max_response_bytes`, decoded leniently."""
 
     status: int
@@ -110,8 +113,7 @@ class Reply:
     duration_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """An attempt that got no usable response."""
 
     kind: ErrorKind
@@ -124,8 +126,7 @@ class Failure:
 AttemptResult = Reply | Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One HTTP request of a delivery and what came of it. `number` counts from 1."""
 
     number: int

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
+import msgspec
+
 from postrider.domain.model import AttemptResult, DeliveryState, ErrorKind, Failure, Reply
 
 MAX_RETRY_AFTER = 86_400.0
@@ -33,8 +35,7 @@ ONE_ATTEMPT = RetryPolicy(delays=(0.0,))
 """For events that only try an endpoint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """The verdict on one attempt."""
 
     state: DeliveryState

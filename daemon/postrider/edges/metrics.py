@@ -1,14 +1,23 @@
 """What /metrics shows. No label takes a value from outside: outcomes, error kinds and verdicts are enums."""
 
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
-    Histogram,
     Info,
+    Metric,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client import (
+    Counter as PrometheusCounter,
+)
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nobody asks for
 
@@ -16,30 +25,61 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _LAG_SECONDS = (*_SECONDS, 300, 1800, 7200, 43200, 86400)
 
 
+class Tally:
+    """A counter for the hot path: counts without a lock, since one thread counts."""
+
+    def __init__(self, name: str, text: str, label: str, registry: CollectorRegistry) -> None:
+        self._name, self._text, self._label = name, text, label
+        self.counts: Counter[str] = Counter()
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
+        for value, count in self.counts.items():
+            family.add_metric([value], count)
+        yield family
+
+
+class Durations:
+    """A histogram for the hot path: the library's walks over its buckets in Python."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
+        self._name, self._text, self._bounds = name, text, bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+
+
 class Metrics:
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        self.deliveries = Counter(
-            "postrider_deliveries", "Recorded delivery results by outcome", ["outcome"], registry=registry
+        self.deliveries = Tally(
+            "postrider_deliveries", "Recorded delivery results by outcome", "outcome", registry
         )
-        self.attempts = Counter(
-            "postrider_attempts",
-            "HTTP attempts by error kind; ok for a success",
-            ["result"],
-            registry=registry,
+        self.attempts = Tally(
+            "postrider_attempts", "HTTP attempts by error kind; ok for a success", "result", registry
         )
-        self.attempt_seconds = Histogram(
-            "postrider_attempt_duration_seconds",
-            "Duration of an attempt",
-            buckets=_SECONDS,
-            registry=registry,
+        self.attempt_seconds = Durations(
+            "postrider_attempt_duration_seconds", "Duration of an attempt", _SECONDS, registry
         )
-        self.lag_seconds = Histogram(
+        self.lag_seconds = Durations(
             "postrider_delivery_lag_seconds",
             "From the event's id, made just before its commit, to the end of a first successful attempt",
-            buckets=_LAG_SECONDS,
-            registry=registry,
+            _LAG_SECONDS,
+            registry,
+        )
+        self.lanes = Gauge(
+            "postrider_lanes", "Lanes that do not keep up, by their state", ["state"], registry=registry
         )
         self.in_flight = Gauge("postrider_in_flight", "Requests under way", registry=registry)
         self.queued = Gauge("postrider_queued", "Deliveries in memory waiting for a slot", registry=registry)
@@ -48,28 +88,22 @@ class Metrics:
             "postrider_oldest_due_age_seconds", "Age of the oldest event in the backlog", registry=registry
         )
         self.listener_up = Gauge("postrider_listener_up", "1 while LISTEN works", registry=registry)
-        self.reconnects = Counter("postrider_listener_reconnects", "Listener reconnects", registry=registry)
-        self.service_failures = Counter(
+        self.reconnects = PrometheusCounter(
+            "postrider_listener_reconnects", "Listener reconnects", registry=registry
+        )
+        self.service_failures = PrometheusCounter(
             "postrider_service_failures",
             "Services that failed and were restarted",
             ["service"],
             registry=registry,
         )
-        self.blocked = Counter(
+        self.blocked = PrometheusCounter(
             "postrider_blocked_addresses",
             "Connections refused by the network policy",
             ["verdict"],
             registry=registry,
         )
         Info("postrider_build", "Version", registry=registry).info({"version": version})
-
-    def outcomes(self) -> dict[str, float]:
-        """Recorded delivery results by outcome, since the daemon started."""
-        return {
-            sample.labels["outcome"]: sample.value
-            for family in self.deliveries.collect()
-            for sample in family.samples
-        }
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

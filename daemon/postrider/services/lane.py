@@ -7,6 +7,8 @@ from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.status import LaneReport
 from postrider.services.work import Job
 
+TROUBLES = ("throttled", "broken", "recovering", "slow", "limited", "behind")
+
 
 class Lane:
     __slots__ = ("behind", "endpoint", "has_turn", "pace", "queue", "running", "slow", "suspect")

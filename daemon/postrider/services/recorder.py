@@ -8,10 +8,11 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from postrider.domain.model import (
@@ -34,8 +35,7 @@ BATCH = 1000
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     job: Job
     result: DeliveryResult
     outcome: Outcome | None
@@ -152,9 +152,8 @@ class Recorder:
         self._batch = max(1, len(entries) // 2)
         if len(entries) == 1 and entries[0].result.attempt is not None:
             reason = f"the attempt can't be recorded: {type(error).__name__}"
-            self._entries[0] = replace(
-                entries[0], result=replace(entries[0].result, attempt=None, reason=reason)
-            )
+            result = msgspec.structs.replace(entries[0].result, attempt=None, reason=reason)
+            self._entries[0] = msgspec.structs.replace(entries[0], result=result)
 
     async def _write(
         self, entries: list[Entry], done: list[OpenEvent], missing: list[tuple[Claim, int]]
@@ -186,7 +185,7 @@ class Recorder:
         """Tell those who wait for it, the metrics and the log what became of a delivery."""
         result, job = entry.result, entry.job
         if fenced:
-            self._metrics.deliveries.labels("fenced").inc()
+            self._metrics.deliveries.counts["fenced"] += 1
             log.warning("delivery.fenced", **_facts(entry), reason="another daemon owns it by now")
             return
         match result.state:
@@ -206,7 +205,7 @@ class Recorder:
             case _:
                 if log.is_enabled_for(logging.DEBUG):
                     log.debug("delivery.succeeded", **_facts(entry))
-        self._metrics.deliveries.labels(result.state.value).inc()
+        self._metrics.deliveries.counts[result.state.value] += 1
         if entry.outcome is not None:
             self.on_outcome(job, entry.outcome)
 

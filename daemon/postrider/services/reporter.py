@@ -10,6 +10,7 @@ from postrider.domain.status import DaemonReport, LaneReport
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
+from postrider.services.lane import TROUBLES
 from postrider.services.lanes import Lanes
 from postrider.services.work import Work
 from postrider.store.daemons import Daemons
@@ -42,7 +43,7 @@ class Reporter:
         self._clock = clock
         self._metrics = metrics
         self._notifier = notifier
-        self._counts: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
         self._counted_at: float | None = None
 
     async def run(self) -> None:
@@ -58,6 +59,9 @@ class Reporter:
         self._metrics.oldest_due_seconds.set(max(0.0, age))
         self._metrics.in_flight.set(self._lanes.running)
         self._metrics.queued.set(self._lanes.queued)
+        states = self._lanes.states()
+        for state in TROUBLES:
+            self._metrics.lanes.labels(state).set(states[state])
         self._notifier.status(
             f"{backlog.events} events waiting, oldest {age:.0f} s; {self._lanes.running} in flight"
         )
@@ -67,13 +71,13 @@ class Reporter:
 
     def _measure(self) -> DaemonReport:
         before, then = self._counts, self._counted_at
-        self._counts, self._counted_at = self._metrics.outcomes(), self._clock.monotonic()
+        self._counts, self._counted_at = dict(self._metrics.deliveries.counts), self._clock.monotonic()
         window_s = 0.0 if then is None else self._counted_at - then
 
         def per_s(outcome: str) -> float:
             if window_s <= 0:
                 return 0.0
-            return round((self._counts.get(outcome, 0.0) - before.get(outcome, 0.0)) / window_s, 2)
+            return round((self._counts.get(outcome, 0) - before.get(outcome, 0)) / window_s, 2)
 
         return DaemonReport(
             window_s=round(window_s, 3),

@@ -7,7 +7,7 @@ import asyncio
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import structlog
 
@@ -160,8 +160,8 @@ class Sender:
         return body
 
     def _measure(self, job: Job, result: AttemptResult, kind: ErrorKind | None, now: datetime) -> None:
-        self._metrics.attempts.labels(kind.value if kind else "ok").inc()
+        self._metrics.attempts.counts[kind.value if kind else "ok"] += 1
         self._metrics.attempt_seconds.observe(result.duration_ms / 1000)
         if job.first and isinstance(result, Reply) and kind is None:
-            committed_at = datetime.fromtimestamp((job.opened.event.id.int >> 80) / 1000, UTC)
-            self._metrics.lag_seconds.observe(max(0.0, (now - committed_at).total_seconds()))
+            emitted_at = (job.opened.event.id.int >> 80) / 1000
+            self._metrics.lag_seconds.observe(max(0.0, now.timestamp() - emitted_at))
