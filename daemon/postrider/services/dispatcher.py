@@ -26,10 +26,13 @@ BATCH = 500
 """Events per claim."""
 BUSY_FROM = 32
 """A claim of this many events means that polling finds more than notifications would."""
+BUSY_RATE, IDLE_RATE = 1000, 500
+"""Events per second from which on notifications cost writers more than they gain, and below which they are
+worth it again: NOTIFY holds a lock of the whole cluster through commit."""
+WINDOW_S = 0.1
+"""Over which the rate is measured."""
 BUSY_POLL_S = 0.005
 ROOM_POLL_S = 0.05
-WINDOW = 20
-"""Polls after which a busy dispatcher looks back: fewer events than polls, and it goes idle."""
 BACKSTOP_S = (0.01, 0.05, 0.25, 1.0)
 """Waits of an idle dispatcher. A writer that saw the flag `idle` just before it was set sends no
 notification, so the first polls come soon; the last one repeats."""
@@ -87,27 +90,25 @@ class Dispatcher:
         self._wake.set()
 
     async def run(self) -> None:
-        polls = seen = 0
+        began, seen, empty = self._clock.monotonic(), 0, 0
         while True:
             self.turned_at = self._clock.monotonic()
             self._wake.clear()  # before the claim: a wake-up that comes during it is not lost
             claimed = (await self.run_once()).claimed
-            polls, seen = polls + 1, seen + claimed
+            seen, empty = seen + claimed, 0 if claimed else empty + 1
+            passed = self._clock.monotonic() - began
             if claimed >= BUSY_FROM:
                 await self._set_idle(False)
-                polls = seen = 0
-                if claimed < BATCH:
-                    await self._clock.wait(self._wake, BUSY_POLL_S)
-            elif self._idle:
-                if not claimed:
-                    await self._clock.wait(self._wake, BACKSTOP_S[min(polls, len(BACKSTOP_S)) - 1])
-                else:
-                    polls = 0
-            elif polls < WINDOW:
+            elif self._idle is None:
+                await self._set_idle(True)
+            elif passed >= WINDOW_S:
+                await self._set_idle(seen / passed < (BUSY_RATE if self._idle else IDLE_RATE))
+            if passed >= WINDOW_S:
+                began, seen = self._clock.monotonic(), 0
+            if claimed < BUSY_FROM and self._idle:
+                await self._clock.wait(self._wake, BACKSTOP_S[min(empty, len(BACKSTOP_S) - 1)])
+            elif claimed < BATCH:
                 await self._clock.wait(self._wake, BUSY_POLL_S)
-            else:
-                await self._set_idle(seen < polls)
-                polls = seen = 0
 
     async def run_once(self) -> DispatchCounts:
         """Claim one batch and fan it out, when there is room for it."""
@@ -122,6 +123,7 @@ class Dispatcher:
         except DatabaseUnavailable:
             self._in_doubt = True
             raise
+        await self._subscriptions.settled()
         return await self._take(claimed, recorded)
 
     async def _take(self, claimed: ClaimedEvents, recorded: set[DeliveryKey]) -> DispatchCounts:
