@@ -31,7 +31,7 @@ BUSY_RATE, IDLE_RATE = 1000, 500
 worth it again: NOTIFY holds a lock of the whole cluster through commit."""
 WINDOW_S = 0.1
 """Over which the rate is measured."""
-BUSY_POLL_S = 0.005
+BUSY_POLL_S = 0.01
 ROOM_POLL_S = 0.05
 BACKSTOP_S = (0.01, 0.05, 0.25, 1.0)
 """Waits of an idle dispatcher. A writer that saw the flag `idle` just before it was set sends no
