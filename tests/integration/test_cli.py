@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,26 @@ def test_an_endpoint_from_add_to_delete(cli: Cli) -> None:
     cli("endpoint", "pause", ep, exit_code=1)
 
 
+def test_bounds_of_an_endpoint_are_set_kept_and_lifted(cli: Cli) -> None:
+    def bounds(facts: Any) -> tuple[int | None, float | None]:
+        return facts["concurrency"], facts["rate_per_s"]
+
+    added = cli.json(
+        "endpoint", "add", "--url", "https://example.com/h", "--events", "*",
+        "--concurrency", "3", "--rate", "0.1/s",
+    )  # fmt: skip
+    ep = added["id"]
+    assert bounds(added) == (3, 0.1)
+    assert bounds(cli.json("endpoint", "update", ep, "--description", "x")) == (3, 0.1)
+    assert bounds(cli.json("endpoint", "update", ep, "--rate", "30/m")) == (3, 0.5)
+    assert bounds(cli.json("endpoint", "list")[0]) == (3, 0.5)
+    assert "rate_per_s:       0.5\n" in cli("endpoint", "show", ep)
+    assert bounds(cli.json("endpoint", "update", ep, "--rate", "none")) == (3, None)
+    assert bounds(cli.json("endpoint", "update", ep, "--concurrency", "none")) == (None, None)
+    assert "Write a number above 0 and /s" in cli("endpoint", "update", ep, "--rate", "0/s", exit_code=2)
+    cli("endpoint", "update", ep, "--concurrency", "0", exit_code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -48,6 +69,7 @@ def test_an_endpoint_from_add_to_delete(cli: Cli) -> None:
             "standard",
         ),
         (["endpoint", "add", "--url", "https://x.example/", "--events", "*", "--header", "Host: y"], "Host"),
+        (["endpoint", "add", "--url", "https://x.example/", "--events", "*", "--rate", "5"], "such as 5/s"),
         (["endpoint", "show", "ep_1"], "16 hexadecimal digits"),
         (["endpoint", "show", "ep_00000000000000ff"], "there is no endpoint"),
         (["event", "show", "evt_" + "0" * 32], "there is no event"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from postrider.domain.capture import parse_captures
 from postrider.domain.errors import UsageError
 from postrider.edges.config import SECTIONS, load_config, parse_config
-from postrider.edges.durations import format_duration, parse_duration
+from postrider.edges.durations import format_duration, parse_duration, parse_rate
 from postrider.edges.resources import config_dir
 
 DSN = "postgresql://postrider:hunter2@localhost/crm"
@@ -271,3 +271,44 @@ def test_a_duration_is_shown_in_its_largest_whole_unit(seconds: float, text: str
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "per_s"),
+    [
+        ("5/s", 5.0),
+        ("0.5/s", 0.5),
+        ("90/m", 1.5),
+        ("1800/h", 0.5),
+        ("999999/s", 999_999.0),
+        ("0.001/h", 1 / 3.6e6),
+    ],
+)
+def test_a_rate_is_so_many_a_second(text: str, per_s: float) -> None:
+    assert parse_rate(text) == pytest.approx(per_s)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "5",
+        "/s",
+        "0/s",
+        "0.000/m",
+        "-1/s",
+        "5/d",
+        "5/ms",
+        "5 /s",
+        "5/S",
+        "5/s\n",
+        "1e3/s",
+        "inf/s",
+        "none",
+        "1000000/s",
+    ],
+)
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a rate") as refused:
+        parse_rate(text)
+    assert "5/s" in refused.value.hint

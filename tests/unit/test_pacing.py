@@ -193,3 +193,9 @@ def test_a_lower_ceiling_holds_at_once() -> None:
     now = rounds(pace, 0.0, 5)
     pace.configure(3, None, now)
     assert pace.limit == 3
+
+
+def test_idle_time_earns_no_more_than_the_burst() -> None:
+    pace = Pace(64, 10.0, 0.0)
+    pace.started(100.0)
+    assert pace.limit == 0

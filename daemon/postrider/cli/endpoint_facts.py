@@ -38,6 +38,7 @@ def endpoint_facts(row: EndpointRow) -> dict[str, Any]:
         "exclude": list(endpoint.exclusions),
         "dialect": endpoint.dialect,
         "concurrency": endpoint.concurrency,
+        "rate_per_s": endpoint.rate,
         "headers": sorted(endpoint.headers),
         "created_at": row.created_at,
         "updated_at": row.updated_at,

@@ -26,11 +26,28 @@ from postrider.domain.model import DEFAULT_WORKSPACE, Endpoint, EndpointState, p
 from postrider.domain.signing import new_secret, parse_secret
 from postrider.edges.addresses import check_url
 from postrider.edges.config import Config
+from postrider.edges.durations import parse_rate
+
+
+class _Slots(click.IntRange):
+    """A number of requests at a time; 0 for the word `none`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return 0 if value == "none" else super().convert(value, param, ctx)
+
 
 _subscription_options = [
     click.option("--exclude", metavar="P,…", help="Patterns of event types to leave out."),
     click.option("--dialect", metavar="D", help="Wire format [dialect.default]."),
-    click.option("--concurrency", type=click.IntRange(1, 10_000), help="Requests at a time."),
+    click.option(
+        "--concurrency",
+        type=_Slots(1, 10_000),
+        metavar="N",
+        help="Most requests at a time, or none for delivery.endpoint_concurrency.",
+    ),
+    click.option(
+        "--rate", metavar="N/s", help="Most requests a second, a minute (N/m) or hour (N/h), or none."
+    ),
     click.option(
         "--header", "headers", multiple=True, metavar="K:V", help="A header of its own; repeatable."
     ),
@@ -61,6 +78,7 @@ async def add(
     exclude: str | None,
     dialect: str | None,
     concurrency: int | None,
+    rate: str | None,
     headers: Sequence[str],
     description: str | None,
     config_path: Path | None,
@@ -75,6 +93,7 @@ async def add(
     """
     given = secret_file.read().rstrip("\r\n") if secret_file else None
     secret = new_secret() if given is None else given
+    rate_per_s = _rate(rate)
     async with open_stores(config_path) as stores:
         spoken = known_dialect(dialect or stores.config.dialect.default, stores.config)
         _warn_of_http(url, spoken, stores.config)
@@ -87,10 +106,11 @@ async def add(
             dialect=spoken.name,
             secrets=(parse_secret(secret),),
             state=EndpointState.UNVERIFIED if spoken.handshake else EndpointState.ACTIVE,
-            concurrency=concurrency,
+            concurrency=concurrency or None,
             headers=_headers(headers),
             failing_since=None,
             description=description or "",
+            rate=rate_per_s or None,
         )
         await stores.endpoints.add(new, [secret], stores.clock.now())
         problem = await verify_endpoint(stores, new) if spoken.handshake else None
@@ -120,18 +140,21 @@ async def update(
     exclude: str | None,
     dialect: str | None,
     concurrency: int | None,
+    rate: str | None,
     headers: Sequence[str],
     description: str | None,
     config_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Change what is given; the rest stays. --header replaces all headers, --exclude '' clears them.
+    """Change what is given; the rest stays. --header replaces all headers, --exclude '' clears them,
+    --concurrency none and --rate none lift their bounds.
 
     A new URL or dialect has to answer the handshake that the dialect demands, else nothing is changed.
 
     Example: postrider endpoint update ep_0123456789abcdef --events '*' --exclude 'activity.*'
     """
     endpoint_id = parse_endpoint_id(ep)
+    rate_per_s = _rate(rate)
     async with open_stores(config_path) as stores:
         before = (await living(stores, endpoint_id)).endpoint
         spoken = known_dialect(dialect or before.dialect, stores.config)
@@ -158,6 +181,7 @@ async def update(
             exclusions=(_patterns(exclude, spoken) if exclude else ()) if exclude is not None else None,
             dialect=spoken.name if dialect is not None else None,
             concurrency=concurrency,
+            rate=rate_per_s,
             headers=_headers(headers) if headers else None,
         )
         problem = await verify_endpoint(stores, after) if unverified else None
@@ -206,6 +230,13 @@ def _check_patterns(patterns: Sequence[str], dialect: Dialect) -> None:
             dialect.catalogue.check_pattern(pattern)
         except UsageError as error:
             raise UsageError(f"dialect {dialect.name}: {error.message}", error.hint) from None
+
+
+def _rate(text: str | None) -> float | None:
+    """Requests a second; 0 for the word `none`."""
+    if text is None:
+        return None
+    return 0.0 if text == "none" else parse_rate(text)
 
 
 def _headers(lines: Sequence[str]) -> dict[str, str]:

@@ -90,6 +90,7 @@ class Pace:
     def started(self, now: float) -> None:
         """A request went out."""
         if self._rate is not None:
+            self.refresh(now)  # first, or the time before would count beyond the burst
             self._tokens -= 1.0
             self.refresh(now)
 

@@ -15,7 +15,7 @@ from postrider.store.database import Connection, Database
 
 _COLUMNS = """
   e.id, e.workspace_id, e.url, e.description, e.patterns, e.exclusions, e.dialect, e.concurrency, e.headers,
-  e.state, e.disabled_reason, e.failing_since, e.created_at, e.updated_at,
+  e.rate::text::float8 AS rate, e.state, e.disabled_reason, e.failing_since, e.created_at, e.updated_at,
   ARRAY(SELECT s.sealed FROM postrider.endpoint_secret AS s
         WHERE s.endpoint_id = e.id AND s.workspace_id = e.workspace_id ORDER BY s.created_at DESC) AS secrets
 """
@@ -90,8 +90,8 @@ class Endpoints:
             await connection.execute(
                 """INSERT INTO postrider.endpoint
                      (id, workspace_id, url, description, patterns, exclusions, dialect, concurrency,
-                      headers, state, created_at, updated_at)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::json, $10, $11, $11)""",
+                      rate, headers, state, created_at, updated_at)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::json, $11, $12, $12)""",
                 endpoint.id,
                 endpoint.workspace_id,
                 endpoint.url,
@@ -100,6 +100,7 @@ class Endpoints:
                 endpoint.exclusions,
                 endpoint.dialect,
                 endpoint.concurrency,
+                endpoint.rate,
                 json.dumps(dict(endpoint.headers)),
                 endpoint.state.value,
                 now,
@@ -117,16 +118,18 @@ class Endpoints:
         exclusions: Sequence[str] | None = None,
         dialect: str | None = None,
         concurrency: int | None = None,
+        rate: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Change what is not None."""
+        """Change what is not None; 0 lifts the bound that `concurrency`, or `rate` per second, was."""
         async with self._database.connection() as connection:
             await connection.execute(
                 """UPDATE postrider.endpoint
                    SET url = coalesce($2, url), description = coalesce($3, description),
                      patterns = coalesce($4, patterns), exclusions = coalesce($5, exclusions),
-                     dialect = coalesce($6, dialect), concurrency = coalesce($7, concurrency),
-                     headers = coalesce($8::text::json, headers), updated_at = $9
+                     dialect = coalesce($6, dialect),
+                     concurrency = nullif(coalesce($7, concurrency), 0), rate = nullif(coalesce($8, rate), 0),
+                     headers = coalesce($9::text::json, headers), updated_at = $10
                    WHERE id = $1 AND state <> 'deleted'""",
                 endpoint_id,
                 url,
@@ -135,6 +138,7 @@ class Endpoints:
                 exclusions,
                 dialect,
                 concurrency,
+                rate,
                 json.dumps(dict(headers)) if headers is not None else None,
                 now,
             )
@@ -281,6 +285,7 @@ class Endpoints:
                 headers=json.loads(row["headers"]),
                 failing_since=row["failing_since"],
                 description=row["description"],
+                rate=row["rate"],
             ),
             disabled_reason=row["disabled_reason"],
             created_at=row["created_at"],
