@@ -69,7 +69,7 @@ def sent_at(dsn: str, ep: str) -> list[float]:
     """When the daemon started each request of an endpoint, in epoch seconds, earliest first."""
     rows = query(
         dsn,
-        "SELECT started_at FROM postrider.attempt WHERE endpoint_id = $1 ORDER BY 1",
+        "SELECT started_at FROM postrider.every_attempt WHERE endpoint_id = $1 ORDER BY 1",
         parse_endpoint_id(ep),
     )
     times: list[datetime] = [row["started_at"] for row in rows]
