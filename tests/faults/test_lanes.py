@@ -70,7 +70,9 @@ def test_an_endpoint_that_does_not_answer_is_probed_until_it_does(database_dsn: 
         assert broken["reason"].startswith("timeout: ")
         assert receiver.stats()["duplicates"] == 0
 
-    attempts = query(database_dsn, "SELECT started_at, status FROM postrider.every_attempt ORDER BY started_at")
+    attempts = query(
+        database_dsn, "SELECT started_at, status FROM postrider.every_attempt ORDER BY started_at"
+    )
     broken_at = datetime.fromisoformat(broken["timestamp"])
     assert sum(attempt["started_at"] < broken_at for attempt in attempts) >= BREAK_AFTER
     probes = [attempt for attempt in attempts if attempt["started_at"] > broken_at]

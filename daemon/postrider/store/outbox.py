@@ -14,10 +14,16 @@ from postrider.domain.model import MAX_DATA_BYTES, Event
 from postrider.store.database import Database
 
 _EVENT_COLUMNS = f"""
-  id, workspace_id, type, object_type, object_id, occurred_at, octet_length(data::text) AS data_bytes,
-  CASE WHEN octet_length(data::text) <= {MAX_DATA_BYTES} THEN data END AS data,
+  id, workspace_id, type, object_type, object_id, occurred_at, octet_length(data) AS data_bytes,
+  CASE WHEN octet_length(data) <= {MAX_DATA_BYTES} THEN data END AS data,
   CASE WHEN octet_length(previous_attributes::text) <= {MAX_DATA_BYTES} THEN previous_attributes END
     AS previous_attributes, actor, related, test
+"""
+# Joined to nothing, a large value is fetched and unpacked once; else again wherever it is mentioned.
+_EVENTS = """
+(SELECT id, workspace_id, type, object_type, object_id, occurred_at, data::text || '' AS data,
+        previous_attributes, actor, related, test
+ FROM postrider.outbox WHERE {} OFFSET 0)
 """
 
 # $3: where to begin. The subquery with LIMIT keeps the planner from reading all of the outbox, whatever it
@@ -36,8 +42,9 @@ WITH next AS (
 )
 SELECT (SELECT id FROM claim) AS claim_id, taken.event_id, taken.redo, event.*
 FROM taken LEFT JOIN LATERAL (
-  SELECT {_EVENT_COLUMNS} FROM postrider.outbox AS o
-  WHERE o.id = taken.event_id AND o.workspace_id = taken.workspace_id LIMIT 1
+  SELECT {_EVENT_COLUMNS} FROM {
+    _EVENTS.format("id = taken.event_id AND workspace_id = taken.workspace_id LIMIT 1")
+} AS o
 ) AS event ON true
 ORDER BY taken.event_id
 """  # noqa: S608 (constant)
@@ -122,7 +129,7 @@ class Outbox:
         """The events in the order of their ids; ids that retention removed are left out."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"SELECT {_EVENT_COLUMNS} FROM postrider.outbox WHERE id = ANY($1::uuid[]) ORDER BY id",  # noqa: S608 (constant)
+                f"SELECT {_EVENT_COLUMNS} FROM {_EVENTS.format('id = ANY($1::uuid[])')} AS o ORDER BY id",  # noqa: S608 (constant)
                 event_ids,
             )
         return [_event(row) for row in rows]
@@ -158,13 +165,13 @@ class Outbox:
         exact = type_pattern if type_pattern and not type_pattern.endswith("*") else None
         prefix = type_pattern[:-1] if type_pattern and type_pattern.endswith("*") else None
         direction, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        chosen = f"""
+          ($1::text IS NULL OR workspace_id = $1) AND ($2::text IS NULL OR type = $2)
+          AND ($3::text IS NULL OR starts_with(type, $3)) AND ($4::uuid IS NULL OR id {beyond} $4)
+          ORDER BY id {direction} LIMIT $5"""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"""SELECT {_EVENT_COLUMNS} FROM postrider.outbox
-                    WHERE ($1::text IS NULL OR workspace_id = $1) AND ($2::text IS NULL OR type = $2)
-                      AND ($3::text IS NULL OR starts_with(type, $3))
-                      AND ($4::uuid IS NULL OR id {beyond} $4)
-                    ORDER BY id {direction} LIMIT $5""",  # noqa: S608 (constants)
+                f"SELECT {_EVENT_COLUMNS} FROM {_EVENTS.format(chosen)} AS o ORDER BY id {direction}",  # noqa: S608 (constants)
                 workspace_id,
                 exact,
                 prefix,
