@@ -20,6 +20,7 @@ from tests.bench.daemons import daemons
 from tests.bench.fanout import fanout
 from tests.bench.isolation import isolation
 from tests.bench.latency import latency
+from tests.bench.peers import peers
 from tests.bench.report import HEADER, RULE, Row
 from tests.bench.restart import restart
 from tests.bench.stage import Stage, staged
@@ -39,6 +40,7 @@ BENCHES: dict[str, Bench] = {
     "restart": restart,
     "cost": cost,
     "daemons": daemons,
+    "peers": peers,
 }
 
 

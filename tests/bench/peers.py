@@ -6,11 +6,8 @@ round Postrider and the peers take turns; the ratios are per round.
 """
 
 import asyncio
-import json
-import os
 import secrets
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,9 +16,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import asyncpg
 
@@ -33,9 +29,11 @@ from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import migrate, read_migrations
 from tests.bench.peers_handler import CONCURRENCY, DATA_BYTES
 from tests.bench.peers_install import Installed, NotInstallable, installers
+from tests.bench.processes import DAEMON_CORE, Sink
+from tests.bench.report import Row, compared
+from tests.bench.stage import Stage
 
 REPOSITORY = Path(__file__).parents[2]
-WORKER_CORE = min(os.sched_getaffinity(0))
 CALIBRATION = 1000
 """Jobs of the first, uncounted run, whose rate says how many the rounds need."""
 PATIENCE = 120.0
@@ -55,9 +53,9 @@ class Queue(Protocol):
 class Peer:
     """A queue whose program has the commands `fill DSN COUNT` and `work DSN URL`."""
 
-    def __init__(self, program: list[str], sink: str, directory: Path) -> None:
+    def __init__(self, program: list[str], url: str, directory: Path) -> None:
         self._program = program
-        self._sink = sink
+        self._url = url
         self._log = directory / "fill.log"
 
     async def fill(self, dsn: str, count: int) -> None:
@@ -67,12 +65,12 @@ class Peer:
         assert process.returncode == 0, _tail(self._log)
 
     def worker(self, dsn: str) -> list[str]:
-        return [*self._program, "work", dsn, f"{self._sink}/hook"]
+        return [*self._program, "work", dsn, self._url]
 
 
 class Postrider:
-    def __init__(self, sink: str, directory: Path) -> None:
-        self._sink = sink
+    def __init__(self, url: str, directory: Path) -> None:
+        self._url = url
         self._config = directory / "postrider.toml"
 
     async def fill(self, dsn: str, count: int) -> None:
@@ -83,7 +81,7 @@ class Postrider:
         endpoint = Endpoint(
             id=secrets.randbits(62) + 1,
             workspace_id="default",
-            url=f"{self._sink}/hook",
+            url=self._url,
             patterns=("*",),
             exclusions=(),
             dialect="standard",
@@ -113,18 +111,17 @@ class Postrider:
         return [sys.executable, "-m", "postrider", "run", "--config", str(self._config)]
 
 
-async def peers(dsn: str, sink: str, rounds: int, seconds: float) -> list[dict[str, str]]:
-    """A row for each peer; `seconds` is the length of one run, `sink` the base URL of the receiver.
-
-    `dsn` names a superuser: databases are created beside the one that it names, and dropped.
-    """
+async def peers(stage: Stage, rounds: int, seconds: float) -> list[Row]:
+    """A row for each peer; `seconds` is the length of one run."""
+    dsn, sink = stage.dsn, stage.sink
     directory = Path(tempfile.mkdtemp(prefix="postrider-peers-"))
     try:
         installed, rows = _install(directory)
         if not installed:
             return rows
-        queues: dict[str, Queue] = {"postrider": Postrider(sink, directory)}
-        queues |= {name: Peer(peer.program, sink, directory) for name, peer in installed.items()}
+        url = f"{sink.url}/ok/hook"
+        queues: dict[str, Queue] = {"postrider": Postrider(url, directory)}
+        queues |= {name: Peer(peer.program, url, directory) for name, peer in installed.items()}
         counts = {}
         for name, queue in queues.items():
             rate = await _drain_rate(queue, dsn, sink, directory, CALIBRATION)
@@ -137,29 +134,22 @@ async def peers(dsn: str, sink: str, rounds: int, seconds: float) -> list[dict[s
         shutil.rmtree(directory, ignore_errors=True)
     own = rates["postrider"]
     for name, peer in installed.items():
-        ratios = sorted(ours / theirs for ours, theirs in zip(own, rates[name], strict=True))
-        rows.append({
-            "bench": name,
-            "version": peer.version,
-            "peer": f"{statistics.median(rates[name]):,.0f}/s",
-            "postrider": f"{statistics.median(own):,.0f}/s",
-            "ratio": f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-        })  # fmt: skip
+        rows.append(compared(f"{name} {peer.version}, the same events", "", rates[name], own))
     return rows
 
 
-def _install(directory: Path) -> tuple[dict[str, Installed], list[dict[str, str]]]:
+def _install(directory: Path) -> tuple[dict[str, Installed], list[Row]]:
     """The peers that could be installed, and the rows of the others."""
     installed, rows = {}, []
     for name, install in installers(directory).items():
         try:
             installed[name] = install()
         except NotInstallable as error:
-            rows.append({"bench": name, "peer": f"not installable here: {error}"})
+            rows.append(Row(name, "", f"not installable here: {error}", ""))
     return installed, rows
 
 
-async def _drain_rate(queue: Queue, dsn: str, sink: str, directory: Path, count: int) -> float:
+async def _drain_rate(queue: Queue, dsn: str, sink: Sink, directory: Path, count: int) -> float:
     """Requests per second of a worker that finds `count` jobs waiting, between first and last arrival."""
     async with _database(dsn) as own:
         await queue.fill(own, count)
@@ -167,17 +157,16 @@ async def _drain_rate(queue: Queue, dsn: str, sink: str, directory: Path, count:
         # As autovacuum would have done by the time that a backlog is this long.
         await connection.execute("VACUUM (ANALYZE)")
         await connection.close()
-        urlopen(Request(sink + "/reset", data=b""), timeout=10).close()
+        sink.reset()
         log = directory / "worker.log"
         with _running(queue.worker(own), log) as process:
 
             def drained() -> bool:
                 assert process.poll() is None, f"the worker ended\n{_tail(log)}"
-                return int(_stats(sink)["received"]) >= count
+                return sink.received() >= count
 
             await _wait_until(drained, f"{count} arrivals", log)
-            counted = _stats(sink)
-    return count / float(counted["last_at"] - counted["first_at"])
+            return sink.rate()
 
 
 @asynccontextmanager
@@ -195,7 +184,7 @@ async def _database(dsn: str) -> AsyncIterator[str]:
 
 @contextmanager
 def _running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    pinned = ["taskset", "-c", str(WORKER_CORE), *command] if shutil.which("taskset") else command
+    pinned = ["taskset", "-c", str(DAEMON_CORE), *command] if shutil.which("taskset") else command
     with log.open("wb") as output:
         process = subprocess.Popen(pinned, cwd=REPOSITORY, stdout=output, stderr=output)
         try:
@@ -207,11 +196,6 @@ def _running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(15)
-
-
-def _stats(sink: str) -> dict[str, Any]:
-    with urlopen(sink + "/stats", timeout=10) as response:
-        return dict(json.load(response))
 
 
 async def _wait_until(holds: Callable[[], bool], what: str, log: Path) -> None:
