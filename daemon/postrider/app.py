@@ -259,7 +259,8 @@ class Daemon:
             log.warning(
                 "daemon.unreleased", reason="the database is away; the next daemon rescues the claims"
             )
-        await self._opened.aclose()
+        finally:
+            await self._opened.aclose()
         log.info("daemon.stopped", cut_off=unfinished, released=released)
 
     async def reload(self, config: Config) -> None:

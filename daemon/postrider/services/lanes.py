@@ -81,10 +81,12 @@ class Lanes:
         pace, queued = lane.pace, len(lane.queue)
         if pace.state is PaceState.BROKEN:
             return min(pace.limit, 1) - queued - len(lane.running)
+        if pace.resting(self._clock.monotonic()):
+            return -queued
         window = int(pace.window)
         if pace.rate is not None:
-            window = max(1, min(window, int(pace.rate)))
-        if lane.slow or pace.resting(self._clock.monotonic()):
+            return max(1, min(window, int(pace.rate))) - queued
+        if lane.slow:
             return window - queued
         share = min(window * JOBS_PER_SLOT, (self._capacity - self.queued) // 2)
         return max(window, share) - queued
@@ -226,6 +228,8 @@ class Lanes:
                 self._announce(lane)
             if lane.suspect:
                 self._classify(lane, now)
+            if lane.queue and lane.pace.resting(now):
+                self._give_back(lane)
         self._give_turn(lane)
         if self._room_wanted and self._has_room():
             self._room_wanted = False

@@ -127,9 +127,13 @@ class Recorder:
             written = await self._write(current, done, missing)
         except BaseException as error:
             self._wake.set()
-            if isinstance(error, Exception) and not isinstance(error, DatabaseUnavailable):
-                self._narrow_down(entries, error)
-            raise
+            if (
+                not isinstance(error, Exception)
+                or isinstance(error, DatabaseUnavailable)
+                or not self._narrow_down(entries, error)
+            ):
+                raise
+            return RecordCounts(0, 0)
         self._batch = min(BATCH, self._batch * 2)
         del (
             self._entries[: len(entries)],
@@ -147,13 +151,19 @@ class Recorder:
             self._announce(entry, fenced=(entry.result.event_id, entry.result.endpoint_id) not in written)
         return RecordCounts(len(written), len(entries) - len(written))
 
-    def _narrow_down(self, entries: list[Entry], error: Exception) -> None:
-        """Find the result that can't be written, and write it without what the receiver sent."""
+    def _narrow_down(self, entries: list[Entry], error: Exception) -> bool:
+        """Find the result that can't be written, to be written without what the receiver sent; False if that
+        is not the cause."""
         self._batch = max(1, len(entries) // 2)
-        if len(entries) == 1 and entries[0].result.attempt is not None:
-            reason = f"the attempt can't be recorded: {type(error).__name__}"
-            result = msgspec.structs.replace(entries[0].result, attempt=None, reason=reason)
-            self._entries[0] = msgspec.structs.replace(entries[0], result=result)
+        if len(entries) > 1:
+            return True
+        if not entries or entries[0].result.attempt is None:
+            return False
+        log.error("attempt.unrecorded", **_facts(entries[0]), reason=str(error))
+        reason = f"the attempt can't be recorded: {type(error).__name__}"
+        result = msgspec.structs.replace(entries[0].result, attempt=None, reason=reason)
+        self._entries[0] = msgspec.structs.replace(entries[0], result=result)
+        return True
 
     async def _write(
         self, entries: list[Entry], done: list[OpenEvent], missing: list[tuple[Claim, int]]
