@@ -253,7 +253,9 @@ class Daemon:
             while not self.recorder.empty:
                 await self.recorder.run_once()
             await self.health.run_once()
-            left = await self._daemons.leave(self.work.owner, self.work.events.keys(), self.clock.now())
+            left = await self._daemons.leave(
+                self.work.owner, self.work.claims.keys(), self.work.events.keys(), self.clock.now()
+            )
             released = left.events + left.deliveries
         except DatabaseUnavailable:
             log.warning(
@@ -296,7 +298,8 @@ class Daemon:
             if before != after
         ]
         log.info("config.reloaded", needs_restart=fixed)
-        await self._retire_clients(old.delivery.timeout)
+        timeouts = [dialect.timeout or 0.0 for dialect in dialects.values()]
+        await self._retire_clients(max(old.delivery.timeout, *timeouts) + 1.0)
 
     def turning(self) -> bool:
         """Whether the claim loop turns, or waits for a database that is away."""

@@ -176,6 +176,48 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
     run(database_dsn, story)
 
 
+def test_what_was_claimed_by_a_daemon_unaware_that_it_was_struck_out_is_rescued(database_dsn: str) -> None:
+    emit(database_dsn, 2)
+
+    async def story(stores: Stores) -> None:
+        await stores.claim(4711)
+        assert [(each.daemon_id, each.events) for each in await stores.daemons.rescue(0, NOW)] == [(4711, 2)]
+        assert len((await eventually_claimed(stores, 1)).events) == 2
+
+    run(database_dsn, story)
+
+
+def test_who_leaves_gives_back_what_is_unfinished_and_all_of_what_it_never_heard_of(
+    database_dsn: str,
+) -> None:
+    emit(database_dsn, 3)
+
+    async def story(stores: Stores) -> None:
+        heard = await stores.claim(1, 2)
+        await stores.claim(1, 1)
+        unfinished = heard.events[0].id
+        left = await stores.daemons.leave(1, {heard.claim_id}, {unfinished}, NOW)
+        assert left.events == 2
+        again = await eventually_claimed(stores, 2)
+        assert unfinished in {each.id for each in again.events}
+        assert heard.events[1].id not in {each.id for each in again.events}
+
+    run(database_dsn, story)
+
+
+def test_an_event_of_a_year_that_python_does_not_know_is_delivered(database_dsn: str, tmp_path: Path) -> None:
+    with ReceiverProcess(SECRET) as receiver:
+        add_endpoint(database_dsn, receiver.url("/a"))
+        for moment in ("20000-01-01", "0044-03-15 BC"):
+            query(database_dsn, f"SELECT postrider.emit('a.b', '{{}}', occurred_at => '{moment}')")
+
+        async def story() -> None:
+            async with staged(database_dsn, tmp_path) as stage:
+                await stage.wait_for_states("succeeded", "succeeded")
+
+        asyncio.run(story())
+
+
 def test_an_event_that_is_done_again_spares_the_endpoints_that_have_it(
     database_dsn: str, tmp_path: Path
 ) -> None:

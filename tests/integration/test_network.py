@@ -248,6 +248,83 @@ def test_answer_that_is_not_http_is_a_protocol_failure(answer: bytes, words: str
     run(main())
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nha",
+        b"stray",
+    ],
+)
+def test_what_follows_an_answer_changes_neither_it_nor_the_next(more: bytes) -> None:
+    async def main() -> None:
+        async def answer(request: bytes, writer: Writer) -> None:
+            writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\nno" + more)
+            await writer.drain()
+
+        async with receiver(answer) as server, client() as sender:
+            for _ in range(3):
+                result = reply(await post(sender, server.url))
+                assert (result.status, result.body) == (500, "no")
+            assert server.connections == 3
+
+    run(main())
+
+
+def test_body_of_an_answer_that_must_have_none_spoils_only_its_connection() -> None:
+    async def main() -> None:
+        answer = b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok"
+        async with receiver(answer) as server, client() as sender:
+            for _ in range(3):
+                assert reply(await post(sender, server.url)).status == 204
+
+    run(main())
+
+
+@pytest.mark.parametrize("endless", [b"a" * 4096, b"X: a\r\n" * 500])
+def test_endless_trailer_is_a_protocol_failure(endless: bytes) -> None:
+    async def main() -> None:
+        async def answer(request: bytes, writer: Writer) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ")
+            while not writer.is_closing():
+                writer.write(endless)
+                await writer.drain()
+
+        async with receiver(answer) as server, client() as sender:
+            assert "not usable HTTP" in failure(await post(sender, server.url), ErrorKind.PROTOCOL)
+            await asyncio.wait_for(server.hung_up.wait(), 5)
+
+    run(main())
+
+
+def test_closing_the_client_ends_the_requests_under_way() -> None:
+    async def main() -> None:
+        async with receiver(_silence) as server:
+            sender = client()
+            async with sender:
+                under_way = asyncio.ensure_future(post(sender, server.url))
+                while not server.requests:
+                    await asyncio.sleep(0.01)
+            failure(await asyncio.wait_for(under_way, 5), ErrorKind.PROTOCOL)
+
+    run(main())
+
+
+def test_request_after_an_idle_while_ends_at_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async def answer_first(request: bytes, writer: Writer) -> None:
+            if len(server.requests) == 1:
+                writer.write(OK)
+
+        monkeypatch.setattr("postrider.edges.network._IDLE_TICK_S", 60.0)
+        async with receiver(answer_first) as server, client(timeout=0.3) as sender:
+            assert reply(await post(sender, server.url)).status == 200
+            await asyncio.sleep(0.2)  # by now the client looks at the clock only for idle connections
+            failure(await asyncio.wait_for(post(sender, server.url), 20), ErrorKind.TIMEOUT)
+
+    run(main())
+
+
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"])
 def test_connection_closed_before_the_answer_is_complete_is_a_protocol_failure(sent: bytes) -> None:
     async def main() -> None:

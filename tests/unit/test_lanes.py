@@ -214,6 +214,24 @@ def test_endpoints_that_never_answer_leave_half_of_the_slots_to_the_others() -> 
     run(story())
 
 
+def test_an_endpoint_that_waits_for_a_share_held_by_the_silent_keeps_nobody_waiting() -> None:
+    async def story() -> None:
+        silent, late = [endpoint(1), endpoint(2)], endpoint(3)
+        lanes, clock = lanes_for(*silent, late)  # 8 slots, of which the silent hold 4
+        for target in silent:
+            for _ in range(10):
+                lanes.offer(job(target))
+        await take(lanes, 4)
+        while (offer := lanes.offer(job(late))) is Offer.TAKEN:
+            pass
+        assert offer is Offer.FULL
+        clock.advance(SLOW_AFTER_S + 0.1)
+        lanes.tick()
+        assert lanes.offer(job(late)) is Offer.SLOW
+
+    run(story())
+
+
 def test_a_lane_that_turns_slow_keeps_in_memory_what_its_slots_need() -> None:
     async def story() -> None:
         target = endpoint(1)

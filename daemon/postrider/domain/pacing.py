@@ -106,9 +106,11 @@ class Pace:
             self._answered(now)
             if outcome.retry_after > 0:
                 self.resume_at = max(self.resume_at, now + min(outcome.retry_after, MAX_PAUSE_S))
+            self._learn_latency(started_at, now)
             self._shrink(outcome.reason, started_at, now)
         elif kind is ErrorKind.HTTP:
             self._answered(now)
+            self._learn_latency(started_at, now)
         elif kind in _NO_ANSWER:
             self._unanswered(outcome, started_at, now)
         self.refresh(now)

@@ -45,9 +45,9 @@ class HttpConnection(asyncio.Protocol):
     """A kept-alive connection. Not reusable once `closed`."""
 
     __slots__ = (
-        "_answer", "_begun", "_close", "_head_bytes", "_head_done", "_interim", "_max_body_bytes",
-        "_parser", "_problem", "_transport", "_until_closed", "_waiter", "closed", "connect_ms", "deadline",
-        "idle_since",
+        "_answer", "_begun", "_bytes_without_body", "_close", "_head_bytes", "_head_done", "_interim",
+        "_max_body_bytes", "_parser", "_problem", "_transport", "_until_closed", "_waiter", "closed",
+        "connect_ms", "deadline", "idle_since",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +66,7 @@ class HttpConnection(asyncio.Protocol):
         self.connect_ms: float | None = None
         self._answer = Answer()
         self._problem = ""
-        self._head_bytes = 0
+        self._head_bytes = self._bytes_without_body = 0
         self._begun = self._head_done = self._interim = self._until_closed = False
         transport.set_protocol(self)
 
@@ -92,30 +92,35 @@ class HttpConnection(asyncio.Protocol):
         self._fail(TimeoutError())
 
     def abort(self) -> None:
-        self._waiter = None
+        """Close the connection at once; an exchange under way ends."""
+        waiter, self._waiter = self._waiter, None
         if not self.closed:
             self.closed = True
             self._transport.abort()
             self._close()
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(ConnectionEnded(begun=True))
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None:
             self.abort()  # nobody asked
             return
         self._begun = True
+        self._bytes_without_body += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._finish(keep=False)
         except httptools.HttpParserError as error:
-            if self._waiter is not None:
-                self._fail(UnusableAnswer(str(error).partition("\n")[0]))
-        if self._waiter is not None and not self._head_done:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self._problem = "its headers are too long"
-        if self._problem and self._waiter is not None:
+            self._problem = self._problem or str(error).partition("\n")[0]
+        if self._bytes_without_body > _MAX_HEAD_BYTES:
+            self._problem = self._problem or "its headers are too long"
+        if not self._problem:
+            return
+        if self._waiter is not None:
             self._fail(UnusableAnswer(self._problem))
+        else:
+            self.abort()  # something follows the answer
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._waiter is not None:
@@ -132,6 +137,8 @@ class HttpConnection(asyncio.Protocol):
             self._problem = "more came than was asked for"
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._waiter is None:
+            return
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > _MAX_HEAD_BYTES or len(self._answer.headers) >= _MAX_HEADERS:
             self._problem = "it has too many headers"
@@ -139,6 +146,8 @@ class HttpConnection(asyncio.Protocol):
             self._answer.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._waiter is None:
+            return
         self._answer.status = status = self._parser.get_status_code()
         self._interim = 100 <= status < 200 and status != 101
         self._head_done = not self._interim
@@ -146,6 +155,9 @@ class HttpConnection(asyncio.Protocol):
         self._until_closed = names.isdisjoint((b"content-length", b"transfer-encoding"))
 
     def on_body(self, body: bytes) -> None:
+        if self._waiter is None:
+            return
+        self._bytes_without_body = 0
         answer = self._answer
         room = self._max_body_bytes - len(answer.body)
         answer.body += body[:room]
@@ -153,6 +165,8 @@ class HttpConnection(asyncio.Protocol):
             self._finish(keep=False)  # cheaper than draining what may be endless
 
     def on_message_complete(self) -> None:
+        if self._waiter is None:
+            return
         if self._interim:
             self._answer.headers.clear()
         else:
@@ -161,7 +175,7 @@ class HttpConnection(asyncio.Protocol):
     def _prepare(self) -> None:
         self._answer = Answer()
         self._problem = ""
-        self._head_bytes = 0
+        self._head_bytes = self._bytes_without_body = 0
         self._begun = self._head_done = self._interim = self._until_closed = False
 
     def _finish(self, *, keep: bool) -> None:
@@ -173,7 +187,7 @@ class HttpConnection(asyncio.Protocol):
             waiter.set_result(self._answer)
 
     def _fail(self, error: Exception) -> None:
-        waiter = self._waiter
+        waiter, self._waiter = self._waiter, None
         self.abort()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)

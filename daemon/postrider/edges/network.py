@@ -81,6 +81,8 @@ class WebhookClient:
         self._busy: set[HttpConnection] = set()
         self._target = lru_cache(maxsize=16_384)(self._find_target)
         self._tick: asyncio.TimerHandle | None = None
+        self._ticking = False
+        """Whether the next tick is a request's."""
         self._idle_tick_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -169,8 +171,9 @@ class WebhookClient:
     ) -> Answer:
         connection.deadline = deadline
         self._busy.add(connection)
-        if self._tick is None:
-            self._tick = self._loop.call_later(_TICK_S, self._look_at_the_clock)
+        if not self._ticking:
+            self._tick_in(_TICK_S)
+            self._ticking = True
         try:
             answer = await connection.exchange(request)
         finally:
@@ -191,12 +194,16 @@ class WebhookClient:
                 # The connection used last is taken first, so the oldest stand in front.
                 while idle and (idle[0].closed or idle[0].idle_since < now - _KEEP_IDLE_S):
                     idle.pop(0).abort()
-        if self._busy:
-            self._tick = self._loop.call_later(_TICK_S, self._look_at_the_clock)
+        self._ticking = bool(self._busy)
+        if self._ticking:
+            self._tick_in(_TICK_S)
         elif any(self._idle.values()):
-            self._tick = self._loop.call_later(_IDLE_TICK_S, self._look_at_the_clock)
-        else:
-            self._tick = None
+            self._tick_in(_IDLE_TICK_S)
+
+    def _tick_in(self, seconds: float) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
+        self._tick = self._loop.call_later(seconds, self._look_at_the_clock)
 
     # One line for each foreign exception reads better than any split of them.
     def _explain(self, error: Exception, timeout: float) -> tuple[ErrorKind, str]:  # noqa: PLR0911, PLR0912

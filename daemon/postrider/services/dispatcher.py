@@ -18,7 +18,6 @@ from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
 from postrider.services.work import Job, OpenEvent, Work
 from postrider.store.daemons import Daemons
-from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import Deliveries, DeliveryKey
 from postrider.store.outbox import ClaimedEvents, Outbox
 
@@ -113,17 +112,20 @@ class Dispatcher:
     async def run_once(self) -> DispatchCounts:
         """Claim one batch and fan it out, when there is room for it."""
         await self._wait_for_room()
+        owner = self._work.owner
         try:
             if self._in_doubt:
                 await self._reconcile()
-            claimed = await self._outbox.claim(self._work.owner, self._work.affordable(BATCH))
+            claimed = await self._outbox.claim(owner, self._work.affordable(BATCH))
             if claimed is None:
                 return DispatchCounts(0, 0, 0)
             recorded = await self._deliveries.recorded(claimed.redo) if claimed.redo else set()
-        except DatabaseUnavailable:
+            await self._subscriptions.reach(claimed.revision)
+        except BaseException:
             self._in_doubt = True
             raise
-        await self._subscriptions.settled()
+        if self._work.owner != owner:
+            return DispatchCounts(0, 0, 0)  # others took us for dead, and take the claim too
         return await self._take(claimed, recorded)
 
     async def _take(self, claimed: ClaimedEvents, recorded: set[DeliveryKey]) -> DispatchCounts:
@@ -199,5 +201,6 @@ class Dispatcher:
 
     async def _set_idle(self, idle: bool) -> None:
         if self._idle is not idle:
+            self._idle = None  # until it is certain
             await self._daemons.set_idle(self._work.owner, idle=idle)
             self._idle = idle

@@ -335,8 +335,10 @@ class Lanes:
         if lane.slow or lane.pace.state is PaceState.BROKEN or not lane.pace.limit:
             return True
         # Where the daemon is the bottleneck, a lane has slots to spare, and drains in its turn.
-        now = self._clock.monotonic()
-        return len(lane.running) >= lane.pace.limit and now - lane.queue[0].queued_at > SLOW_AFTER_S
+        kept = len(lane.running) >= lane.pace.limit or (
+            lane.suspect and self._suspect_running >= self._suspect_slots
+        )
+        return kept and self._clock.monotonic() - lane.queue[0].queued_at > SLOW_AFTER_S
 
     def _empty(self, lane: Lane) -> list[Job]:
         jobs = list(lane.queue)

@@ -179,14 +179,16 @@ class Recorder:
                 ending[opened.claim] += 1
         for claim, count in missing:
             ending[claim] += count
-        finished = [claim.id for claim, count in ending.items() if claim.unsettled <= count]
+        # Of an abandoned claim nothing counts.
+        ours = [(claim, count) for claim, count in ending.items() if self._work.holds(claim)]
+        finished = [claim.id for claim, count in ours if claim.unsettled <= count]
         if not (first or again or finished):
             return set()
         return await self._deliveries.record(
             self._work.owner,
             first=[entry.result for entry in first],
             again=again,
-            held=[claim.id for claim, count in ending.items() if claim.unsettled > count],
+            held=[claim.id for claim, count in ours if claim.unsettled > count],
             finished=finished,
             now=self._clock.now(),
         )

@@ -6,7 +6,7 @@ Woken when a retry falls due, when deliveries were left waiting and when a lane 
 
 import asyncio
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -21,6 +21,7 @@ from postrider.store.endpoints import Endpoints
 from postrider.store.outbox import Outbox
 
 PROMOTE_BATCH = 1000
+PROMOTE_AGAIN_S = 0.1
 REFILL_BATCH = 200
 RESCAN_S = 5.0
 """How often to look for waiting deliveries that nobody announced: another daemon left them."""
@@ -125,13 +126,15 @@ class Scheduler:
     async def _promote(self) -> int:
         total = 0
         while self._next_due is not None and self._next_due <= self._clock.now():
+            soon = self._clock.now() + timedelta(seconds=PROMOTE_AGAIN_S)
             promoted = await self._deliveries.promote_due(self._clock.now(), PROMOTE_BATCH)
             total += sum(promoted.values())
             for endpoint_id in promoted:
                 if not self._lanes.mark_behind(endpoint_id):
                     self._rescan_at = 0.0
             self._next_due = await self._deliveries.next_due()
-            if not promoted:
+            if not promoted:  # others are at it
+                self._next_due = max(self._next_due or soon, soon)
                 break
         return total
 
@@ -142,15 +145,20 @@ class Scheduler:
         wanted = self._work.affordable(min(self._lanes.room_of(lane), REFILL_BATCH))
         if wanted < 1:
             return 0  # asked again when a delivery of the lane is done, and at the next rescan
-        endpoint = lane.endpoint
-        claimed = await self._deliveries.claim_waiting(
-            self._work.owner, endpoint.id, wanted, self._clock.now()
-        )
-        if len(claimed) < wanted:
-            self._lanes.mark_caught_up(lane)
+        endpoint, owner = lane.endpoint, self._work.owner
+        self._lanes.mark_caught_up(lane)  # before the claim: what is left waiting during it is not missed
+        full = True
+        try:
+            claimed = await self._deliveries.claim_waiting(owner, endpoint.id, wanted, self._clock.now())
+            full = len(claimed) == wanted
+        finally:
+            if full:
+                self._lanes.mark_behind(endpoint.id)
         if not claimed:
             return 0
         read = await self._outbox.read([claim.event_id for claim in claimed])
+        if self._work.owner != owner:
+            return 0  # others took us for dead, and take these too
         self._work.learn_size(read)
         events = {event.id: event for event in read}
         for claim in claimed:

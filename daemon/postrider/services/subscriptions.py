@@ -19,7 +19,6 @@ from postrider.services.recorder import Recorder
 from postrider.store.endpoints import Endpoints
 
 POLL_S = 1.0
-SETTLE_S = 1.0
 
 log = structlog.get_logger()
 
@@ -48,7 +47,7 @@ class Subscriptions:
         self._recorder = recorder
         self._clock = clock
         self._wake = asyncio.Event()
-        self._current = asyncio.Event()
+        self._loading = asyncio.Lock()
         self._matcher = Matcher(())
         self._revision = -1
         self.configure(dialects, retry)
@@ -76,15 +75,14 @@ class Subscriptions:
         return self._matcher.match(workspace_id, event_type)
 
     def wake(self) -> None:
-        self._current.clear()
         self._wake.set()
 
-    async def settled(self) -> None:
-        """Wait while a change is known of and not taken over yet, so that an event finds the endpoints that
-        were committed before it; a moment at most, since events must flow without news of endpoints."""
-        if not self._current.is_set():
-            await self._clock.wait(self._current, SETTLE_S)
-            self._current.set()
+    async def reach(self, revision: int) -> None:
+        """Take over what is newer than ours, so that an event finds the endpoints committed before it."""
+        if revision > self._revision:
+            async with self._loading:
+                if revision > self._revision:
+                    await self._take_over()
 
     async def run(self) -> None:
         while True:
@@ -94,10 +92,9 @@ class Subscriptions:
 
     async def run_once(self) -> int:
         """Take over a new revision if there is one; return the number of the revision."""
-        if await self._endpoints.revision() != self._revision:
-            await self._take_over()
-        if not self._wake.is_set():
-            self._current.set()
+        async with self._loading:
+            if await self._endpoints.revision() != self._revision:
+                await self._take_over()
         return self._revision
 
     async def _take_over(self) -> None:

@@ -76,7 +76,7 @@ class Work:
     def affordable(self, wanted: int) -> int:
         """How many of `wanted` events may be claimed, going by the size of those claimed lately."""
         free = MAX_DATA_BYTES_IN_MEMORY - self.data_bytes
-        return min(wanted, int(free / max(self._typical_bytes, 1.0)))
+        return max(0, min(wanted, int(free / max(self._typical_bytes, 1.0))))
 
     def learn_size(self, events: Sequence[Event]) -> None:
         """Take in the sizes of events just read; large ones count at once, small ones by and by."""
@@ -126,6 +126,9 @@ class Work:
         """Forget an event of which nothing remains to be recorded."""
         if opened.remaining <= 0 and not opened.lost:
             self._forget(opened)
+
+    def holds(self, claim: Claim) -> bool:
+        return self.claims.get(claim.id) is claim
 
     def settle_claim(self, claim: Claim, events: int) -> None:
         """So many more events of a claim need nothing any more."""

@@ -18,6 +18,13 @@ from postrider.store.outbox import REQUEUE
 
 HEARTBEAT_TIMEOUT = timedelta(seconds=30)
 
+_STRUCK_OUT = """
+SELECT owner FROM (
+  SELECT DISTINCT owner FROM postrider.claim
+  UNION SELECT DISTINCT owner FROM postrider.delivery WHERE state = 'sending'
+) AS owners WHERE owner NOT IN (SELECT id FROM postrider.daemon)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
@@ -95,21 +102,28 @@ class Daemons:
                 now,
             )
 
-    async def leave(self, daemon_id: int, unfinished: Collection[UUID], now: datetime) -> Rescued:
+    async def leave(
+        self, daemon_id: int, known: Collection[int], unfinished: Collection[UUID], now: datetime
+    ) -> Rescued:
         """Give back everything that a daemon holds, and strike it out.
 
-        Of its claims only the events that are `unfinished` go back.
+        Of the claims that are `known` to it, only the events that are `unfinished` go back.
         """
         async with self._database.transaction() as connection:
-            return await self._free(connection, daemon_id, now, unfinished)
+            return await self._free(connection, daemon_id, now, known, unfinished)
 
     async def rescue(self, own_id: int, now: datetime) -> list[Rescued]:
-        """Free the rows of dead daemons; return what each of them left."""
+        """Free the rows of dead daemons; return what each of them left.
+
+        Some rows may be of daemons that were struck out before they claimed them, unaware of it.
+        """
         async with self._database.connection() as connection:
             others = await connection.fetch("SELECT id FROM postrider.daemon WHERE id <> $1", own_id)
-            return [
-                rescued for row in others if (rescued := await self._rescue_one(connection, row["id"], now))
-            ]
+            dead = [await self._rescue_one(connection, row["id"], now) for row in others]
+            for row in await connection.fetch(_STRUCK_OUT):
+                async with connection.transaction():
+                    dead.append(await self._free(connection, row["owner"], now))
+        return [rescued for rescued in dead if rescued is not None]
 
     async def _rescue_one(self, connection: Connection, daemon_id: int, now: datetime) -> Rescued | None:
         async with connection.transaction():
@@ -126,15 +140,22 @@ class Daemons:
 
     @staticmethod
     async def _free(
-        connection: Connection, daemon_id: int, now: datetime, unfinished: Collection[UUID] | None = None
+        connection: Connection,
+        daemon_id: int,
+        now: datetime,
+        known: Collection[int] = (),
+        unfinished: Collection[UUID] = (),
     ) -> Rescued:
         """Free what a daemon holds: its events for a new fan-out, its deliveries as waiting."""
         rows = await connection.fetch(
-            "DELETE FROM postrider.claim WHERE owner = $1 RETURNING event_ids", daemon_id
+            "DELETE FROM postrider.claim WHERE owner = $1 RETURNING id, event_ids", daemon_id
         )
-        events = [event_id for row in rows for event_id in row["event_ids"]]
-        if unfinished is not None:
-            events = [event_id for event_id in events if event_id in unfinished]
+        events = [
+            event_id
+            for row in rows
+            for event_id in row["event_ids"]
+            if row["id"] not in known or event_id in unfinished
+        ]
         await connection.execute(REQUEUE, events)
         deliveries = await connection.fetch(
             """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2

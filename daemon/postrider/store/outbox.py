@@ -20,8 +20,12 @@ _EVENT_COLUMNS = f"""
     AS previous_attributes, actor, related, test
 """
 # Joined to nothing, a large value is fetched and unpacked once; else again wherever it is mentioned.
+# The driver knows no year but 1 to 9999.
 _EVENTS = """
-(SELECT id, workspace_id, type, object_type, object_id, occurred_at, data::text || '' AS data,
+(SELECT id, workspace_id, type, object_type, object_id,
+        least(greatest(occurred_at, timestamptz '0001-01-02 00:00+00'), timestamptz '9999-12-30 00:00+00')
+          AS occurred_at,
+        data::text || '' AS data,
         previous_attributes, actor, related, test
  FROM postrider.outbox WHERE {} OFFSET 0)
 """
@@ -40,7 +44,8 @@ WITH next AS (
   INSERT INTO postrider.claim (owner, event_ids)
   SELECT $1, array_agg(event_id ORDER BY event_id) FROM taken HAVING count(*) > 0 RETURNING id
 )
-SELECT (SELECT id FROM claim) AS claim_id, taken.event_id, taken.redo, event.*
+SELECT (SELECT id FROM claim) AS claim_id, (SELECT revision FROM postrider.endpoint_revision) AS revision,
+       taken.event_id, taken.redo, event.*
 FROM taken LEFT JOIN LATERAL (
   SELECT {_EVENT_COLUMNS} FROM {
     _EVENTS.format("id = taken.event_id AND workspace_id = taken.workspace_id LIMIT 1")
@@ -54,7 +59,9 @@ _JSON_ARGUMENTS = frozenset({"previous_attributes", "actor", "related"})
 # Gives back the events of claims, less those that retention removed.
 REQUEUE = """
 INSERT INTO postrider.pending (event_id, workspace_id, redo)
-SELECT o.id, o.workspace_id, true FROM unnest($1::uuid[]) AS given (id) JOIN postrider.outbox AS o USING (id)
+SELECT o.id, o.workspace_id, true FROM unnest($1::uuid[]) AS given (id) CROSS JOIN LATERAL (
+  SELECT id, workspace_id FROM postrider.outbox WHERE id = given.id OFFSET 0
+) AS o
 ON CONFLICT DO NOTHING
 """
 
@@ -76,6 +83,8 @@ class ClaimedEvents:
     """Events that an earlier owner gave up: some of their deliveries may be recorded already."""
     missing: int
     """Events in the queue that the outbox does not have."""
+    revision: int
+    """Of the endpoints, as of the claim."""
 
 
 BACKLOG_LIMIT = 1_000_000
@@ -123,7 +132,7 @@ class Outbox:
         self._newest.append(max(self._newest[-1], rows[-1]["event_id"]))
         events = [_event(row) for row in rows if row["id"] is not None]
         redo = [row["event_id"] for row in rows if row["redo"]]
-        return ClaimedEvents(rows[0]["claim_id"], events, redo, len(rows) - len(events))
+        return ClaimedEvents(rows[0]["claim_id"], events, redo, len(rows) - len(events), rows[0]["revision"])
 
     async def read(self, event_ids: Sequence[UUID]) -> list[Event]:
         """The events in the order of their ids; ids that retention removed are left out."""

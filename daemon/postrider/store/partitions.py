@@ -26,6 +26,7 @@ _SWEEP_DEFAULT: dict[Partitioned, str] = {
     "outbox": """
         DELETE FROM postrider.outbox_default AS o WHERE o.id < postrider.first_id_of($1)
           AND NOT EXISTS (SELECT FROM postrider.pending AS p WHERE p.event_id = o.id)
+          AND NOT EXISTS (SELECT FROM postrider.claim AS c WHERE o.id = ANY(c.event_ids))
           AND NOT EXISTS (SELECT FROM postrider.delivery AS d WHERE d.event_id = o.id
                           AND d.state IN ('waiting', 'sending', 'retrying'))""",
     "delivery": """
