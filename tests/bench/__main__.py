@@ -1,8 +1,9 @@
 """python -m tests.bench NAME|all [--seconds N] [--rounds N] [--scale X] [--json]
 
 Speed as ratios to a floor of the same run. Daemons and floors have one core, PostgreSQL and the sink
-another; both sides take turns, and a ratio is that of a round. Prints a Markdown table. A bench is the
-module of its name, which tells what it measures. All of them take about 40 minutes.
+another; both sides take turns, and a ratio is that of a round. Prints a Markdown table; `all`, at full scale,
+writes it into the README too. A bench is the module of its name, which tells what it measures. All of them
+take about 40 minutes.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from tests.bench.fanout import fanout
 from tests.bench.isolation import isolation
 from tests.bench.latency import latency
 from tests.bench.peers import peers
-from tests.bench.report import HEADER, RULE, Row
+from tests.bench.report import HEADER, RULE, Row, write_into_readme
 from tests.bench.restart import restart
 from tests.bench.stage import Stage, staged
 from tests.bench.throughput import throughput
@@ -70,6 +71,8 @@ async def main() -> int:
             rows += found
             if not options.json:
                 print(*found, sep="\n", flush=True)
+    if options.name == "all" and options.scale == 1.0 and not failed:
+        write_into_readme(rows)
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
     return failed

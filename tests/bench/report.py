@@ -1,8 +1,13 @@
 """Rows of the table that a bench makes."""
 
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+_PLACE = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,12 @@ class Row:
 
 HEADER = Row("what", "to reach", "floor", "Postrider", "ratio: median (min to max)")
 RULE = "| --- | --- | --- | --- | --- |"
+
+
+def write_into_readme(rows: Iterable[Row]) -> None:
+    """Replace the README's table of figures."""
+    table = "".join(f"{row}\n" for row in (HEADER, RULE, *rows))
+    README.write_text(_PLACE.sub(lambda _: table, README.read_text()))
 
 
 def compared(
