@@ -11,7 +11,7 @@ from postrider.store.database import Database
 from tests.support.daemon_process import query
 
 HOT = {
-    "claim": (outbox._CLAIM, "1, 100, '00000000-0000-0000-0000-000000000000'::uuid"),
+    "claim": (outbox._CLAIM.format(limit=128), "1, '00000000-0000-0000-0000-000000000000'::uuid"),
     "record first": (
         deliveries._RECORD_FIRST,
         "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"

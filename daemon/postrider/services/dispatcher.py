@@ -21,7 +21,7 @@ from postrider.store.daemons import Daemons
 from postrider.store.deliveries import Deliveries, DeliveryKey
 from postrider.store.outbox import ClaimedEvents, Outbox
 
-BATCH = 500
+BATCH = 512
 """Events per claim."""
 BUSY_FROM = 32
 """A claim of this many events means that polling finds more than notifications would."""
@@ -116,7 +116,8 @@ class Dispatcher:
         try:
             if self._in_doubt:
                 await self._reconcile()
-            claimed = await self._outbox.claim(owner, self._work.affordable(BATCH))
+            wanted = self._work.affordable(BATCH)
+            claimed = await self._outbox.claim(owner, wanted) if wanted else None
             if claimed is None:
                 return DispatchCounts(0, 0, 0)
             recorded = await self._deliveries.recorded(claimed.redo) if claimed.redo else set()
