@@ -29,7 +29,7 @@ from postrider.services.work import Claim, Job, OpenEvent, Work
 from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import Deliveries, DeliveryResult
 
-LINGER_S = 0.02
+LINGER_S = 0.05
 BATCH = 1000
 
 log = structlog.get_logger()

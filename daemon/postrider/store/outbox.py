@@ -68,7 +68,7 @@ ON CONFLICT DO NOTHING
 _NIL = UUID(int=0)
 _LOOK_BACK = 8
 """Claims. Behind the newest event that was claimed so many claims ago, most claims look for no more."""
-_FULL_SHARE = 0.05
+_FULL_SHARE = 0.02
 """Of the time goes into claims that look at all of the queue."""
 
 
