@@ -61,7 +61,8 @@ def test_a_daemon_takes_over_what_a_killed_one_held(database_dsn: str, tmp_path:
                 doomed.kill()
                 receiver.set_mode("ok")
                 rescued = heir.wait_for_log("daemon.rescued", timeout=5)
-                assert rescued["events"] > 0
+                # The endpoint is slow: by now its deliveries may have places of their own in the database.
+                assert rescued["events"] + rescued["deliveries"] > 0
                 receiver.wait_for(40, timeout=20)
                 assert_settled(database_dsn)
         assert set(receiver.ids("/a")) == set(ids)
