@@ -204,5 +204,8 @@ class Writers:
 def assert_settled(dsn: str, states: Sequence[str] = ("succeeded",)) -> None:
     """Nothing is pending, and every delivery has come to an end."""
     wait_until(lambda: query(dsn, QUEUED)[0][0] == 0, 30, "an empty queue")
+    # What was claimed apart from its event is recorded apart, a moment later.
+    under_way = "SELECT count(*) FROM postrider.delivery WHERE state = 'sending'"
+    wait_until(lambda: query(dsn, under_way)[0][0] == 0, 30, "no delivery under way")
     found = {row["state"] for row in query(dsn, "SELECT DISTINCT state FROM postrider.delivery")}
     assert found <= set(states), found
