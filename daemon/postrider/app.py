@@ -201,7 +201,6 @@ class Daemon:
             daemons=self._daemons,
             work=self.work,
             lanes=self.lanes,
-            trouble=self.lanes.trouble,
             slots=config.delivery.concurrency,
             clock=clock,
             metrics=metrics,
@@ -276,6 +275,8 @@ class Daemon:
             self.config = old
             raise
         self.subscriptions.configure(dialects, RetrySettings(config.retry.schedule, config.retry.jitter))
+        spoken = self.sender.settings.dialects.values()
+        timeouts = [old.delivery.timeout, *(dialect.timeout or 0.0 for dialect in spoken)]
         self.sender.settings = SendSettings(
             client, dialects, config.delivery.user_agent, config.network.https_only
         )
@@ -298,8 +299,7 @@ class Daemon:
             if before != after
         ]
         log.info("config.reloaded", needs_restart=fixed)
-        timeouts = [dialect.timeout or 0.0 for dialect in dialects.values()]
-        await self._retire_clients(max(old.delivery.timeout, *timeouts) + 1.0)
+        await self._retire_clients(max(timeouts) + 1.0)
 
     def turning(self) -> bool:
         """Whether the claim loop turns, or waits for a database that is away."""

@@ -32,6 +32,7 @@ from tests.bench.peers_install import Installed, NotInstallable, installers
 from tests.bench.processes import DAEMON_CORE, Sink
 from tests.bench.report import Row, compared
 from tests.bench.stage import Stage
+from tests.support.daemon_process import write_config
 
 REPOSITORY = Path(__file__).parents[2]
 CALIBRATION = 1000
@@ -71,7 +72,7 @@ class Peer:
 class Postrider:
     def __init__(self, url: str, directory: Path) -> None:
         self._url = url
-        self._config = directory / "postrider.toml"
+        self._directory = directory
 
     async def fill(self, dsn: str, count: int) -> None:
         database = Database(dsn, pool_size=1)
@@ -104,11 +105,8 @@ class Postrider:
         await database.close()
 
     def worker(self, dsn: str) -> list[str]:
-        self._config.write_text(
-            f'[database]\ndsn = "{dsn}"\n[network]\nhttps_only = false\nallow = ["127.0.0.0/8"]\n'
-            '[admin]\nlisten = ""\n[log]\nformat = "json"\n'
-        )
-        return [sys.executable, "-m", "postrider", "run", "--config", str(self._config)]
+        config = write_config(self._directory, dsn)
+        return [sys.executable, "-m", "postrider", "run", "--config", str(config)]
 
 
 async def peers(stage: Stage, rounds: int, seconds: float) -> list[Row]:

@@ -134,6 +134,11 @@ class Attempt(msgspec.Struct, frozen=True):
     result: AttemptResult
 
 
+def emitted_at_s(event_id: UUID) -> float:
+    """When an event was emitted, in seconds since 1970: its id begins with the ms (RFC 9562, 5.7)."""
+    return (event_id.int >> 80) / 1000
+
+
 def event_public_id(event_id: UUID) -> str:
     return f"evt_{event_id.hex}"
 

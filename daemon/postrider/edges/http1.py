@@ -64,11 +64,15 @@ class HttpConnection(asyncio.Protocol):
         """For whoever watches over the exchange under way, on the clock of its own."""
         self.idle_since = 0.0
         self.connect_ms: float | None = None
+        self._prepare()
+        transport.set_protocol(self)
+
+    def _prepare(self) -> None:
         self._answer = Answer()
         self._problem = ""
-        self._head_bytes = self._bytes_without_body = 0
+        self._head_bytes = 0
+        self._bytes_without_body = 0
         self._begun = self._head_done = self._interim = self._until_closed = False
-        transport.set_protocol(self)
 
     async def exchange(self, request: bytes) -> Answer:
         """Send a whole request; return its answer, the body cut at `max_body_bytes`.
@@ -171,12 +175,6 @@ class HttpConnection(asyncio.Protocol):
             self._answer.headers.clear()
         else:
             self._finish(keep=self._parser.should_keep_alive())
-
-    def _prepare(self) -> None:
-        self._answer = Answer()
-        self._problem = ""
-        self._head_bytes = self._bytes_without_body = 0
-        self._begun = self._head_done = self._interim = self._until_closed = False
 
     def _finish(self, *, keep: bool) -> None:
         waiter, self._waiter = self._waiter, None

@@ -4,9 +4,8 @@ It wakes by itself every few seconds.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
 
-from postrider.domain.status import DaemonReport, LaneReport
+from postrider.domain.status import DaemonReport
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
@@ -27,18 +26,16 @@ class Reporter:
         daemons: Daemons,
         work: Work,
         lanes: Lanes,
-        trouble: Callable[[], Sequence[LaneReport]],
         slots: int,
         clock: Clock,
         metrics: Metrics,
         notifier: Notifier,
     ) -> None:
-        """`trouble`: what was decided about lanes that do not keep up; `slots`: requests at a time."""
+        """`slots`: requests at a time."""
         self._outbox = outbox
         self._daemons = daemons
         self._work = work
         self._lanes = lanes
-        self._trouble = trouble
         self._slots = slots
         self._clock = clock
         self._metrics = metrics
@@ -87,5 +84,5 @@ class Reporter:
             in_flight=self._lanes.running,
             slots=self._slots,
             queued=self._lanes.queued,
-            lanes=tuple(self._trouble()),
+            lanes=tuple(self._lanes.trouble()),
         )

@@ -23,6 +23,7 @@ from postrider.domain.model import (
     Failure,
     Reply,
     delivery_public_id,
+    emitted_at_s,
     endpoint_public_id,
 )
 from postrider.domain.policy import ONE_ATTEMPT, Outcome, judge
@@ -163,5 +164,5 @@ class Sender:
         self._metrics.attempts.counts[kind.value if kind else "ok"] += 1
         self._metrics.attempt_seconds.observe(result.duration_ms / 1000)
         if job.first and isinstance(result, Reply) and kind is None:
-            emitted_at = (job.opened.event.id.int >> 80) / 1000
-            self._metrics.lag_seconds.observe(max(0.0, now.timestamp() - emitted_at))
+            lag = now.timestamp() - emitted_at_s(job.opened.event.id)
+            self._metrics.lag_seconds.observe(max(0.0, lag))

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from postrider.domain.errors import UsageError
-from postrider.domain.model import MAX_DATA_BYTES, Event
+from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s
 from postrider.store.database import Database
 
 _EVENT_COLUMNS = f"""
@@ -236,8 +236,7 @@ class Outbox:
 
 
 def emitted_at(event_id: UUID | None) -> datetime | None:
-    """When an event was emitted: its id begins with the milliseconds since 1970 (RFC 9562, 5.7)."""
-    return None if event_id is None else datetime.fromtimestamp((event_id.int >> 80) / 1000, UTC)
+    return None if event_id is None else datetime.fromtimestamp(emitted_at_s(event_id), UTC)
 
 
 def _event(row: asyncpg.Record) -> Event:
