@@ -1,0 +1,1 @@
+-- Partitions, locks and liveness that keep nobody waiting.

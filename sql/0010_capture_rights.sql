@@ -1,0 +1,1 @@
+-- Capture and emit run with few rights, and lose no row.

@@ -1,0 +1,1 @@
+-- Endpoints by differences; sealed headers.
