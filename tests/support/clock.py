@@ -19,6 +19,9 @@ class FakeClock:
         # A service's first run is due at 0.
         return 1_000_000 + self._elapsed
 
+    def cpu(self) -> float:
+        return 0.0
+
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         over = asyncio.get_running_loop().create_future()
         if timeout is not None:

@@ -164,8 +164,10 @@ class Writers:
     """Threads that each commit events one by one, and repeat what a lost connection cut off, by
     idempotency key. `join` returns the ids of all events whose commit was acknowledged."""
 
-    def __init__(self, dsn: str, *, writers: int, each: int, pause_s: float = 0.0) -> None:
+    def __init__(self, dsn: str, *, writers: int, each: int, pause_s: float = 0.0, name: str = "") -> None:
+        """`name` sets the keys of these writers apart from those of others."""
         self._dsn = dsn
+        self._name = name
         self._each = each
         self._pause_s = pause_s
         self._ids: list[str] = []
@@ -191,7 +193,7 @@ class Writers:
                         row = connection.execute(
                             """SELECT postrider.emit('deal.updated', json_build_object('n', %s::int),
                                                      idempotency_key => %s)""",
-                            (number, f"{writer}-{number}"),
+                            (number, f"{self._name}{writer}-{number}"),
                         ).fetchone()
                         assert row is not None
                         self._ids.append(row[0])

@@ -20,7 +20,7 @@ from postrider.domain.catalogue import (
     TypeName,
     check_catalogue,
 )
-from postrider.domain.envelope import Build, Values, check_size, compile_template, dump_body
+from postrider.domain.envelope import Build, Values, check_sendable, compile_template, dump_body
 from postrider.domain.errors import UsageError
 from postrider.domain.javascript import stringify
 from postrider.domain.model import Event
@@ -170,7 +170,7 @@ def render(dialect: Dialect, event: Event) -> bytes:
 
     Raises PayloadError when the event's data is too large, nested too deep or not text that JSON can hold.
     """
-    check_size(event)
+    check_sendable(event)
     return _render(dialect, dialect.build, event)
 
 

@@ -83,10 +83,12 @@ def dump_body(built: object) -> bytes:
         raise PayloadError(f"the event cannot be written as JSON: {error}") from None
 
 
-def check_size(event: Event) -> None:
-    """Raise PayloadError when the event's data is too large to be sent."""
+def check_sendable(event: Event) -> None:
+    """Raise PayloadError when the event is too large to be sent, or could not be read."""
+    if event.problem is not None:
+        raise PayloadError(event.problem)
     if event.data is None:
-        raise PayloadError(f"data is {event.data_bytes:,} bytes; the limit is {MAX_DATA_BYTES:,}")
+        raise PayloadError(f"its JSON has {event.data_bytes:,} bytes; the limit is {MAX_DATA_BYTES:,}")
 
 
 def _compile(template: object, path: str, names: Mapping[str, Build]) -> Build:

@@ -26,7 +26,8 @@ from postrider.domain.signing import Secret
 
 DEFAULT_WORKSPACE = "default"
 MAX_DATA_BYTES = 1_048_576
-"""Largest `data` of an event, in bytes of JSON text; `postrider.emit` in sql/ holds the same number."""
+"""Largest JSON columns of an event together, in bytes of text; `postrider.emit` in sql/ holds the same
+number."""
 MAX_DATA_DEPTH = 512
 """Deepest nesting of `data` that is sent: receivers' JSON parsers give up soon after."""
 
@@ -68,8 +69,9 @@ class Event(msgspec.Struct, frozen=True):
     workspace_id: str
     type: str
     data: str | None
-    """None where the stored text is larger than `MAX_DATA_BYTES`; `data_bytes` tells how large."""
+    """None where the JSON columns together are larger than what was to be read."""
     data_bytes: int
+    """Of all JSON columns together."""
     previous_attributes: str | None
     object_type: str | None
     object_id: str | None
@@ -78,6 +80,8 @@ class Event(msgspec.Struct, frozen=True):
     occurred_at: datetime
     test: bool = False
     """Made up for a person who tries an endpoint: tried once, and no failure of the endpoint's."""
+    problem: str | None = None
+    """Why it can't be sent, where its row is gone or can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,11 @@ class Attempt(msgspec.Struct, frozen=True):
 def emitted_at_s(event_id: UUID) -> float:
     """When an event was emitted, in seconds since 1970: its id begins with the ms (RFC 9562, 5.7)."""
     return (event_id.int >> 80) / 1000
+
+
+def first_event_id(moment: datetime) -> UUID:
+    """The smallest id of an event that is emitted at that moment."""
+    return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 def event_public_id(event_id: UUID) -> str:

@@ -2,8 +2,9 @@
 
 Concurrency follows AIMD, as TCP's congestion window does (RFC 5681): it doubles until the first sign of
 trouble, then grows by one per round of answers; a sign of trouble (429, 502, 503, 504, a timeout, latency
-far above the usual) halves it, once per round. An endpoint that does not answer at all for `BREAK_AFTER`
-attempts rests, and one delivery at a time probes it until it answers. A rate limit is a token bucket.
+far above the usual) halves it, once per round. An endpoint that never answered gets one request at a time.
+One that does not answer at all for `BREAK_AFTER` attempts rests, and one delivery at a time probes it until
+it answers. A rate limit is a token bucket.
 
 All times are seconds of one monotonic clock.
 """
@@ -46,12 +47,15 @@ class Pace:
 
     __slots__ = (
         "_burst", "_failures", "_filled_at", "_growing", "_probes", "_rate", "_shrunk_at", "_tokens",
-        "_troubled_at", "_usual", "ceiling", "latency", "limit", "reason", "resume_at", "state", "window",
+        "_troubled_at", "_usual", "answered", "ceiling", "latency", "limit", "reason", "resume_at",
+        "state", "window",
     )  # fmt: skip
 
     def __init__(self, ceiling: int, rate: float | None, now: float) -> None:
         """`ceiling` bounds the requests at a time, `rate` those per second."""
         self.window = float(min(START_WINDOW, ceiling))
+        self.answered = False
+        """Whether it ever did."""
         self.latency = 0.0
         """Of the latest answers, averaged; 0 while there was none."""
         self.state = PaceState.OPEN
@@ -125,9 +129,10 @@ class Pace:
         if now < self.resume_at or (self._rate is not None and self._tokens < 1.0):
             self.limit = 0
         else:
-            self.limit = 1 if self.state is PaceState.BROKEN else int(self.window)
+            self.limit = int(self.window) if self.answered and self.state is not PaceState.BROKEN else 1
 
     def _answered(self, now: float) -> None:
+        self.answered = True
         self._failures = 0
         if self.state is PaceState.BROKEN:
             self.state = PaceState.RECOVERING

@@ -13,6 +13,9 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that only grow; for durations."""
 
+    def cpu(self) -> float:
+        """Seconds of CPU time that this process took; to be held against `monotonic`."""
+
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         """Wait until `event` is set (True) or `timeout` seconds of this clock passed (False)."""
 
@@ -23,6 +26,9 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def cpu(self) -> float:
+        return time.process_time()
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         try:

@@ -1,37 +1,56 @@
 """From the outbox to the lanes: claims a batch of pending events, matches each to its endpoints (fan-out)
 and offers the deliveries to their lanes; what a lane can't take goes to the database as waiting.
 
+It waits for no lane in particular. An event for very many endpoints is fanned out by and by, between the
+claims of others. Where the daemon as a whole can do no more, claims wait.
+
 Woken by the listener, and by room in the lanes; it polls while it is busy, and once a second when idle.
 """
 
 import asyncio
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
-from postrider.domain.model import DeliveryState
+from postrider.domain.model import DeliveryState, Event
 from postrider.edges.clock import Clock
-from postrider.services.lane import Lane
 from postrider.services.lanes import Lanes, Offer
+from postrider.services.ledger import ClaimedEvent, Job, Ledger
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
-from postrider.services.work import Job, OpenEvent, Work
 from postrider.store.daemons import Daemons
 from postrider.store.deliveries import Deliveries, DeliveryKey
 from postrider.store.outbox import ClaimedEvents, Outbox
 
 BATCH = 512
 """Events per claim."""
+LARGE_FROM = 33
+"""Endpoints of an event that is fanned out by and by, behind those for fewer."""
+SLICE = 256
+"""Deliveries that are offered in a row before other tasks have a turn."""
+SLICES = 8
+"""Of large fan-outs, between two claims."""
+MAX_PARKED = 512
+"""Events that may wait for lanes which are full for a moment, while others are claimed."""
+MAX_LARGE = 1024
+"""Large fan-outs under way while others are claimed."""
 BUSY_FROM = 32
 """A claim of this many events means that polling finds more than notifications would."""
 BUSY_RATE, IDLE_RATE = 1000, 500
 """Events per second from which on notifications cost writers more than they gain, and below which they are
 worth it again: NOTIFY holds a lock of the whole cluster through commit."""
 WINDOW_S = 0.1
-"""Over which the rate is measured."""
+"""Over which the rate, and the load, are measured."""
+SATURATED_FROM = 0.6
+"""Share of a core that the daemon takes when it can't do more: the rest goes to waiting for the system."""
 BUSY_POLL_S = 0.01
-ROOM_POLL_S = 0.05
+ROOM_POLL_S = 0.02
+RECONCILE_S = 30.0
+"""How often to compare the claims in the database with those in memory: a crash of the server may have undone
+what we were told was committed."""
 BACKSTOP_S = (0.01, 0.05, 0.25, 1.0)
 """Waits of an idle dispatcher. A writer that saw the flag `idle` just before it was set sends no
 notification, so the first polls come soon; the last one repeats."""
@@ -46,6 +65,16 @@ class DispatchCounts:
     spilled: int
 
 
+@dataclass(slots=True, eq=False)
+class FanOut:
+    """An event on its way to the lanes of its endpoints."""
+
+    claimed: ClaimedEvent
+    endpoint_ids: Sequence[int]
+    next: int = 0
+    """The first of them that it was not offered to."""
+
+
 class Dispatcher:
     def __init__(
         self,
@@ -56,7 +85,7 @@ class Dispatcher:
         subscriptions: Subscriptions,
         lanes: Lanes,
         recorder: Recorder,
-        work: Work,
+        ledger: Ledger,
         clock: Clock,
     ) -> None:
         self._outbox = outbox
@@ -65,25 +94,32 @@ class Dispatcher:
         self._subscriptions = subscriptions
         self._lanes = lanes
         self._recorder = recorder
-        self._work = work
+        self._ledger = ledger
         self._clock = clock
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._idle: bool | None = None
         """What writers were told; None while that is unknown."""
         self._in_doubt = False
+        self._reconcile_at = clock.monotonic() + RECONCILE_S
+        self._small: deque[FanOut] = deque()
+        self._large: deque[FanOut] = deque()
+        self._saturated = True
+        """The daemon as a whole is at its limit; taken for granted until it is measured."""
+        self._measured_at, self._measured_cpu = clock.monotonic(), clock.cpu()
         self.turned_at = clock.monotonic()
         """When the claim loop turned last; the watchdog and /healthz look at it."""
         lanes.on_room = self._room.set
 
     def __repr__(self) -> str:
-        return f"<Dispatcher {'idle' if self._idle else 'busy'}>"
+        state = "idle" if self._idle else "saturated" if self._saturated else "busy"
+        return f"<Dispatcher {state} parked={len(self._small)} large={len(self._large)}>"
 
     def wake(self) -> None:
         self._wake.set()
 
     def doubt(self) -> None:
-        """A claim may have been made without our hearing of it: compare before the next one."""
+        """Memory and database may differ about our claims: compare them before the next one."""
         self._in_doubt = True
         self._idle = None
         self._wake.set()
@@ -104,104 +140,168 @@ class Dispatcher:
                 await self._set_idle(seen / passed < (BUSY_RATE if self._idle else IDLE_RATE))
             if passed >= WINDOW_S:
                 began, seen = self._clock.monotonic(), 0
+            if self._small or self._large:
+                continue
             if claimed < BUSY_FROM and self._idle:
                 await self._clock.wait(self._wake, BACKSTOP_S[min(empty, len(BACKSTOP_S) - 1)])
             elif claimed < BATCH:
                 await self._clock.wait(self._wake, BUSY_POLL_S)
 
     async def run_once(self) -> DispatchCounts:
-        """Claim one batch and fan it out, when there is room for it."""
-        await self._wait_for_room()
-        owner = self._work.owner
+        """Claim one batch when there is room for it, and go on with the fan-outs under way."""
+        self._measure_load()
+        may_claim = self._may_claim()
+        claimed = await self._claim() if may_claim else 0
+        offered, spilled = await self._advance()
+        if (self._small or self._large or not may_claim) and not (claimed or offered or spilled):
+            await self._room_for_more()
+        return DispatchCounts(claimed, offered, spilled)
+
+    def _may_claim(self) -> bool:
+        return (
+            self._ledger.claim_room() > 0
+            and not self._recorder.congested
+            and len(self._small) < (1 if self._saturated else MAX_PARKED)
+            and len(self._large) < MAX_LARGE
+        )
+
+    async def _claim(self) -> int:
+        """Claim a batch of events; return how many there were."""
+        owner = self._ledger.owner
         try:
-            if self._in_doubt:
+            if self._in_doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
-            wanted = self._work.affordable(BATCH)
-            claimed = await self._outbox.claim(owner, wanted) if wanted else None
+            claimed = await self._outbox.claim(owner, BATCH, self._ledger.claim_room())
             if claimed is None:
-                return DispatchCounts(0, 0, 0)
+                return 0
             recorded = await self._deliveries.recorded(claimed.redo) if claimed.redo else set()
             await self._subscriptions.reach(claimed.revision)
         except BaseException:
             self._in_doubt = True
             raise
-        if self._work.owner != owner:
-            return DispatchCounts(0, 0, 0)  # others took us for dead, and take the claim too
-        return await self._take(claimed, recorded)
+        if self._ledger.owner != owner:
+            return 0  # others took us for dead, and take the claim too
+        return self._take(claimed, recorded)
 
-    async def _take(self, claimed: ClaimedEvents, recorded: set[DeliveryKey]) -> DispatchCounts:
-        """Hold what was claimed, and fan it out."""
-        count = len(claimed.events) + claimed.missing
-        claim = self._work.take(claimed.claim_id, count)
-        opened = [self._work.open(event, claim) for event in claimed.events]
-        self._work.learn_size(claimed.events)
+    def _take(self, claimed: ClaimedEvents, recorded: set[DeliveryKey]) -> int:
+        """Hold what was claimed, and begin its fan-out; return how many events that are."""
+        targets = [self._targets(event, recorded) for event in claimed.events]
+        claim = self._ledger.take_claim(
+            claimed.claim_id,
+            [(event, len(found)) for event, found in zip(claimed.events, targets, strict=True)],
+            claimed.missing,
+        )
         if claimed.missing:
             log.error("event.missing", events=claimed.missing, reason="their outbox rows are gone")
-            self._recorder.finish_missing(claim, claimed.missing)
-        offered = spilled = 0
+            self._recorder.finish(claim, claimed.missing)
+        for event, found in zip(claim.events, targets, strict=True):
+            if found:
+                (self._small if len(found) < LARGE_FROM else self._large).append(FanOut(event, found))
+            else:
+                self._recorder.finish_event(event)
+        return len(claimed.events) + claimed.missing
+
+    def _targets(self, event: Event, recorded: set[DeliveryKey]) -> Sequence[int]:
+        """The endpoints of an event, less those of which something is recorded already."""
+        found = self._subscriptions.match(event.workspace_id, event.type)
+        if not recorded:
+            return [endpoint.id for endpoint in found]
+        return [endpoint.id for endpoint in found if (event.id, endpoint.id) not in recorded]
+
+    async def _advance(self) -> tuple[int, int]:
+        """Give each small fan-out a turn, and some of the large ones; return how many deliveries went (to
+        lanes, to the database)."""
+        to_lanes = to_database = in_a_row = 0
+        for fan_outs, turns in ((self._small, len(self._small)), (self._large, SLICES)):
+            for _ in range(min(turns, len(fan_outs))):
+                # Large fan-outs leave half of the lanes' capacity to others.
+                if fan_outs is self._large and (self._lanes.crowded or self._recorder.congested):
+                    break
+                fan_out = fan_outs.popleft()
+                taken, spilled = self._offer_slice(fan_out)
+                to_lanes += taken
+                to_database += spilled
+                if fan_out.next < len(fan_out.endpoint_ids):
+                    fan_outs.append(fan_out)
+                in_a_row += taken + spilled
+                if in_a_row >= SLICE:
+                    in_a_row = 0
+                    await asyncio.sleep(0)
+        return to_lanes, to_database
+
+    def _offer_slice(self, fan_out: FanOut) -> tuple[int, int]:
+        """Offer an event to some more of its endpoints; return how many (lanes took it, are to wait)."""
+        claimed, ids = fan_out.claimed, fan_out.endpoint_ids
+        if claimed.lost:
+            fan_out.next = len(ids)
+            return 0, 0
+        taken = spilled = 0
+        end = min(len(ids), fan_out.next + SLICE)
+        patient = self._saturated and len(ids) < LARGE_FROM
         try:
-            for each in opened:
-                to_lanes, to_database = await self._fan_out(each, recorded)
-                offered += to_lanes
-                spilled += to_database
+            while fan_out.next < end:
+                offer = self._offer(claimed, ids[fan_out.next], patient=patient)
+                if offer is Offer.FULL:
+                    break
+                fan_out.next += 1
+                taken += offer is Offer.TAKEN
+                spilled += offer is Offer.SPILLED
         except Exception:
-            # The rest of them would never be offered. Now the claim is nobody's, and given back.
-            self._work.abandon(claim)
+            # The rest would never be offered. Now the claim is nobody's, and given back.
+            self._ledger.abandon(claimed.claim)
             self._in_doubt = True
             raise
-        return DispatchCounts(count, offered, spilled)
+        return taken, spilled
 
-    async def _fan_out(self, opened: OpenEvent, recorded: set[DeliveryKey]) -> tuple[int, int]:
-        """Offer an event's deliveries, less those recorded before; return (to lanes, to the database)."""
-        event = opened.event
-        endpoints = [
-            endpoint
-            for endpoint in self._subscriptions.match(event.workspace_id, event.type)
-            if (event.id, endpoint.id) not in recorded
-        ]
-        opened.remaining = len(endpoints)
-        if not endpoints:
-            self._recorder.finish_event(opened)
-            return 0, 0
-        taken = 0
-        for endpoint in endpoints:
-            taken += await self._offer(Job(opened, endpoint, attempts=0, attempt_base=0, first=True))
-        return taken, len(endpoints) - taken
-
-    async def _offer(self, job: Job) -> bool:
-        policy = self._subscriptions.retry_policy(job.endpoint)
+    def _offer(self, claimed: ClaimedEvent, endpoint_id: int, *, patient: bool) -> Offer:
+        job = Job(claimed.held, endpoint_id, source=claimed)
+        endpoint = self._lanes.endpoint(endpoint_id)
+        if endpoint is None:
+            self._recorder.put(job, DeliveryState.CANCELLED, reason="the endpoint was deleted")
+            return Offer.SPILLED
+        policy = self._subscriptions.retry_policy(endpoint)
         if policy.delays[0] > 0:
             due = self._clock.now() + timedelta(seconds=policy.delays[0])
             self._recorder.put(job, DeliveryState.RETRYING, due=due)
-            return False
-        while (offer := self._lanes.offer(job)) is Offer.FULL:
-            await self._room_for(self._lanes.lane(job.endpoint.id))
-        if offer is Offer.TAKEN:
-            return True
-        self._recorder.put(job, DeliveryState.WAITING)
-        return False
+            return Offer.SPILLED
+        if claimed.held.event.data is None:  # too large for a claim: its lane reads it when it has room
+            self._lanes.spill(endpoint_id)
+            offer = Offer.SPILLED
+        else:
+            offer = self._lanes.offer(job, patient=patient)
+        if offer is Offer.SPILLED:
+            self._recorder.put(job, DeliveryState.WAITING)
+        return offer
 
-    async def _wait_for_room(self) -> None:
-        while self._work.affordable(1) < 1:
-            await self._room_for(None)
+    def _measure_load(self) -> None:
+        now, cpu = self._clock.monotonic(), self._clock.cpu()
+        passed = now - self._measured_at
+        if passed >= WINDOW_S:
+            self._saturated = (cpu - self._measured_cpu) / passed >= SATURATED_FROM
+            self._measured_at, self._measured_cpu = now, cpu
 
-    async def _room_for(self, lane: Lane | None) -> None:
-        """Wait until a lane, or all together, have room; or a moment, since both may change otherwise."""
+    async def _room_for_more(self) -> None:
+        """Wait until the lanes have room again; or a moment, since that may change otherwise."""
         self.turned_at = self._clock.monotonic()
         self._room.clear()
-        self._lanes.want_room(lane)
+        self._lanes.want_room()
         await self._clock.wait(self._room, ROOM_POLL_S)
 
     async def _reconcile(self) -> None:
-        """Give back claims that the database thinks we hold: an answer may have been cut off."""
-        stray = await self._outbox.claims(self._work.owner) - self._work.claims.keys()
+        """Abandon claims of which the database counts less than was recorded, and give back those that we
+        don't know: a crash, or an answer that was cut off, made the difference."""
+        known = self._ledger.claims()
+        found = await self._outbox.claims(self._ledger.owner)
+        undone = self._ledger.abandon_undone(found, known)
+        stray = found.keys() - self._ledger.claims().keys()
         if stray:
-            events = await self._outbox.release(self._work.owner, stray)
-            log.info("claims.reconciled", events=events)
+            events = await self._outbox.release(self._ledger.owner, stray)
+            log.info("claims.reconciled", events=events, undone=undone)
         self._in_doubt = False
+        self._reconcile_at = self._clock.monotonic() + RECONCILE_S
 
     async def _set_idle(self, idle: bool) -> None:
         if self._idle is not idle:
             self._idle = None  # until it is certain
-            await self._daemons.set_idle(self._work.owner, idle=idle)
+            await self._daemons.set_idle(self._ledger.owner, idle=idle)
             self._idle = idle

@@ -13,7 +13,7 @@ import structlog
 from postrider.domain.model import DeliveryState, endpoint_public_id
 from postrider.domain.policy import Outcome, should_disable
 from postrider.edges.clock import Clock
-from postrider.services.work import Job
+from postrider.services.ledger import Job
 from postrider.store.endpoints import Endpoints
 
 POLL_S = 60.0
@@ -45,9 +45,9 @@ class Health:
 
     def note(self, job: Job, outcome: Outcome) -> None:
         """Take in the outcome of an attempt that was recorded."""
-        if job.opened.event.test:
+        if job.held.event.test:
             return
-        endpoint_id = job.endpoint.id
+        endpoint_id = job.endpoint_id
         if outcome.state is DeliveryState.SUCCEEDED:
             if endpoint_id in self._failing:
                 del self._failing[endpoint_id]

@@ -12,7 +12,7 @@ from datetime import timedelta
 import structlog
 
 from postrider.edges.clock import Clock
-from postrider.services.work import Work
+from postrider.services.ledger import Ledger
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.partitions import PARTITIONED, Partitions
@@ -49,7 +49,7 @@ class Janitor:
         partitions: Partitions,
         captures: Captures,
         retention: Retention,
-        work: Work,
+        ledger: Ledger,
         clock: Clock,
         on_rescued: Callable[[], None],
     ) -> None:
@@ -57,7 +57,7 @@ class Janitor:
         self._daemons = daemons
         self._partitions = partitions
         self._captures = captures
-        self._work = work
+        self._ledger = ledger
         self._clock = clock
         self._on_rescued = on_rescued
         self._partitions_at = 0.0
@@ -82,7 +82,7 @@ class Janitor:
 
     async def rescue(self) -> int:
         """Free what dead daemons held; return how many there were."""
-        rescued = await self._daemons.rescue(self._work.owner, self._clock.now())
+        rescued = await self._daemons.rescue(self._ledger.owner, self._clock.now())
         for dead in rescued:
             log.warning(
                 "daemon.rescued", daemon=dead.daemon_id, events=dead.events, deliveries=dead.deliveries

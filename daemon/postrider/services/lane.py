@@ -1,17 +1,23 @@
 """One lane: the queue of one endpoint, what is under way to it, and how it keeps up."""
 
 from collections import deque
+from uuid import UUID
 
 from postrider.domain.model import Endpoint, EndpointState
 from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.status import LaneReport
-from postrider.services.work import Job
+from postrider.services.ledger import Job
 
 TROUBLES = ("throttled", "broken", "recovering", "slow", "limited", "behind")
+ANY_EVENT = UUID(int=0)
+_NO_EVENT = UUID(int=(1 << 128) - 1)
 
 
 class Lane:
-    __slots__ = ("behind", "endpoint", "has_turn", "pace", "queue", "running", "slow", "suspect")
+    __slots__ = (
+        "endpoint", "failing", "floor", "has_turn", "pace", "queue", "running", "slow", "spilled", "suspect",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, pace: Pace) -> None:
         self.endpoint = endpoint
@@ -20,10 +26,17 @@ class Lane:
         self.running: dict[Job, None] = {}
         """Oldest first."""
         self.has_turn = False
-        self.behind = False
+        self.waiting = False
+        """Deliveries wait in the database, or may."""
+        self.spilled = 0
+        """Deliveries on their way there, not yet recorded."""
+        self.floor = _NO_EVENT
+        """No delivery that waits in the database is of an event with a smaller id, as far as is known."""
         self.slow = False
         self.suspect = True
-        """Slow, or never seen to answer: it shares its slots with others of the kind."""
+        """Slow, or never seen to answer: it shares its slots, and memory, with others of the kind."""
+        self.failing = endpoint.failing_since is not None
+        """Suspect, and known to fail since before: it comes behind the other suspects."""
 
     def __repr__(self) -> str:
         return (
@@ -34,6 +47,11 @@ class Lane:
     @property
     def open(self) -> bool:
         return self.endpoint.state is EndpointState.ACTIVE
+
+    @property
+    def behind(self) -> bool:
+        """Older deliveries than those to come are in the database: new ones have to queue up there."""
+        return self.waiting or self.spilled > 0
 
     @property
     def ready(self) -> bool:
@@ -53,6 +71,16 @@ class Lane:
     @property
     def troubled(self) -> bool:
         return self.state != "open"
+
+    def expect(self, event_id: UUID = ANY_EVENT) -> None:
+        """Deliveries of this event, and perhaps of later ones, wait in the database."""
+        self.waiting = True
+        self.floor = min(self.floor, event_id)
+
+    def expect_none(self) -> None:
+        """No delivery waits in the database that is not heard of after this."""
+        self.waiting = False
+        self.floor = _NO_EVENT
 
     def report(self) -> LaneReport:
         match self.state:
@@ -74,3 +102,40 @@ class Lane:
             waiting=self.behind,
             reason=reason,
         )
+
+
+class Turns:
+    """Lanes that wait for their turn: workspaces take turns, and within each of them its lanes."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, deque[Lane]] = {}
+        self._workspaces: deque[str] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._workspaces)
+
+    def append(self, lane: Lane) -> None:
+        workspace_id = lane.endpoint.workspace_id
+        lanes = self._lanes.get(workspace_id)
+        if lanes is None:
+            lanes = self._lanes[workspace_id] = deque()
+            self._workspaces.append(workspace_id)
+        lanes.append(lane)
+
+    def pop(self) -> Lane:
+        workspace_id = self._workspaces.popleft()
+        lanes = self._lanes[workspace_id]
+        lane = lanes.popleft()
+        if lanes:
+            self._workspaces.append(workspace_id)
+        else:
+            del self._lanes[workspace_id]
+        return lane
+
+    def remove(self, lane: Lane) -> None:
+        workspace_id = lane.endpoint.workspace_id
+        lanes = self._lanes[workspace_id]
+        lanes.remove(lane)
+        if not lanes:
+            del self._lanes[workspace_id]
+            self._workspaces.remove(workspace_id)

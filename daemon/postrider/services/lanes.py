@@ -1,15 +1,18 @@
 """Lanes: the in-memory queues between dispatcher and sender, one per endpoint.
 
-A lane holds a few jobs for each of its slots while `capacity` lasts: at most half of what is free. One job
+A lane holds what it can send within a moment, while `capacity` lasts: at most half of what is free. One job
 for each slot it may always hold, so slow endpoints can't keep others out, and memory is bounded by the
-configuration. Lanes with work take turns, each at its own pace; slow ones together have a share of the
-global slots, and so do those that never answered yet. What a lane can't take stays in the database.
+configuration. Lanes with work take turns, workspace by workspace, each lane at its own pace; slow ones
+together have a share of the global slots and of the memory, and so do those that never answered yet. What a
+lane can't take goes to the database, and is fetched from there as there is room.
 """
 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import Enum
+from itertools import islice
+from uuid import UUID
 
 import structlog
 
@@ -18,43 +21,64 @@ from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.policy import Outcome
 from postrider.domain.status import LaneReport
 from postrider.edges.clock import Clock
-from postrider.services.lane import Lane
-from postrider.services.work import Job
+from postrider.services.lane import ANY_EVENT, Lane, Turns
+from postrider.services.ledger import Job, Ledger
 
 JOBS_PER_SLOT = 8
-"""Enough to keep a slot busy until more arrive; so few that a full lane that is fast drains at once."""
+"""At least so many may queue up for a slot of a lane that is not slow."""
+QUEUE_S = 0.25
+"""And as many as take so long, going by its latency: a lane that turns slow has little to give back."""
+PATIENCE_S = 0.1
+"""How old the first job in the queue of a full lane may be."""
 SLOW_AFTER_S = 0.5
 """A request that is under way for so long, or an average above it, makes a lane slow."""
 SUSPECT_SHARE = 0.5
 """Of the global slots, for all lanes together that are slow or did not answer yet."""
+FAILING_SHARE = 0.5
+"""Of these slots, for those of them whose endpoint was failing when the daemon began to know it."""
 TICK_S = 0.05
 MAX_REPORTED = 50
+MAX_LOOKED_AT = 1000
+"""Lanes that are behind, at one look for some to refill."""
 
 log = structlog.get_logger()
 
 
 class Offer(Enum):
     TAKEN = "taken"
-    FULL = "full"  # but moving: worth waiting for
-    SLOW = "slow"  # full or resting, and it may take long
-    CLOSED = "closed"  # paused, disabled or deleted
-    BEHIND = "behind"  # older deliveries of the lane wait in the database
+    FULL = "full"  # for a moment, since the daemon as a whole can't do more: it may be offered again
+    SPILLED = "spilled"  # to be recorded as waiting
 
 
 class Lanes:
     """All lanes, and the turn-taking between them."""
 
-    def __init__(self, *, capacity: int, concurrency: int, endpoint_concurrency: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        concurrency: int,
+        endpoint_concurrency: int,
+        ledger: Ledger,
+        clock: Clock,
+    ) -> None:
         self._capacity = capacity
         self._suspect_slots = max(1, int(concurrency * SUSPECT_SHARE))
+        self._failing_slots = max(1, int(self._suspect_slots * FAILING_SHARE))
         self._endpoint_concurrency = endpoint_concurrency
+        self._ledger = ledger
         self._clock = clock
+        self._endpoints: dict[int, Endpoint] = {}
         self._lanes: dict[int, Lane] = {}
-        self._turns: deque[Lane] = deque()
-        self._suspect_turns: deque[Lane] = deque()
+        """Of endpoints that had something to send."""
+        self._turns = Turns()
+        self._suspect_turns = Turns()
+        self._failing_turns = Turns()
         self._suspect_running = 0
+        self._failing_running = 0
         self._idle_takers: deque[asyncio.Future[None]] = deque()
-        self._behind: set[Lane] = set()
+        self._behind: dict[Lane, None] = {}
+        """Those with deliveries in the database, in turn."""
         self._watched: set[Lane] = set()
         """Lanes with something under way, or with a limit below their window."""
         self._stirred = asyncio.Event()
@@ -64,7 +88,6 @@ class Lanes:
         self.on_room: Callable[[], None] = lambda: None
         """Called once when the room that was asked for has come about."""
         self._room_wanted = False
-        self._awaited: Lane | None = None
         self.on_refill: Callable[[], None] = lambda: None
         """Called when a lane that is behind runs out of jobs."""
         self.on_return: Callable[[Job], None] = lambda _job: None
@@ -73,8 +96,22 @@ class Lanes:
     def __repr__(self) -> str:
         return f"<Lanes {len(self._lanes)} queued={self.queued}/{self._capacity} running={self.running}>"
 
+    def endpoint(self, endpoint_id: int) -> Endpoint | None:
+        """The endpoint as it is now; None if it is deleted."""
+        return self._endpoints.get(endpoint_id)
+
     def lane(self, endpoint_id: int) -> Lane | None:
-        return self._lanes.get(endpoint_id)
+        """The lane of an endpoint, made when it is first needed; None if there is no such endpoint."""
+        endpoint = self._endpoints.get(endpoint_id)
+        if endpoint is None:
+            return None
+        lane = self._lanes.get(endpoint_id)
+        if lane is None:
+            ceiling = endpoint.concurrency or self._endpoint_concurrency
+            lane = self._lanes[endpoint_id] = Lane(
+                endpoint, Pace(ceiling, endpoint.rate, self._clock.monotonic())
+            )
+        return lane
 
     def room_of(self, lane: Lane) -> int:
         """How many more jobs the lane may hold."""
@@ -88,17 +125,31 @@ class Lanes:
             return max(1, min(window, int(pace.rate))) - queued
         if lane.slow:
             return window - queued
-        share = min(window * JOBS_PER_SLOT, (self._capacity - self.queued) // 2)
-        return max(window, share) - queued
+        depth = window * JOBS_PER_SLOT
+        if pace.latency:
+            depth = max(depth, int(window / pace.latency * QUEUE_S))
+        return max(window, min(depth, (self._capacity - self.queued) // 2)) - queued
 
-    def want_room(self, lane: Lane | None = None) -> None:
-        """Ask for `on_room`: when the lane is half empty, or without one, when all lanes together are."""
-        self._awaited = lane
+    @property
+    def crowded(self) -> bool:
+        """Half of the capacity is used up."""
+        return self.queued > self._capacity // 2
+
+    def want_room(self) -> None:
+        """Ask for `on_room`: when half of the capacity is free again."""
         self._room_wanted = True
 
-    def behind(self) -> list[Lane]:
-        """Open lanes with deliveries waiting in the database."""
-        return [lane for lane in self._behind if lane.open]
+    def refillable(self, most: int) -> list[Lane]:
+        """Some lanes that could do with what waits for them in the database; they take turns."""
+        found: list[Lane] = []
+        for lane in list(islice(self._behind, MAX_LOOKED_AT)):
+            if len(found) == most:
+                break
+            del self._behind[lane]
+            self._behind[lane] = None
+            if not lane.spilled and len(lane.queue) <= lane.pace.limit and self.room_of(lane) > 0:
+                found.append(lane)
+        return found
 
     def trouble(self) -> list[LaneReport]:
         """The open lanes that do not keep up, at most `MAX_REPORTED`, those with most work first."""
@@ -110,67 +161,77 @@ class Lanes:
         """How many open lanes do not keep up, by their state."""
         return Counter(lane.state for lane in self._lanes.values() if lane.open and lane.troubled)
 
-    def mark_behind(self, endpoint_id: int) -> bool:
-        """Note that deliveries of an endpoint wait in the database; False if there is no such lane."""
-        lane = self._lanes.get(endpoint_id)
+    def mark_behind(self, endpoint_id: int, event_id: UUID = ANY_EVENT) -> bool:
+        """Note that deliveries of an endpoint wait in the database, those of this event or later ones; False
+        if there is no such endpoint."""
+        lane = self.lane(endpoint_id)
         if lane is None:
             return False
-        lane.behind = True
-        self._behind.add(lane)
+        lane.expect(event_id)
+        if lane.open:
+            self._behind[lane] = None
         return True
 
     def mark_caught_up(self, lane: Lane) -> None:
-        lane.behind = False
-        self._behind.discard(lane)
+        lane.expect_none()
+        self._behind.pop(lane, None)
 
-    def update(self, endpoints: Iterable[Endpoint]) -> list[Job]:
-        """Take over a new snapshot; return the jobs of lanes that closed, to be given back."""
-        current = {endpoint.id: endpoint for endpoint in endpoints}
+    def recorded_waiting(self, endpoint_id: int, event_id: UUID) -> None:
+        """A delivery that was spilled, or given back, is in the database."""
+        lane = self._lanes.get(endpoint_id)
+        if lane is not None:
+            lane.spilled = max(0, lane.spilled - 1)
+        self.mark_behind(endpoint_id, event_id)
+
+    def update(self, changed: Iterable[Endpoint], gone: Iterable[int] = ()) -> list[Job]:
+        """Take over endpoints that are new or changed, and forget those that are `gone`; return the jobs of
+        lanes that closed, to be given back or cancelled."""
         now = self._clock.monotonic()
         returned: list[Job] = []
-        for endpoint_id, endpoint in current.items():
+        for endpoint in changed:
+            self._endpoints[endpoint.id] = endpoint
+            lane = self._lanes.get(endpoint.id)
+            if lane is not None:
+                returned += self._change(lane, endpoint, now)
+        for endpoint_id in gone:
+            self._endpoints.pop(endpoint_id, None)
             lane = self._lanes.get(endpoint_id)
-            ceiling = endpoint.concurrency or self._endpoint_concurrency
-            if lane is None:
-                self._lanes[endpoint_id] = Lane(endpoint, Pace(ceiling, endpoint.rate, now))
-                continue
-            reopened = not lane.open and endpoint.state is EndpointState.ACTIVE
-            if reopened or endpoint.url != lane.endpoint.url:
-                lane.pace = Pace(ceiling, endpoint.rate, now)
-            else:
-                lane.pace.configure(ceiling, endpoint.rate, now)
-            lane.endpoint = endpoint
-            for job in lane.queue:
-                job.endpoint = endpoint
-            if reopened:
-                self.mark_behind(endpoint_id)
-            if not lane.open:
+            if lane is not None:
                 returned += self._empty(lane)
-            self._give_turn(lane)
-            self._wake_taker()
+                self._behind.pop(lane, None)
+                if not lane.running:
+                    del self._lanes[endpoint_id]
         if self._behind:
             self.on_refill()
-        for endpoint_id in self._lanes.keys() - current.keys():
-            lane = self._lanes.pop(endpoint_id)
-            self._behind.discard(lane)
-            returned += self._empty(lane)
         return returned
 
-    def offer(self, job: Job) -> Offer:
-        """Queue a delivery that comes straight from the outbox, if its lane may take it."""
-        lane = self._lanes.get(job.endpoint.id)
-        if lane is None or not lane.open:
-            return Offer.CLOSED
-        if lane.behind:
-            return Offer.BEHIND
-        if self.room_of(lane) <= 0:
-            return Offer.SLOW if self._keeps_waiting(lane) else Offer.FULL
-        self.push(lane, job)
-        return Offer.TAKEN
+    def offer(self, job: Job, *, patient: bool) -> Offer:
+        """Queue a delivery that comes straight from the outbox, if its lane may take it.
+
+        `patient`: the daemon as a whole is at its limit, so that waiting for a lane keeps nobody waiting.
+        Else only a lane that has just become full is worth a moment.
+        """
+        lane = self.lane(job.endpoint_id)
+        assert lane is not None
+        if lane.open and not lane.behind and self._ledger.admits(suspect=lane.suspect):
+            if self.room_of(lane) > 0:
+                self.push(lane, job)
+                return Offer.TAKEN
+            if not self._keeps_waiting(lane, SLOW_AFTER_S if patient else PATIENCE_S):
+                return Offer.FULL
+        lane.spilled += 1
+        return Offer.SPILLED
+
+    def spill(self, endpoint_id: int) -> None:
+        """A delivery of this endpoint goes to the database without being offered."""
+        lane = self.lane(endpoint_id)
+        if lane is not None:
+            lane.spilled += 1
 
     def push(self, lane: Lane, job: Job) -> None:
         job.queued_at = self._clock.monotonic()
-        job.lane = lane
+        if lane.suspect:
+            self._ledger.mark(job, suspect=True)
         lane.queue.append(job)
         self.queued += 1
         if len(lane.running) < lane.pace.limit:
@@ -193,7 +254,7 @@ class Lanes:
                 lane.pace.started(now)
                 self.queued -= 1
                 self.running += 1
-                self._suspect_running += lane.suspect
+                self._count_running(lane, 1)
                 self._give_turn(lane)
                 if self._idle_takers and self._any_turn():
                     self._wake_taker()
@@ -214,12 +275,13 @@ class Lanes:
 
         The caller takes again, so no other taker is woken.
         """
-        lane = job.lane
-        assert lane is not None
+        lane = self._lanes[job.endpoint_id]
         full = len(lane.running) >= lane.pace.limit
         del lane.running[job]
         self.running -= 1
-        self._suspect_running -= lane.suspect
+        self._count_running(lane, -1)
+        if job.suspect_cost:
+            self._ledger.mark(job, suspect=False)
         if outcome is not None:
             now = self._clock.monotonic()
             before = lane.pace.state
@@ -231,11 +293,13 @@ class Lanes:
             if lane.queue and lane.pace.resting(now):
                 self._give_back(lane)
         self._give_turn(lane)
-        if self._room_wanted and self._has_room():
+        if self._room_wanted and not self.crowded:
             self._room_wanted = False
             self.on_room()
-        if lane.behind and len(lane.queue) <= lane.pace.limit:
+        if lane.waiting and len(lane.queue) <= lane.pace.limit:
             self.on_refill()
+        if not lane.running and job.endpoint_id not in self._endpoints:
+            del self._lanes[job.endpoint_id]
 
     async def run(self) -> None:
         """Look after the lanes that need it."""
@@ -254,7 +318,7 @@ class Lanes:
             if lane.pace.state is not before:
                 self._announce(lane)
             self._give_turn(lane)
-            if lane.behind and self.room_of(lane) > 0:
+            if lane.waiting and self.room_of(lane) > 0:
                 self.on_refill()
             if not lane.running and lane.pace.limit and lane.pace.state is not PaceState.THROTTLED:
                 self._watched.discard(lane)
@@ -267,6 +331,7 @@ class Lanes:
         """Forget what is queued."""
         for lane in self._lanes.values():
             self._empty(lane)
+            lane.spilled = 0
 
     def close(self) -> None:
         """Forget what is queued; takers end when they have done what they took."""
@@ -275,23 +340,37 @@ class Lanes:
         while self._idle_takers:
             self._wake_taker()
 
+    def _change(self, lane: Lane, endpoint: Endpoint, now: float) -> list[Job]:
+        """Take over a changed endpoint; return the jobs of its lane if it closed."""
+        reopened = not lane.open and endpoint.state is EndpointState.ACTIVE
+        ceiling = endpoint.concurrency or self._endpoint_concurrency
+        if reopened or endpoint.url != lane.endpoint.url:
+            lane.pace = Pace(ceiling, endpoint.rate, now)
+            self._set_class(lane, suspect=True, slow=False, failing=False)
+        else:
+            lane.pace.configure(ceiling, endpoint.rate, now)
+        lane.endpoint = endpoint
+        if reopened:
+            self.mark_behind(endpoint.id)
+        returned: list[Job] = []
+        if not lane.open:
+            self._behind.pop(lane, None)
+            returned = self._empty(lane)
+            lane.spilled += len(returned)
+        self._give_turn(lane)
+        self._wake_taker()
+        return returned
+
     def _classify(self, lane: Lane, now: float) -> None:
         oldest = next(iter(lane.running), None)
         age = now - oldest.taken_at if oldest is not None else 0.0
         # Twice as fast again before it counts as fast: no flapping.
         bound = SLOW_AFTER_S / 2 if lane.slow else SLOW_AFTER_S
-        slow = max(age, lane.pace.latency) > bound
-        suspect = slow or not lane.pace.latency
-        if suspect is not lane.suspect:
-            if lane.has_turn:
-                (self._suspect_turns if lane.suspect else self._turns).remove(lane)
-                lane.has_turn = False
-            lane.suspect = suspect
-            self._suspect_running += len(lane.running) if suspect else -len(lane.running)
-            self._give_turn(lane)
-        if slow is lane.slow:
+        was_slow, slow = lane.slow, max(age, lane.pace.latency) > bound
+        suspect = slow or not lane.pace.answered
+        self._set_class(lane, suspect=suspect, slow=slow, failing=lane.failing and suspect)
+        if slow is was_slow:
             return
-        lane.slow = slow
         endpoint = endpoint_public_id(lane.endpoint.id)
         latency_ms = round(max(age, lane.pace.latency) * 1000)
         if slow:
@@ -300,6 +379,21 @@ class Lanes:
             self._give_back(lane)
         elif lane.pace.state is not PaceState.BROKEN:
             log.info("lane.fast", endpoint=endpoint, latency_ms=latency_ms)
+
+    def _set_class(self, lane: Lane, *, suspect: bool, slow: bool, failing: bool) -> None:
+        lane.slow = slow
+        if (suspect, failing) == (lane.suspect, lane.failing):
+            return
+        if lane.has_turn:
+            self._turns_of(lane).remove(lane)
+            lane.has_turn = False
+        self._count_running(lane, -len(lane.running))
+        lane.suspect, lane.failing = suspect, failing
+        self._count_running(lane, len(lane.running))
+        for jobs in (lane.running, lane.queue):
+            for job in jobs:
+                self._ledger.mark(job, suspect=suspect)
+        self._give_turn(lane)
 
     def _announce(self, lane: Lane) -> None:
         """Tell of a new state of a lane's pace; a lane that rests keeps nothing in memory."""
@@ -326,47 +420,63 @@ class Lanes:
     def _give_back(self, lane: Lane) -> None:
         """Return to the database what a lane in trouble has too much of."""
         excess = max(0, -self.room_of(lane))
-        for _ in range(min(excess, len(lane.queue))):
+        while lane.queue and (excess > 0 or (lane.suspect and not self._ledger.admits(suspect=True))):
+            excess -= 1
             job = lane.queue.pop()
             self.queued -= 1
+            self._ledger.mark(job, suspect=False)
+            lane.spilled += 1
             self.on_return(job)
 
-    def _keeps_waiting(self, lane: Lane) -> bool:
-        if lane.slow or lane.pace.state is PaceState.BROKEN or not lane.pace.limit:
+    def _keeps_waiting(self, lane: Lane, patience_s: float) -> bool:
+        """Whether a full lane is not worth waiting for."""
+        if lane.slow or lane.pace.rate is not None or lane.pace.state is PaceState.BROKEN:
             return True
-        # Where the daemon is the bottleneck, a lane has slots to spare, and drains in its turn.
-        kept = len(lane.running) >= lane.pace.limit or (
-            lane.suspect and self._suspect_running >= self._suspect_slots
-        )
-        return kept and self._clock.monotonic() - lane.queue[0].queued_at > SLOW_AFTER_S
+        if not lane.pace.limit or not lane.queue:
+            return True
+        return self._clock.monotonic() - lane.queue[0].queued_at > patience_s
 
     def _empty(self, lane: Lane) -> list[Job]:
         jobs = list(lane.queue)
         lane.queue.clear()
         self.queued -= len(jobs)
+        for job in jobs:
+            self._ledger.mark(job, suspect=False)
         return jobs
-
-    def _has_room(self) -> bool:
-        lane = self._awaited
-        if lane is None:
-            return self.queued <= self._capacity // 2
-        return len(lane.queue) <= int(lane.pace.window) * JOBS_PER_SLOT // 2
 
     def _watch(self, lane: Lane) -> None:
         self._watched.add(lane)
         self._stirred.set()
 
+    def _count_running(self, lane: Lane, requests: int) -> None:
+        if lane.suspect:
+            self._suspect_running += requests
+            if lane.failing:
+                self._failing_running += requests
+
+    def _turns_of(self, lane: Lane) -> Turns:
+        if not lane.suspect:
+            return self._turns
+        return self._failing_turns if lane.failing else self._suspect_turns
+
     def _any_turn(self) -> bool:
         return bool(self._turns) or (
-            bool(self._suspect_turns) and self._suspect_running < self._suspect_slots
+            self._suspect_running < self._suspect_slots
+            and (bool(self._suspect_turns) or self._failing_may_run())
         )
 
+    def _failing_may_run(self) -> bool:
+        return bool(self._failing_turns) and self._failing_running < self._failing_slots
+
     def _next_lane(self) -> Lane | None:
-        # First, since their share is bounded, and behind busy lanes they might never have a turn.
-        if self._suspect_turns and self._suspect_running < self._suspect_slots:
-            lane = self._suspect_turns.popleft()
+        # Suspects first, since their share is bounded, and behind busy lanes they might never have a turn.
+        room = self._suspect_running < self._suspect_slots
+        if room and self._suspect_turns:
+            lane = self._suspect_turns.pop()
+        elif room and self._failing_may_run():
+            lane = self._failing_turns.pop()
         elif self._turns:
-            lane = self._turns.popleft()
+            lane = self._turns.pop()
         else:
             return None
         lane.has_turn = False
@@ -375,7 +485,7 @@ class Lanes:
     def _give_turn(self, lane: Lane) -> None:
         if not lane.has_turn and lane.ready:
             lane.has_turn = True
-            (self._suspect_turns if lane.suspect else self._turns).append(lane)
+            self._turns_of(lane).append(lane)
 
     def _wake_taker(self) -> None:
         while self._idle_takers:

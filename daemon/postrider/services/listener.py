@@ -15,7 +15,7 @@ import structlog
 
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
-from postrider.services.work import Work
+from postrider.services.ledger import Ledger
 from postrider.store.daemons import Daemons
 from postrider.store.database import (
     Connection,
@@ -38,7 +38,7 @@ class Listener:
         *,
         database: Database,
         daemons: Daemons,
-        work: Work,
+        ledger: Ledger,
         channels: Mapping[str, Callable[[], None]],
         version: str,
         pooled: bool,
@@ -50,7 +50,7 @@ class Listener:
         """`channels` maps a notification channel to what it wakes."""
         self._database = database
         self._daemons = daemons
-        self._work = work
+        self._ledger = ledger
         self._channels = channels
         self._version = version
         self._pooled = pooled
@@ -115,20 +115,24 @@ class Listener:
 
     async def _identify(self, connection: Connection) -> None:
         """Take up this daemon's id in the session, or a new one if others took it for dead."""
-        if self._work.owner and not self._pooled and await self._daemons.resume(connection, self._work.owner):
+        if (
+            self._ledger.owner
+            and not self._pooled
+            and await self._daemons.resume(connection, self._ledger.owner)
+        ):
             return
-        if self._work.owner:
-            self._work.lose_everything()
+        if self._ledger.owner:
+            self._ledger.lose_everything()
             self._on_identity_lost()
-            log.warning("daemon.replaced", daemon=self._work.owner, reason="others took it for dead")
-        self._work.owner = await self._daemons.register(
+            log.warning("daemon.replaced", daemon=self._ledger.owner, reason="others took it for dead")
+        self._ledger.owner = await self._daemons.register(
             connection, self._version, self._clock.now(), pooled=self._pooled
         )
 
     async def _alive(self) -> bool:
         if self._pooled:
             with suppress(DatabaseUnavailable):
-                return await self._daemons.beat(self._work.owner, self._clock.now())
+                return await self._daemons.beat(self._ledger.owner, self._clock.now())
             return True
         if self._connection is None or self._connection.is_closed():
             return False

@@ -25,12 +25,14 @@ from postrider.domain.model import (
 from postrider.domain.policy import Outcome
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
-from postrider.services.work import Claim, Job, OpenEvent, Work
+from postrider.services.ledger import Claim, ClaimedEvent, Job, Ledger
 from postrider.store.database import DatabaseUnavailable
-from postrider.store.deliveries import Deliveries, DeliveryResult
+from postrider.store.deliveries import ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
 
 LINGER_S = 0.05
 BATCH = 1000
+CONGESTED_FROM = 4 * BATCH
+"""Results that wait to be recorded; with so many, nothing more is claimed: a kill would send it all again."""
 
 log = structlog.get_logger()
 
@@ -48,27 +50,33 @@ class RecordCounts:
 
 
 class Recorder:
-    def __init__(self, *, deliveries: Deliveries, work: Work, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, *, deliveries: Deliveries, ledger: Ledger, clock: Clock, metrics: Metrics) -> None:
         self._deliveries = deliveries
-        self._work = work
+        self._ledger = ledger
         self._clock = clock
         self._metrics = metrics
         self._entries: list[Entry] = []
-        self._done_events: list[OpenEvent] = []
-        self._missing: list[tuple[Claim, int]] = []
+        self._empty: list[tuple[Claim, int]] = []
+        """Claims, with how many of their events need no delivery."""
         self._wake = asyncio.Event()
         self._many = asyncio.Event()
         self._batch = BATCH
-        self.on_waiting: Callable[[int], None] = lambda _endpoint_id: None
+        self.on_waiting: Callable[[int, UUID], None] = lambda _endpoint_id, _event_id: None
         self.on_retrying: Callable[[datetime], None] = lambda _due: None
         self.on_outcome: Callable[[Job, Outcome], None] = lambda _job, _outcome: None
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when the database does not know a claim of ours, or counts less than was recorded of it."""
 
     def __repr__(self) -> str:
         return f"<Recorder {len(self._entries)} to write>"
 
     @property
     def empty(self) -> bool:
-        return not (self._entries or self._done_events or self._missing)
+        return not (self._entries or self._empty)
+
+    @property
+    def congested(self) -> bool:
+        return len(self._entries) >= CONGESTED_FROM
 
     def put(
         self,
@@ -81,31 +89,33 @@ class Recorder:
         outcome: Outcome | None = None,
     ) -> None:
         """Queue the next state of a delivery."""
-        event = job.opened.event
+        event, source = job.held.event, job.source
         result = DeliveryResult(
             event_id=event.id,
-            endpoint_id=job.endpoint.id,
+            endpoint_id=job.endpoint_id,
             workspace_id=event.workspace_id,
             state=state,
             attempts=job.attempts + (attempt is not None),
             due=due,
             reason=reason,
             attempt=attempt,
-            claim_id=job.opened.claim.id if job.first and job.opened.claim is not None else None,
+            claim_id=source.claim.id if source is not None else None,
+            bytes=event.data_bytes,
         )
         self._entries.append(Entry(job, result, outcome))
         self._wake.set()
-        if len(self._entries) >= BATCH:
+        # What waits in the database is not sent before it is there.
+        if len(self._entries) >= BATCH or (state is DeliveryState.WAITING and event.data is None):
             self._many.set()
 
-    def finish_event(self, opened: OpenEvent) -> None:
-        """Queue the end of an event that nobody subscribes to, or whose deliveries are all recorded."""
-        self._done_events.append(opened)
-        self._wake.set()
+    def finish_event(self, claimed: ClaimedEvent) -> None:
+        """Queue the end of an event that nobody subscribes to."""
+        self._ledger.settle_event(claimed, 0)
+        self.finish(claimed.claim, 1)
 
-    def finish_missing(self, claim: Claim, events: int) -> None:
-        """Queue the end of so many events of a claim that the outbox does not have."""
-        self._missing.append((claim, events))
+    def finish(self, claim: Claim, events: int) -> None:
+        """Queue the end of so many events of a claim that need no delivery."""
+        self._empty.append((claim, events))
         self._wake.set()
 
     async def run(self) -> None:
@@ -120,11 +130,10 @@ class Recorder:
         self._wake.clear()
         self._many.clear()
         entries = self._entries[: self._batch]
-        done = list(self._done_events)
-        missing = list(self._missing)
-        current = [entry for entry in entries if not entry.job.opened.lost]
+        empty = list(self._empty)
+        current = [entry for entry in entries if not entry.job.lost]
         try:
-            written = await self._write(current, done, missing)
+            written = await self._write(current, empty)
         except BaseException as error:
             self._wake.set()
             if (
@@ -135,19 +144,12 @@ class Recorder:
                 raise
             return RecordCounts(0, 0)
         self._batch = min(BATCH, self._batch * 2)
-        del (
-            self._entries[: len(entries)],
-            self._done_events[: len(done)],
-            self._missing[: len(missing)],
-        )
+        del self._entries[: len(entries)], self._empty[: len(empty)]
         if self._entries:
             self._wake.set()
-        self._work.settle(entry.job for entry in entries)
-        for opened in done:
-            self._work.settle_event(opened)
-        for claim, events in missing:
-            self._work.settle_claim(claim, events)
         for entry in entries:
+            if entry.job.source is None:
+                self._ledger.release(entry.job)
             self._announce(entry, fenced=(entry.result.event_id, entry.result.endpoint_id) not in written)
         return RecordCounts(len(written), len(entries) - len(written))
 
@@ -165,45 +167,64 @@ class Recorder:
         self._entries[0] = msgspec.structs.replace(entries[0], result=result)
         return True
 
-    async def _write(
-        self, entries: list[Entry], done: list[OpenEvent], missing: list[tuple[Claim, int]]
-    ) -> set[tuple[UUID, int]]:
-        first = [entry for entry in entries if entry.job.first]
-        again = [entry.result for entry in entries if not entry.job.first]
-        ending: Counter[Claim] = Counter()
-        for opened, count in Counter(entry.job.opened for entry in first).items():
-            assert opened.claim is not None
-            ending[opened.claim] += opened.remaining == count
-        for opened in done:
-            if opened.claim is not None and not opened.lost:
-                ending[opened.claim] += 1
-        for claim, count in missing:
-            ending[claim] += count
-        # Of an abandoned claim nothing counts.
-        ours = [(claim, count) for claim, count in ending.items() if self._work.holds(claim)]
-        finished = [claim.id for claim, count in ours if claim.unsettled <= count]
-        if not (first or again or finished):
+    async def _write(self, entries: list[Entry], empty: list[tuple[Claim, int]]) -> set[DeliveryKey]:
+        first: list[Entry] = []
+        again: list[DeliveryResult] = []
+        results: Counter[Claim] = Counter()
+        for entry in entries:
+            if entry.job.source is None:
+                again.append(entry.result)
+            else:
+                first.append(entry)
+                results[entry.job.source.claim] += 1
+        for claim, events in empty:
+            if self._ledger.holds(claim):
+                results[claim] += events
+        if not (results or again):
             return set()
-        return await self._deliveries.record(
-            self._work.owner,
+        written, counted = await self._deliveries.record(
+            self._ledger.owner,
             first=[entry.result for entry in first],
             again=again,
-            held=[claim.id for claim, count in ours if claim.unsettled > count],
-            finished=finished,
+            claims=[
+                ClaimProgress(
+                    claim.id, claim.recorded, claim.recorded + count, claim.recorded + count == claim.results
+                )
+                for claim, count in results.items()
+            ],
             now=self._clock.now(),
         )
+        self._settle(first, results, counted)
+        return written
+
+    def _settle(self, first: list[Entry], results: Counter[Claim], counted: set[int]) -> None:
+        """Take note of what is recorded; abandon the claims that the database did not count."""
+        for claim, count in results.items():
+            if claim.id in counted:
+                self._ledger.settle(claim, count)
+            else:
+                self._ledger.abandon(claim)
+                self.on_lost()
+        for entry in first:
+            source = entry.job.source
+            if source is not None and not source.lost:
+                self._ledger.settle_event(source, 1)
 
     def _announce(self, entry: Entry, *, fenced: bool) -> None:
         """Tell those who wait for it, the metrics and the log what became of a delivery."""
         result, job = entry.result, entry.job
+        if result.state is DeliveryState.WAITING:
+            self.on_waiting(result.endpoint_id, result.event_id)
+            return
         if fenced:
             self._metrics.deliveries.counts["fenced"] += 1
-            log.warning("delivery.fenced", **_facts(entry), reason="another daemon owns it by now")
+            log.warning(
+                "delivery.fenced",
+                **_facts(entry),
+                reason="it is not ours any more: rescued, or undone by a crash",
+            )
             return
         match result.state:
-            case DeliveryState.WAITING:
-                self.on_waiting(result.endpoint_id)
-                return
             case DeliveryState.RETRYING:
                 assert result.due is not None
                 self.on_retrying(result.due)
@@ -227,7 +248,7 @@ def _facts(entry: Entry) -> dict[str, object]:
     facts: dict[str, object] = {
         "delivery": delivery_public_id(result.event_id, result.endpoint_id),
         "event_id": event_public_id(result.event_id),
-        "event_type": entry.job.opened.event.type,
+        "event_type": entry.job.held.event.type,
         "endpoint": endpoint_public_id(result.endpoint_id),
         "attempt": result.attempts,
     }

@@ -11,7 +11,7 @@ from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
 from postrider.services.lane import TROUBLES
 from postrider.services.lanes import Lanes
-from postrider.services.work import Work
+from postrider.services.ledger import Ledger
 from postrider.store.daemons import Daemons
 from postrider.store.outbox import Outbox
 
@@ -24,7 +24,7 @@ class Reporter:
         *,
         outbox: Outbox,
         daemons: Daemons,
-        work: Work,
+        ledger: Ledger,
         lanes: Lanes,
         slots: int,
         clock: Clock,
@@ -34,7 +34,7 @@ class Reporter:
         """`slots`: requests at a time."""
         self._outbox = outbox
         self._daemons = daemons
-        self._work = work
+        self._ledger = ledger
         self._lanes = lanes
         self._slots = slots
         self._clock = clock
@@ -63,7 +63,7 @@ class Reporter:
             f"{backlog.events} events waiting, oldest {age:.0f} s; {self._lanes.running} in flight"
         )
         report = self._measure()
-        await self._daemons.report(self._work.owner, report, self._clock.now())
+        await self._daemons.report(self._ledger.owner, report, self._clock.now())
         return report
 
     def _measure(self) -> DaemonReport:

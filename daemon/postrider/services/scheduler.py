@@ -1,30 +1,44 @@
 """From the database back to the lanes: retries that are due become waiting, and waiting deliveries go into
 their lanes as there is room.
 
-Woken when a retry falls due, when deliveries were left waiting and when a lane that is behind runs low.
+Woken when a retry falls due, when deliveries were left waiting and when a lane that is behind runs low. It
+works in small steps, so that a herd of retries and the refill of one lane don't hold up the others.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import structlog
 
-from postrider.domain.model import endpoint_public_id
+from postrider.domain.model import Event, emitted_at_s, endpoint_public_id
 from postrider.edges.clock import Clock
 from postrider.services.lane import Lane
 from postrider.services.lanes import Lanes
-from postrider.services.work import Job, OpenEvent, Work
+from postrider.services.ledger import LANE_BYTES, Ledger
+from postrider.services.recorder import Recorder
 from postrider.store.database import DatabaseUnavailable
-from postrider.store.deliveries import Deliveries
+from postrider.store.deliveries import ClaimedDelivery, Deliveries, WaitingWanted
 from postrider.store.endpoints import Endpoints
 from postrider.store.outbox import Outbox
 
 PROMOTE_BATCH = 1000
 PROMOTE_AGAIN_S = 0.1
 REFILL_BATCH = 200
+"""Deliveries that one lane gets at a time."""
+REFILL_LANES = 64
+"""Lanes that are refilled by one statement."""
+ROOM_POLL_S = 0.05
 RESCAN_S = 5.0
 """How often to look for waiting deliveries that nobody announced: another daemon left them."""
+RESCAN_BATCH = 500
+"""Endpoints with waiting deliveries that one look finds."""
+RECONCILE_S = 30.0
+"""How often to compare the claimed deliveries in the database with those in memory: a crash of the server may
+have undone what we were told was committed."""
+_FIRST = -1
 
 log = structlog.get_logger()
 
@@ -44,19 +58,25 @@ class Scheduler:
         outbox: Outbox,
         endpoints: Endpoints,
         lanes: Lanes,
-        work: Work,
+        ledger: Ledger,
+        recorder: Recorder,
         clock: Clock,
     ) -> None:
         self._deliveries = deliveries
         self._outbox = outbox
         self._endpoints = endpoints
         self._lanes = lanes
-        self._work = work
+        self._ledger = ledger
+        self._recorder = recorder
         self._clock = clock
         self._wake = asyncio.Event()
         self._rescan_at = 0.0
+        self._rescan_after = _FIRST
+        self._reconcile_at = clock.monotonic() + RECONCILE_S
         self._next_due: datetime | None = None
         self._in_doubt = False
+        self._short = False
+        """A lane could not be refilled for want of memory, or because results wait to be recorded."""
         lanes.on_refill = self._wake.set
 
     def __repr__(self) -> str:
@@ -65,11 +85,12 @@ class Scheduler:
     def rescan(self) -> None:
         """Look for waiting deliveries now."""
         self._rescan_at = 0.0
+        self._rescan_after = _FIRST
         self._wake.set()
 
-    def waiting(self, endpoint_id: int) -> None:
-        """A delivery of this endpoint was left waiting."""
-        self._lanes.mark_behind(endpoint_id)
+    def waiting(self, endpoint_id: int, event_id: UUID) -> None:
+        """A delivery was left waiting."""
+        self._lanes.recorded_waiting(endpoint_id, event_id)
         self._wake.set()
 
     def retry_at(self, due: datetime) -> None:
@@ -79,7 +100,7 @@ class Scheduler:
             self._wake.set()
 
     def doubt(self) -> None:
-        """A claim may have been made without our hearing of it: compare before the next one."""
+        """Memory and database may differ about our claims: compare them before the next one."""
         self._in_doubt = True
         self.rescan()
 
@@ -90,101 +111,164 @@ class Scheduler:
             await self._clock.wait(self._wake, self._seconds_to_next())
 
     async def run_once(self) -> ScheduleCounts:
-        """Promote what is due, and refill the lanes that are behind."""
+        """A step of each kind: find what waits, promote what is due, refill lanes that are behind."""
         try:
-            if self._in_doubt:
+            if self._in_doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
             cancelled = await self._find_waiting()
             promoted = await self._promote()
-            refilled = 0
-            for lane in self._lanes.behind():
-                refilled += await self._refill(lane)
+            refilled = await self._refill()
         except DatabaseUnavailable:
             self._in_doubt = True
             raise
         return ScheduleCounts(promoted, refilled, cancelled)
 
     async def _find_waiting(self) -> int:
-        """Mark the lanes that have deliveries waiting; cancel those of endpoints that are deleted."""
+        """Mark lanes that have deliveries waiting; cancel those of endpoints that are deleted."""
         if self._clock.monotonic() < self._rescan_at:
             return 0
-        self._rescan_at = self._clock.monotonic() + RESCAN_S
-        self._next_due = await self._deliveries.next_due()
-        orphans = [
-            endpoint_id
-            for endpoint_id in await self._deliveries.waiting_endpoints()
-            if not self._lanes.mark_behind(endpoint_id)
-        ]
+        if self._rescan_after == _FIRST:
+            self._next_due = await self._deliveries.next_due()
+        after = self._rescan_after
+        found = await self._deliveries.waiting_endpoints(after, RESCAN_BATCH)
+        if self._rescan_after == after:  # nobody asked to begin anew meanwhile
+            more = len(found) == RESCAN_BATCH
+            self._rescan_after = found[-1] if more else _FIRST
+            if not more:
+                self._rescan_at = self._clock.monotonic() + RESCAN_S
         cancelled = 0
-        for endpoint_id in orphans:
-            count = await self._endpoints.cancel_deleted(endpoint_id, self._clock.now())
-            if count:
-                log.info("deliveries.cancelled", endpoint=endpoint_public_id(endpoint_id), deliveries=count)
-            cancelled += count
+        for endpoint_id in found:
+            if not self._lanes.mark_behind(endpoint_id):
+                count = await self._endpoints.cancel_deleted(endpoint_id, self._clock.now())
+                if count:
+                    endpoint = endpoint_public_id(endpoint_id)
+                    log.info("deliveries.cancelled", endpoint=endpoint, deliveries=count)
+                cancelled += count
         return cancelled
 
     async def _promote(self) -> int:
-        total = 0
-        while self._next_due is not None and self._next_due <= self._clock.now():
-            soon = self._clock.now() + timedelta(seconds=PROMOTE_AGAIN_S)
-            promoted = await self._deliveries.promote_due(self._clock.now(), PROMOTE_BATCH)
-            total += sum(promoted.values())
-            for endpoint_id in promoted:
-                if not self._lanes.mark_behind(endpoint_id):
-                    self._rescan_at = 0.0
-            self._next_due = await self._deliveries.next_due()
-            if not promoted:  # others are at it
-                self._next_due = max(self._next_due or soon, soon)
-                break
-        return total
+        now = self._clock.now()
+        if self._next_due is None or self._next_due > now:
+            return 0
+        promoted = await self._deliveries.promote_due(now, PROMOTE_BATCH)
+        for endpoint_id, event_id in promoted.items():
+            if not self._lanes.mark_behind(endpoint_id, event_id):
+                self.rescan()
+        self._next_due = await self._deliveries.next_due()
+        if not promoted:  # others are at it
+            soon = now + timedelta(seconds=PROMOTE_AGAIN_S)
+            self._next_due = max(self._next_due or soon, soon)
+        return len(promoted)
 
-    async def _refill(self, lane: Lane) -> int:
-        """Claim waiting deliveries of a lane, and queue them."""
-        if len(lane.queue) > lane.pace.limit:
+    async def _refill(self) -> int:
+        """Claim waiting deliveries of some lanes, and queue them."""
+        lanes = self._lanes.refillable(REFILL_LANES)
+        self._short = bool(lanes) and self._recorder.congested
+        if not lanes or self._short:
             return 0
-        wanted = self._work.affordable(min(self._lanes.room_of(lane), REFILL_BATCH))
-        if wanted < 1:
-            return 0  # asked again when a delivery of the lane is done, and at the next rescan
-        endpoint, owner = lane.endpoint, self._work.owner
-        self._lanes.mark_caught_up(lane)  # before the claim: what is left waiting during it is not missed
-        full = True
+        refilled = 0
+        for suspect in (False, True):
+            chosen = [lane for lane in lanes if lane.suspect is suspect]
+            most_bytes = self._ledger.refill_room(suspect=suspect)
+            if chosen and most_bytes < 1:
+                self._short = True  # asked again soon
+            elif chosen:
+                refilled += await self._refill_lanes(chosen, most_bytes)
+        return refilled
+
+    async def _refill_lanes(self, lanes: Sequence[Lane], most_bytes: int) -> int:
+        owner = self._ledger.owner
+        wanted = [
+            WaitingWanted(lane.endpoint.id, min(self._lanes.room_of(lane), REFILL_BATCH), lane.floor)
+            for lane in lanes
+        ]
+        for lane in lanes:
+            self._lanes.mark_caught_up(lane)  # before the claim: what is left waiting during it is not missed
+        claimed: list[ClaimedDelivery] | None = None
         try:
-            claimed = await self._deliveries.claim_waiting(owner, endpoint.id, wanted, self._clock.now())
-            full = len(claimed) == wanted
+            claimed = await self._deliveries.claim_waiting(
+                owner, wanted, self._clock.now(), most_bytes=most_bytes, most_bytes_each=LANE_BYTES
+            )
         finally:
-            if full:
-                self._lanes.mark_behind(endpoint.id)
-        if not claimed:
-            return 0
-        read = await self._outbox.read([claim.event_id for claim in claimed])
-        if self._work.owner != owner:
+            for want in wanted:
+                floor = _rest_from(want, claimed, most_bytes)
+                if floor is not None:
+                    self._lanes.mark_behind(want.endpoint_id, floor)
+        events = await self._read([each.event_id for each in claimed])
+        if self._ledger.owner != owner:
             return 0  # others took us for dead, and take these too
-        self._work.learn_size(read)
-        events = {event.id: event for event in read}
-        for claim in claimed:
-            event = events.get(claim.event_id)
-            if event is None:
-                self._in_doubt = True  # gives it back; its partition is on its way out
-                continue
-            job = Job(OpenEvent(event, 1), endpoint, claim.attempts, claim.attempt_base, first=False)
-            self._work.hold(job)
-            if lane.open and self._lanes.lane(endpoint.id) is lane:
-                self._lanes.push(lane, job)
+        unwanted = []
+        for each in claimed:
+            event = events.get(each.event_id) or _gone(each)
+            job = self._ledger.take_delivery(event, each.endpoint_id, each.attempts, each.attempt_base)
+            target = self._lanes.lane(each.endpoint_id)
+            if target is not None and target.open:
+                self._lanes.push(target, job)
             else:
-                self._work.release(job)
-                await self._deliveries.release(self._work.owner, [job.key])
+                self._ledger.release(job)
+                unwanted.append(job.key)
+        if unwanted:
+            await self._deliveries.release(owner, unwanted)
         return len(claimed)
 
+    async def _read(self, event_ids: Sequence[UUID]) -> dict[UUID, Event]:
+        """The events, from memory where they are in it."""
+        held = {
+            event_id: event for event_id in event_ids if (event := self._ledger.event(event_id)) is not None
+        }
+        events = {event_id: event for event_id, event in held.items() if event.data is not None}
+        missing = list(dict.fromkeys(event_id for event_id in event_ids if event_id not in events))
+        if missing:
+            events |= {event.id: event for event in await self._outbox.read(missing)}
+        return events
+
     async def _reconcile(self) -> None:
-        """Give back deliveries that the database thinks we hold: an answer may have been cut off."""
-        stray = await self._deliveries.owned(self._work.owner) - self._work.deliveries.keys()
+        """Give back deliveries that the database thinks we hold, and we don't: a crash, or an answer that was
+        cut off, made the difference."""
+        owner = self._ledger.owner
+        stray = await self._deliveries.owned(owner) - self._ledger.delivery_keys()
         if stray:
-            await self._deliveries.release(self._work.owner, stray)
+            await self._deliveries.release(owner, stray)
             log.info("claims.reconciled", deliveries=len(stray))
+            self.rescan()
         self._in_doubt = False
+        self._reconcile_at = self._clock.monotonic() + RECONCILE_S
 
     def _seconds_to_next(self) -> float:
-        rescan = max(0.0, self._rescan_at - self._clock.monotonic())
-        if self._next_due is None:
-            return rescan
-        return min(rescan, max(0.0, (self._next_due - self._clock.now()).total_seconds()))
+        now = self._clock.monotonic()
+        seconds = min(max(0.0, self._rescan_at - now), max(0.0, self._reconcile_at - now))
+        if self._short:
+            seconds = min(seconds, ROOM_POLL_S)
+        if self._next_due is not None:
+            seconds = min(seconds, max(0.0, (self._next_due - self._clock.now()).total_seconds()))
+        return seconds
+
+
+def _rest_from(wanted: WaitingWanted, claimed: list[ClaimedDelivery] | None, most_bytes: int) -> UUID | None:
+    """From which event on deliveries of a lane may still wait after a claim (None: it failed); None where
+    none does."""
+    if claimed is None:
+        return wanted.floor
+    own = [each for each in claimed if each.endpoint_id == wanted.endpoint_id]
+    cut = sum(each.bytes for each in claimed) >= most_bytes or sum(each.bytes for each in own) >= LANE_BYTES
+    if len(own) < wanted.room and not cut:
+        return None
+    return own[-1].event_id if own else wanted.floor
+
+
+def _gone(claimed: ClaimedDelivery) -> Event:
+    """What stands for an event whose row is no more: it fails its delivery, with the reason."""
+    return Event(
+        id=claimed.event_id,
+        workspace_id=claimed.workspace_id,
+        type="",
+        data=None,
+        data_bytes=0,
+        previous_attributes=None,
+        object_type=None,
+        object_id=None,
+        actor=None,
+        related=None,
+        occurred_at=datetime.fromtimestamp(emitted_at_s(claimed.event_id), UTC),
+        problem="the event is gone: retention removed it",
+    )

@@ -31,9 +31,9 @@ from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import WebhookClient
 from postrider.services.lanes import Lanes
+from postrider.services.ledger import HeldEvent, Job, Ledger
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
-from postrider.services.work import Job, OpenEvent
 
 log = structlog.get_logger()
 
@@ -80,6 +80,7 @@ class Sender:
         settings: SendSettings,
         subscriptions: Subscriptions,
         lanes: Lanes,
+        ledger: Ledger,
         recorder: Recorder,
         clock: Clock,
         metrics: Metrics,
@@ -87,6 +88,7 @@ class Sender:
         self.settings = settings
         self._subscriptions = subscriptions
         self._lanes = lanes
+        self._ledger = ledger
         self._recorder = recorder
         self._clock = clock
         self._metrics = metrics
@@ -110,20 +112,24 @@ class Sender:
 
     async def run_once(self, job: Job) -> Outcome | None:
         """Make one attempt of a delivery and hand its result on; None if it is no longer ours."""
-        if job.opened.lost:
+        if job.lost:
+            return None
+        endpoint = self._lanes.endpoint(job.endpoint_id)
+        if endpoint is None:
+            self._recorder.put(job, DeliveryState.CANCELLED, reason="the endpoint was deleted")
             return None
         started_at = self._clock.now()
         try:
-            result = await self._attempt(job.opened, job.endpoint, started_at)
+            result = await self._attempt(job.held, endpoint, started_at)
         except Exception as error:
             # A defect of ours or of a library fails this delivery, not the daemon.
-            delivery = delivery_public_id(job.opened.event.id, job.endpoint.id)
+            delivery = delivery_public_id(*job.key)
             log.exception("delivery.crashed", delivery=delivery)
             result = Failure(ErrorKind.PROTOCOL, f"internal error: {type(error).__name__}", duration_ms=0.0)
         number = job.attempts + 1
         now = self._clock.now()
-        test = job.opened.event.test
-        policy = ONE_ATTEMPT if test else self._subscriptions.retry_policy(job.endpoint)
+        test = job.held.event.test
+        policy = ONE_ATTEMPT if test else self._subscriptions.retry_policy(endpoint)
         outcome = judge(result, number - job.attempt_base, policy, now, random.random())  # noqa: S311
         self._measure(job, result, outcome.error_kind, now)
         self._recorder.put(
@@ -136,7 +142,7 @@ class Sender:
         )
         return outcome
 
-    async def _attempt(self, opened: OpenEvent, endpoint: Endpoint, now: datetime) -> AttemptResult:
+    async def _attempt(self, held: HeldEvent, endpoint: Endpoint, now: datetime) -> AttemptResult:
         settings = self.settings
         dialect = settings.dialects.get(endpoint.dialect)
         if dialect is None:
@@ -148,21 +154,21 @@ class Sender:
                 ErrorKind.PROTOCOL, f"endpoint {endpoint_public_id(endpoint.id)} has no signing secret", 0.0
             )
         try:
-            body = self._body(opened, dialect)
+            body = self._body(held, dialect)
         except PayloadError as error:
             return Failure(ErrorKind.PAYLOAD, error.message, 0.0)
-        return await send(settings, dialect, endpoint, opened.event, body=body, now=now)
+        return await send(settings, dialect, endpoint, held.event, body=body, now=now)
 
-    @staticmethod
-    def _body(opened: OpenEvent, dialect: Dialect) -> bytes:
-        body = opened.bodies.get(dialect.name)
+    def _body(self, held: HeldEvent, dialect: Dialect) -> bytes:
+        body = held.bodies.get(dialect.name)
         if body is None:
-            body = opened.bodies[dialect.name] = render(dialect, opened.event)
+            body = render(dialect, held.event)
+            self._ledger.keep_body(held, dialect.name, body)
         return body
 
     def _measure(self, job: Job, result: AttemptResult, kind: ErrorKind | None, now: datetime) -> None:
         self._metrics.attempts.counts[kind.value if kind else "ok"] += 1
         self._metrics.attempt_seconds.observe(result.duration_ms / 1000)
-        if job.first and isinstance(result, Reply) and kind is None:
-            lag = now.timestamp() - emitted_at_s(job.opened.event.id)
+        if job.source is not None and isinstance(result, Reply) and kind is None:
+            lag = now.timestamp() - emitted_at_s(job.held.event.id)
             self._metrics.lag_seconds.observe(max(0.0, lag))

@@ -50,6 +50,7 @@ class Subscriptions:
         self._loading = asyncio.Lock()
         self._matcher = Matcher(())
         self._revision = -1
+        self._known: set[int] = set()
         self.configure(dialects, retry)
 
     def __repr__(self) -> str:
@@ -101,11 +102,12 @@ class Subscriptions:
         revision, endpoints = await self._endpoints.snapshot()
         self._matcher = Matcher(endpoints)
         known = {endpoint.id for endpoint in endpoints}
-        for job in self._lanes.update(endpoints):
-            state = DeliveryState.WAITING if job.endpoint.id in known else DeliveryState.CANCELLED
+        for job in self._lanes.update(endpoints, self._known - known):
+            state = DeliveryState.WAITING if job.endpoint_id in known else DeliveryState.CANCELLED
             self._recorder.put(
-                job, state, reason="the endpoint was deleted" if job.endpoint.id not in known else None
+                job, state, reason="the endpoint was deleted" if job.endpoint_id not in known else None
             )
+        self._known = known
         self._revision = revision
         log.info("subscriptions.loaded", endpoints=len(endpoints), revision=revision)
 

@@ -6,10 +6,8 @@ the lock at once. Behind a transaction pooler there is no session to hold one, a
 
 import os
 import socket
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from postrider.domain.status import DaemonReport, read_report, write_report
 from postrider.store.database import Connection, Database
@@ -102,15 +100,13 @@ class Daemons:
                 now,
             )
 
-    async def leave(
-        self, daemon_id: int, known: Collection[int], unfinished: Collection[UUID], now: datetime
-    ) -> Rescued:
+    async def leave(self, daemon_id: int, now: datetime) -> Rescued:
         """Give back everything that a daemon holds, and strike it out.
 
-        Of the claims that are `known` to it, only the events that are `unfinished` go back.
+        Events of a claim that was not completed go back whole: what of them is recorded is known by its rows.
         """
         async with self._database.transaction() as connection:
-            return await self._free(connection, daemon_id, now, known, unfinished)
+            return await self._free(connection, daemon_id, now)
 
     async def rescue(self, own_id: int, now: datetime) -> list[Rescued]:
         """Free the rows of dead daemons; return what each of them left.
@@ -139,23 +135,12 @@ class Daemons:
             return await self._free(connection, daemon_id, now)
 
     @staticmethod
-    async def _free(
-        connection: Connection,
-        daemon_id: int,
-        now: datetime,
-        known: Collection[int] = (),
-        unfinished: Collection[UUID] = (),
-    ) -> Rescued:
+    async def _free(connection: Connection, daemon_id: int, now: datetime) -> Rescued:
         """Free what a daemon holds: its events for a new fan-out, its deliveries as waiting."""
         rows = await connection.fetch(
-            "DELETE FROM postrider.claim WHERE owner = $1 RETURNING id, event_ids", daemon_id
+            "DELETE FROM postrider.claim WHERE owner = $1 RETURNING event_ids", daemon_id
         )
-        events = [
-            event_id
-            for row in rows
-            for event_id in row["event_ids"]
-            if row["id"] not in known or event_id in unfinished
-        ]
+        events = [event_id for row in rows for event_id in row["event_ids"]]
         await connection.execute(REQUEUE, events)
         deliveries = await connection.fetch(
             """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2

@@ -2,12 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import msgspec
 
-from postrider.domain.model import Attempt, DeliveryState, Event, Failure, Reply
+from postrider.domain.model import (
+    MAX_DATA_BYTES,
+    Attempt,
+    DeliveryState,
+    Event,
+    Failure,
+    Reply,
+    first_event_id,
+)
 from postrider.store.database import Connection, Database
 
 DeliveryKey = tuple[UUID, int]
@@ -27,13 +35,41 @@ class DeliveryResult(msgspec.Struct, frozen=True):
     attempt: Attempt | None = None
     claim_id: int | None = None
     """The claim of its event, where this is the delivery's first result."""
+    bytes: int | None = None
+    """Of the event's JSON."""
+
+
+class ClaimProgress(msgspec.Struct, frozen=True):
+    """What results do to the count that the database keeps of a claim's results."""
+
+    claim_id: int
+    before: int
+    """The count as it should be found; any other means that a crash undid what had been recorded."""
+    after: int
+    finished: bool
+    """With these results the claim is complete, and ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingWanted:
+    """What a lane has room for."""
+
+    endpoint_id: int
+    room: int
+    """Deliveries."""
+    floor: UUID
+    """Where to begin: the event of no delivery that waits for the endpoint has a smaller id."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedDelivery:
     event_id: UUID
+    endpoint_id: int
+    workspace_id: str
     attempts: int
     attempt_base: int
+    bytes: int
+    """Of the event's JSON; the largest possible where that is not known."""
 
 
 _RESULT_COLUMNS = """
@@ -44,23 +80,29 @@ _RESULT_COLUMNS = """
   unnest($13::text[]) AS response_headers, unnest($14::text[]) AS response_body
 """
 
-# The first result of a delivery: fenced by the claim of its event. $15: that claim, for each result;
-# $16: claims with results to come; $17: claims whose last results these are. Those of another owner by now
-# are left alone.
+# The first result of a delivery: fenced by the claim of its event, which has to be ours, and to count as many
+# results as we know of. $15: that claim, for each result; $16, $17, $18: claims with results to come, their
+# count before and after; $19, $20: claims that end with these results, and their count before.
 _RECORD_FIRST = f"""
 WITH held AS (
-  SELECT id FROM postrider.claim WHERE id = ANY($16::bigint[]) AND owner = $1 FOR KEY SHARE
+  UPDATE postrider.claim AS c SET recorded = p.after
+  FROM (SELECT unnest($16::bigint[]) AS id, unnest($17::integer[]) AS before,
+               unnest($18::integer[]) AS after) AS p
+  WHERE c.id = p.id AND c.owner = $1 AND c.recorded = p.before RETURNING c.id
 ), finished AS (
-  DELETE FROM postrider.claim WHERE id = ANY($17::bigint[]) AND owner = $1 RETURNING id
+  DELETE FROM postrider.claim AS c
+  USING (SELECT unnest($19::bigint[]) AS id, unnest($20::integer[]) AS before) AS p
+  WHERE c.id = p.id AND c.owner = $1 AND c.recorded = p.before RETURNING c.id
 ), fence AS (
   SELECT id FROM held UNION ALL SELECT id FROM finished
 ), recorded AS (
   INSERT INTO postrider.delivery
     (event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at, duration_ms, connect_ms,
-     status, response_headers, response_body, updated_at)
+     status, response_headers, response_body, bytes, updated_at)
   SELECT event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at, duration_ms,
-         connect_ms, status, response_headers, response_body, $18
-  FROM (SELECT {_RESULT_COLUMNS}, unnest($15::bigint[]) AS claim_id) AS r JOIN fence ON fence.id = r.claim_id
+         connect_ms, status, response_headers, response_body, bytes, $22
+  FROM (SELECT {_RESULT_COLUMNS}, unnest($15::bigint[]) AS claim_id, unnest($21::integer[]) AS bytes) AS r
+  JOIN fence ON fence.id = r.claim_id
   ON CONFLICT DO NOTHING
 )
 SELECT id FROM fence
@@ -85,15 +127,34 @@ SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::smallint[], $5::t
 ON CONFLICT DO NOTHING
 """
 
-_CLAIM_WAITING = """
-WITH next AS (
-  SELECT event_id, endpoint_id, workspace_id FROM postrider.delivery
-  WHERE state = 'waiting' AND endpoint_id = $2 ORDER BY event_id LIMIT $3 FOR UPDATE SKIP LOCKED
+# $2, $3, $4: endpoints, how many deliveries each has room for, and where to begin; $5: where to end, which
+# keeps it out of the partitions made ahead; $6: bytes in all, $7: bytes for each endpoint, each with its
+# first delivery excepted.
+_CLAIM_WAITING = f"""
+WITH found AS (
+  SELECT d.* FROM (SELECT unnest($2::bigint[]) AS endpoint_id, unnest($3::integer[]) AS room,
+                          unnest($4::uuid[]) AS floor) AS wanted
+  CROSS JOIN LATERAL (
+    SELECT event_id, endpoint_id, workspace_id, coalesce(bytes, {MAX_DATA_BYTES}) AS bytes
+    FROM postrider.delivery
+    WHERE state = 'waiting' AND endpoint_id = wanted.endpoint_id
+      AND event_id >= wanted.floor AND event_id < $5
+    ORDER BY event_id LIMIT wanted.room FOR UPDATE SKIP LOCKED
+  ) AS d
+), counted AS (
+  SELECT *, row_number() OVER lane AS place, sum(bytes) OVER lane - bytes AS before FROM found
+  WINDOW lane AS (PARTITION BY endpoint_id ORDER BY event_id)
+), next AS (
+  SELECT event_id, endpoint_id, workspace_id FROM (
+    SELECT *, sum(bytes) OVER (ORDER BY place, endpoint_id) - bytes AS before_all
+    FROM counted WHERE before < $7
+  ) AS affordable WHERE before_all < $6
 )
-UPDATE postrider.delivery AS d SET state = 'sending', owner = $1, updated_at = $4 FROM next
+UPDATE postrider.delivery AS d SET state = 'sending', owner = $1, updated_at = $8 FROM next
 WHERE d.event_id = next.event_id AND d.endpoint_id = next.endpoint_id AND d.workspace_id = next.workspace_id
-RETURNING d.event_id, d.attempts, d.attempt_base
-"""
+RETURNING d.event_id, d.endpoint_id, d.workspace_id, d.attempts, d.attempt_base,
+  coalesce(d.bytes, {MAX_DATA_BYTES})
+"""  # noqa: S608 (constant)
 
 _PROMOTE_DUE = """
 WITH next AS (
@@ -102,15 +163,15 @@ WITH next AS (
 ), promoted AS (
   UPDATE postrider.delivery AS d SET state = 'waiting', due = NULL, updated_at = $1 FROM next
   WHERE d.event_id = next.event_id AND d.endpoint_id = next.endpoint_id AND d.workspace_id = next.workspace_id
-  RETURNING d.endpoint_id
+  RETURNING d.endpoint_id, d.event_id
 )
-SELECT endpoint_id, count(*) AS deliveries FROM promoted GROUP BY endpoint_id
+SELECT DISTINCT ON (endpoint_id) endpoint_id, event_id FROM promoted ORDER BY endpoint_id, event_id
 """
 
-# Steps from one endpoint to the next along the index, however many rows each of them has.
+# Steps from one endpoint to the next along the index, however many rows each of them has. $1: those after it.
 WAITING_ENDPOINTS = """
 WITH RECURSIVE step AS (
-  SELECT min(endpoint_id) AS endpoint_id FROM postrider.delivery WHERE state = 'waiting'
+  SELECT min(endpoint_id) AS endpoint_id FROM postrider.delivery WHERE state = 'waiting' AND endpoint_id > {}
   UNION ALL
   SELECT (SELECT min(d.endpoint_id) FROM postrider.delivery AS d
           WHERE d.state = 'waiting' AND d.endpoint_id > step.endpoint_id)
@@ -118,6 +179,9 @@ WITH RECURSIVE step AS (
 )
 SELECT endpoint_id FROM step WHERE endpoint_id IS NOT NULL
 """
+_WAITING_AFTER = WAITING_ENDPOINTS.format("$1")
+_CLOCK_SLACK = timedelta(days=1)
+"""How far ahead of the daemon's an event's clock may be."""
 
 
 class Deliveries:
@@ -139,26 +203,39 @@ class Deliveries:
         *,
         first: Sequence[DeliveryResult],
         again: Sequence[DeliveryResult],
-        held: Sequence[int],
-        finished: Sequence[int],
+        claims: Sequence[ClaimProgress],
         now: datetime,
-    ) -> set[DeliveryKey]:
-        """Write many results in one transaction; return the deliveries that were written.
+    ) -> tuple[set[DeliveryKey], set[int]]:
+        """Write many results in one transaction; return the deliveries that were written, and the claims that
+        count them.
 
-        `first` are results of events that `owner` claimed, `again` of deliveries that it claimed. What
-        another daemon owns by now is not touched. `finished` claims end, `held` ones have results to come.
+        `first` are results of events that `owner` claimed, each of a claim in `claims`; `again` of deliveries
+        that it claimed. What another daemon owns by now is not touched, nor is a claim of which the database
+        has another count than `claims` says, nor any result of it.
         """
         written: set[DeliveryKey] = set()
+        counted: set[int] = set()
         # One statement is a transaction by itself, and saves two round trips.
         alone = not again and not any(map(_failed, first))
         async with self._database.connection() if alone else self._database.transaction() as connection:
-            if first or finished:
-                claim_ids = [r.claim_id for r in first]
+            if claims:
+                held = [each for each in claims if not each.finished]
+                finished = [each for each in claims if each.finished]
                 rows = await connection.fetch(
-                    _RECORD_FIRST, owner, *_columns(first), claim_ids, held, finished, now
+                    _RECORD_FIRST,
+                    owner,
+                    *_columns(first),
+                    [r.claim_id for r in first],
+                    [each.claim_id for each in held],
+                    [each.before for each in held],
+                    [each.after for each in held],
+                    [each.claim_id for each in finished],
+                    [each.before for each in finished],
+                    [r.bytes for r in first],
+                    now,
                 )
-                mine = {row["id"] for row in rows}
-                written.update((r.event_id, r.endpoint_id) for r in first if r.claim_id in mine)
+                counted = {row["id"] for row in rows}
+                written.update((r.event_id, r.endpoint_id) for r in first if r.claim_id in counted)
             if again:
                 rows = await connection.fetch(_RECORD_AGAIN, owner, *_columns(again), now)
                 written.update((row["event_id"], row["endpoint_id"]) for row in rows)
@@ -166,7 +243,7 @@ class Deliveries:
                 connection,
                 [r for r in (*first, *again) if _failed(r) and (r.event_id, r.endpoint_id) in written],
             )
-        return written
+        return written, counted
 
     async def record_test(self, event: Event, result: DeliveryResult, now: datetime) -> None:
         """Write a test event, its only delivery and its attempt, all of it over already."""
@@ -198,18 +275,35 @@ class Deliveries:
             await _insert_attempts(connection, [result] if _failed(result) else [])
 
     async def claim_waiting(
-        self, owner: int, endpoint_id: int, limit: int, now: datetime
+        self,
+        owner: int,
+        wanted: Sequence[WaitingWanted],
+        now: datetime,
+        *,
+        most_bytes: int,
+        most_bytes_each: int,
     ) -> list[ClaimedDelivery]:
-        """Take up to `limit` waiting deliveries of one endpoint, oldest event first."""
+        """Take waiting deliveries of these endpoints, oldest events first; the bytes are of the events' JSON,
+        and bound what is taken but for the first one, in all and of each endpoint."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(_CLAIM_WAITING, owner, endpoint_id, limit, now)
+            rows = await connection.fetch(
+                _CLAIM_WAITING,
+                owner,
+                [each.endpoint_id for each in wanted],
+                [each.room for each in wanted],
+                [each.floor for each in wanted],
+                first_event_id(now + _CLOCK_SLACK),
+                most_bytes,
+                most_bytes_each,
+                now,
+            )
         return sorted((ClaimedDelivery(*row) for row in rows), key=lambda claimed: claimed.event_id)
 
-    async def promote_due(self, now: datetime, limit: int) -> dict[int, int]:
-        """Turn retries that are due into waiting deliveries; return how many per endpoint."""
+    async def promote_due(self, now: datetime, limit: int) -> dict[int, UUID]:
+        """Turn retries that are due into waiting deliveries; return the endpoints with their first events."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(_PROMOTE_DUE, now, limit)
-        return {row["endpoint_id"]: row["deliveries"] for row in rows}
+        return {row["endpoint_id"]: row["event_id"] for row in rows}
 
     async def next_due(self) -> datetime | None:
         async with self._database.connection() as connection:
@@ -218,10 +312,11 @@ class Deliveries:
             )
         return due
 
-    async def waiting_endpoints(self) -> list[int]:
-        """Endpoints that have waiting deliveries."""
+    async def waiting_endpoints(self, after: int, limit: int) -> list[int]:
+        """The first `limit` endpoints that have waiting deliveries, of those with ids above `after`."""
         async with self._database.connection() as connection:
-            return [row["endpoint_id"] for row in await connection.fetch(WAITING_ENDPOINTS)]
+            rows = await connection.fetch(f"{_WAITING_AFTER} LIMIT {limit}", after)
+        return [row["endpoint_id"] for row in rows]
 
     async def owned(self, owner: int) -> set[DeliveryKey]:
         """What the database thinks that `owner` is sending."""

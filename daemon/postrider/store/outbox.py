@@ -1,58 +1,97 @@
 """Events: the queue of what is not yet fanned out (claim, release), and reading the outbox."""
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from uuid import UUID
 
 import asyncpg
+import structlog
+from msgspec import structs
 
 from postrider.domain.errors import UsageError
-from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s
+from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id
 from postrider.store.database import Database
 
-_EVENT_COLUMNS = f"""
-  id, workspace_id, type, object_type, object_id, occurred_at, octet_length(data) AS data_bytes,
-  CASE WHEN octet_length(data) <= {MAX_DATA_BYTES} THEN data END AS data,
-  CASE WHEN octet_length(previous_attributes::text) <= {MAX_DATA_BYTES} THEN previous_attributes END
-    AS previous_attributes, actor, related, test
-"""
-# Joined to nothing, a large value is fetched and unpacked once; else again wherever it is mentioned.
-# The driver knows no year but 1 to 9999.
-_EVENTS = """
-(SELECT id, workspace_id, type, object_type, object_id,
-        least(greatest(occurred_at, timestamptz '0001-01-02 00:00+00'), timestamptz '9999-12-30 00:00+00')
-          AS occurred_at,
-        data::text || '' AS data,
-        previous_attributes, actor, related, test
- FROM postrider.outbox WHERE {} OFFSET 0)
-"""
+log = structlog.get_logger()
 
-# $2: where to begin. The limit is no parameter: PostgreSQL would take it for a tenth of the table, and plan
-# anew each time, at twice the price of the claim. The subquery with LIMIT keeps the planner from reading all
-# of the outbox, whatever it thinks of the number of rows.
+_JSON_COLUMNS = ("data", "previous_attributes", "actor", "related")
+_ALL_LARGE = "2147483647"
+INLINE_BYTES = 65_536
+"""Larger events are not read by claims: their deliveries wait in the database until they are sent."""
+_ASSUMED_BYTES = 4_096
+"""Of a queued event whose size is not known."""
+
+
+def _events(condition: str, *, most: int, known: str = "NULL::integer", escaped: bool = False) -> str:
+    """A query of events. JSON columns that have more than `most` bytes together are left out; `known` is that
+    number where it need not be found out. `escaped` writes texts so that any bytes can be read.
+
+    What is joined to nothing (OFFSET 0) is fetched and unpacked once, else again wherever it is mentioned.
+    The driver knows no year but 1 to 9999.
+    """
+    lengths = {"workspace_id": 256, "type": 256, "object_type": 256, "object_id": 1024}
+    texts = ", ".join(
+        f"encode(convert_to(left(o.{name}, {length}), 'SQL_ASCII'), 'escape') AS {name}"
+        if escaped
+        else f"left(o.{name}, {length}) AS {name}"
+        for name, length in lengths.items()
+    )
+    unpacked = ", ".join(
+        f"CASE WHEN o.known IS NULL OR o.known <= {most} THEN o.{name}::text || '' END AS {name}"
+        for name in _JSON_COLUMNS
+    )
+    size = " + ".join(f"coalesce(octet_length({name}), 0)" for name in _JSON_COLUMNS)
+    kept = ", ".join(f"CASE WHEN data_bytes <= {most} THEN {name} END AS {name}" for name in _JSON_COLUMNS)
+    return f"""
+SELECT id, workspace_id, type, object_type, object_id, occurred_at, test, data_bytes, {kept}
+FROM (
+  SELECT *, coalesce(known, {size}) AS data_bytes FROM (
+    SELECT o.id, {texts}, o.test, o.known, {unpacked},
+           least(greatest(o.occurred_at, timestamptz '0001-01-02 00:00+00'),
+                 timestamptz '9999-12-30 00:00+00') AS occurred_at
+    FROM (SELECT *, {known} AS known FROM postrider.outbox WHERE {condition}) AS o OFFSET 0
+  ) AS unpacked
+) AS sized"""  # noqa: S608 (constants)
+
+
+# $2: where to begin; $3: the claim's id; $4: bytes of JSON that may be read, the first event excepted.
+# The limit is no parameter: PostgreSQL would take it for a tenth of the table, and plan anew each time, at
+# twice the price of the claim. The subquery with LIMIT keeps the planner from reading all of the outbox,
+# whatever it thinks of the number of rows.
 _CLAIM = f"""
-WITH taken AS (
+WITH queued AS (
+  SELECT ctid AS place, event_id, coalesce(bytes, {_ASSUMED_BYTES}) AS bytes FROM postrider.pending
+  WHERE event_id >= $2 ORDER BY event_id LIMIT {{limit}} FOR UPDATE SKIP LOCKED
+), taken AS (
   DELETE FROM postrider.pending WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM postrider.pending WHERE event_id >= $2 ORDER BY event_id LIMIT {{limit}}
-    FOR UPDATE SKIP LOCKED
+    SELECT place FROM (
+      SELECT place, sum(read) OVER (ORDER BY event_id) - read AS before
+      FROM (SELECT place, event_id, CASE WHEN bytes <= {INLINE_BYTES} THEN bytes ELSE 0 END AS read
+            FROM queued) AS q
+    ) AS summed WHERE before < $4
   ))
-  RETURNING event_id, workspace_id, redo
+  RETURNING event_id, workspace_id, bytes, redo
 ), claim AS (
-  INSERT INTO postrider.claim (owner, event_ids)
-  SELECT $1, array_agg(event_id ORDER BY event_id) FROM taken HAVING count(*) > 0 RETURNING id
+  INSERT INTO postrider.claim (id, owner, event_ids)
+  SELECT $3, $1, array_agg(event_id ORDER BY event_id) FROM taken HAVING count(*) > 0
 )
-SELECT (SELECT id FROM claim) AS claim_id, (SELECT revision FROM postrider.endpoint_revision) AS revision,
-       taken.event_id, taken.redo, event.*
-FROM taken LEFT JOIN LATERAL (
-  SELECT {_EVENT_COLUMNS} FROM {
-    _EVENTS.format("id = taken.event_id AND workspace_id = taken.workspace_id LIMIT 1")
-} AS o
-) AS event ON true
+SELECT (SELECT revision FROM postrider.endpoint_revision) AS revision, taken.event_id, taken.redo, event.*
+FROM taken LEFT JOIN LATERAL ({{events}}) AS event ON true
 ORDER BY taken.event_id
 """  # noqa: S608 (constant)
+_OF_TAKEN = "id = taken.event_id AND workspace_id = taken.workspace_id LIMIT 1"
+_TAKEN = _events(_OF_TAKEN, most=INLINE_BYTES, known="taken.bytes")
+_NO_EVENT = "SELECT NULL::uuid AS id"
+
+_GIVEN = "id = ANY($1::uuid[])"
+_READ = f"{_events(_GIVEN, most=MAX_DATA_BYTES)} ORDER BY id"
+_READ_NO_JSON = f"{_events(_GIVEN, most=0, known=_ALL_LARGE)} ORDER BY id"
+_READ_ESCAPED = _events(_GIVEN, most=0, known=_ALL_LARGE, escaped=True)
 
 _JSON_ARGUMENTS = frozenset({"previous_attributes", "actor", "related"})
 
@@ -65,9 +104,15 @@ SELECT o.id, o.workspace_id, true FROM unnest($1::uuid[]) AS given (id) CROSS JO
 ON CONFLICT DO NOTHING
 """
 
+_UNREADABLE = (
+    asyncpg.CharacterNotInRepertoireError,  # a database in SQL_ASCII holds what is not UTF-8
+    asyncpg.UntranslatableCharacterError,
+    asyncpg.DataCorruptedError,
+    asyncpg.InternalServerError,  # a value stored out of line has lost a part
+)
 _NIL = UUID(int=0)
 _LOOK_BACK = 8
-"""Claims. Behind the newest event that was claimed so many claims ago, most claims look for no more."""
+"""Claims. Most look for nothing that lies before the ends of so many claims before them."""
 _FULL_SHARE = 0.02
 """Of the time goes into claims that look at all of the queue."""
 
@@ -78,7 +123,7 @@ class ClaimedEvents:
 
     claim_id: int
     events: list[Event]
-    """In the order of their ids."""
+    """In the order of their ids; those above INLINE_BYTES without their JSON, or all if one can't be read."""
     redo: list[UUID]
     """Events that an earlier owner gave up: some of their deliveries may be recorded already."""
     missing: int
@@ -109,44 +154,68 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._newest: deque[UUID] = deque([_NIL], maxlen=_LOOK_BACK)
-        """The newest event claimed so far, after each of the last claims."""
+        """The newest event of each of the last claims."""
         self._full_at = 0.0
 
-    async def claim(self, owner: int, limit: int) -> ClaimedEvents | None:
+    async def claim(self, owner: int, limit: int, most_bytes: int) -> ClaimedEvents | None:
         """Take some pending events for daemon `owner`, oldest first; None if there are none.
 
-        At most `limit`, which is rounded down to a power of two.
+        At most `limit`, which is rounded down to a power of two, and about `most_bytes` of JSON; always one.
 
         While another session holds an old snapshot, the rows of past claims can't be cleaned away, and
-        every look at the whole queue passes over them. So most claims begin behind those. An event that was
-        committed long after others with later ids is found by the next look at all of the queue: as
-        often as these may take `_FULL_SHARE` of the time.
+        every look at the whole queue passes over them. So most claims begin behind those: at the earliest
+        of the events that the last claims ended with, which an event of a clock that runs ahead does not
+        move. An event that was committed long after others with later ids is found by the next look at all
+        of the queue: as often as these may take `_FULL_SHARE` of the time.
         """
         limit = 1 << (limit.bit_length() - 1)  # few different statements
+        claim_id = secrets.randbits(63)
         started = time.monotonic()
         full = started >= self._full_at
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                _CLAIM.format(limit=limit), owner, _NIL if full else self._newest[0]
-            )
+        arguments = (owner, _NIL if full else min(self._newest), claim_id, most_bytes)
+        events = None
+        try:
+            rows = await self._claim(limit, arguments, _TAKEN)
+        except _UNREADABLE:
+            rows = await self._claim(limit, arguments, _NO_EVENT)
+            events = await self._read_safely([row["event_id"] for row in rows], _READ_NO_JSON)
         if full:
             ended = time.monotonic()
             self._full_at = ended + (ended - started) / _FULL_SHARE
         if not rows:
             return None
-        self._newest.append(max(self._newest[-1], rows[-1]["event_id"]))
-        events = [_event(row) for row in rows if row["id"] is not None]
+        self._newest.append(rows[-1]["event_id"])
+        if events is None:
+            events = [_event(row) for row in rows if row["id"] is not None]
         redo = [row["event_id"] for row in rows if row["redo"]]
-        return ClaimedEvents(rows[0]["claim_id"], events, redo, len(rows) - len(events), rows[0]["revision"])
+        return ClaimedEvents(claim_id, events, redo, len(rows) - len(events), rows[0]["revision"])
+
+    async def _claim(self, limit: int, arguments: tuple[object, ...], events: str) -> list[asyncpg.Record]:
+        async with self._database.connection() as connection:
+            return await connection.fetch(_claim_statement(limit, events), *arguments)
 
     async def read(self, event_ids: Sequence[UUID]) -> list[Event]:
-        """The events in the order of their ids; ids that retention removed are left out."""
+        """The events in the order of their ids; ids that retention removed are left out.
+
+        An event that can't be read carries its `problem` instead of its JSON.
+        """
+        return await self._read_safely(event_ids, _READ)
+
+    async def _read_safely(self, event_ids: Sequence[UUID], statement: str) -> list[Event]:
+        try:
+            return await self._read(event_ids, statement)
+        except _UNREADABLE as error:
+            if len(event_ids) > 1:
+                return [event for each in event_ids for event in await self._read_safely([each], statement)]
+            log.error("event.unreadable", event_id=event_public_id(event_ids[0]), reason=str(error))
+            problem = f"its row can't be read: {error}"
+            return [
+                structs.replace(each, problem=problem) for each in await self._read(event_ids, _READ_ESCAPED)
+            ]
+
+    async def _read(self, event_ids: Sequence[UUID], statement: str) -> list[Event]:
         async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                f"SELECT {_EVENT_COLUMNS} FROM {_EVENTS.format('id = ANY($1::uuid[])')} AS o ORDER BY id",  # noqa: S608 (constant)
-                event_ids,
-            )
-        return [_event(row) for row in rows]
+            return [_event(row) for row in await connection.fetch(statement, event_ids)]
 
     async def release(self, owner: int, claim_ids: Iterable[int]) -> int:
         """Give back claims, for any daemon to take; return how many events they held."""
@@ -160,11 +229,11 @@ class Outbox:
             await connection.execute(REQUEUE, event_ids)
         return len(event_ids)
 
-    async def claims(self, owner: int) -> set[int]:
-        """The claims that the database thinks `owner` holds."""
+    async def claims(self, owner: int) -> dict[int, int]:
+        """The claims that the database thinks `owner` holds, each with the results recorded of it."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch("SELECT id FROM postrider.claim WHERE owner = $1", owner)
-        return {row["id"] for row in rows}
+            rows = await connection.fetch("SELECT id, recorded FROM postrider.claim WHERE owner = $1", owner)
+        return {row["id"]: row["recorded"] for row in rows}
 
     async def list_events(
         self,
@@ -185,7 +254,7 @@ class Outbox:
           ORDER BY id {direction} LIMIT $5"""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"SELECT {_EVENT_COLUMNS} FROM {_EVENTS.format(chosen)} AS o ORDER BY id {direction}",  # noqa: S608 (constants)
+                f"{_events(chosen, most=MAX_DATA_BYTES)} ORDER BY id {direction}",
                 workspace_id,
                 exact,
                 prefix,
@@ -233,6 +302,11 @@ class Outbox:
             except asyncpg.InvalidTextRepresentationError as error:
                 raise UsageError(f"{error.args[0]}: {error.detail}", "Pass valid JSON.") from error
         return event_id
+
+
+@cache
+def _claim_statement(limit: int, events: str) -> str:
+    return _CLAIM.format(limit=limit, events=events)
 
 
 def emitted_at(event_id: UUID | None) -> datetime | None:

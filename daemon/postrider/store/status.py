@@ -27,7 +27,7 @@ SELECT (SELECT count(*) FROM (SELECT FROM postrider.delivery WHERE state = 'wait
 """  # noqa: S608 (constant)
 
 _OLDEST_WAITING = f"""
-WITH endpoints AS ({WAITING_ENDPOINTS})
+WITH endpoints AS ({WAITING_ENDPOINTS.format(0)})
 SELECT head.event_id FROM endpoints, LATERAL (
   SELECT event_id FROM postrider.delivery
   WHERE state = 'waiting' AND endpoint_id = endpoints.endpoint_id ORDER BY event_id LIMIT 1

@@ -1,0 +1,261 @@
+"""What this daemon holds in memory: claimed events, claimed deliveries, and the bytes that they take.
+
+The ledger alone changes any of it and alone does the arithmetic. Memory is bounded by `MEMORY_BYTES`: a part
+is kept free of large events, so that claims never wait for them, and lanes that are slow, or never answered
+yet, share a part, so that their payloads don't keep those of others out.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from postrider.domain.model import Event
+
+MIB = 1024 * 1024
+MEMORY_BYTES = 64 * MIB
+"""For events and the bodies made of them."""
+LARGE_SHARE = 48 * MIB
+"""Of it for all but claims."""
+SUSPECT_SHARE = 24 * MIB
+"""Of it for lanes that are slow or never answered."""
+CLAIM_BYTES = 4 * MIB
+"""JSON that one claim reads at most."""
+REFILL_BYTES = 4 * MIB
+"""JSON that one look for waiting deliveries takes on at most, its first delivery excepted."""
+LANE_BYTES = 2 * MIB
+"""Of which one lane gets at most so many, its first delivery excepted."""
+_OVERHEAD_BYTES = 1024
+
+DeliveryKey = tuple[UUID, int]
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A batch of events, held in the database by one row."""
+
+    id: int
+    results: int
+    """What it takes to complete it: one result for each delivery, and one for an event that has none."""
+    recorded: int = 0
+    """Results that are committed, as far as we were told. The database has a count of its own."""
+    events: "list[ClaimedEvent]" = field(default_factory=list, repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class HeldEvent:
+    """An event in memory, shared by all that needs it."""
+
+    event: Event
+    cost: int
+    """Bytes for its JSON and a body made of it."""
+    holders: int = 0
+    bodies: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """Rendered once per dialect."""
+
+
+@dataclass(slots=True, eq=False)
+class ClaimedEvent:
+    """An event of a claim, with what is still to be recorded of it."""
+
+    held: HeldEvent
+    claim: Claim
+    remaining: int
+    """Results to come."""
+    lost: bool = False
+    """The claim is ours no more, or the event was claimed again: results of this copy don't count."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One delivery on its way to one attempt."""
+
+    held: HeldEvent
+    endpoint_id: int
+    attempts: int = 0
+    """Attempts made before."""
+    attempt_base: int = 0
+    """Of those, attempts that don't count towards the schedule."""
+    source: ClaimedEvent | None = None
+    """Set while nothing of this delivery is recorded: its event's claim holds it, and later its own row."""
+    withdrawn: bool = False
+    """Its own row is ours no more."""
+    suspect_cost: int = 0
+    """Bytes that it takes of the share of lanes that are slow or never answered."""
+    queued_at: float = 0.0
+    taken_at: float = 0.0
+
+    @property
+    def key(self) -> DeliveryKey:
+        return self.held.event.id, self.endpoint_id
+
+    @property
+    def lost(self) -> bool:
+        return self.withdrawn if self.source is None else self.source.lost
+
+
+class Ledger:
+    """Everything held under the id `owner`, until it is recorded or given back."""
+
+    def __init__(self) -> None:
+        self.owner = 0
+        self.bytes = 0
+        self.suspect_bytes = 0
+        self._claims: dict[int, Claim] = {}
+        self._claimed: dict[UUID, ClaimedEvent] = {}
+        self._held: dict[UUID, HeldEvent] = {}
+        self._deliveries: dict[DeliveryKey, Job] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"<Ledger owner={self.owner} events={len(self._claimed)} deliveries={len(self._deliveries)} "
+            f"bytes={self.bytes} suspect={self.suspect_bytes}>"
+        )
+
+    # What there is room for, in bytes of JSON.
+
+    def claim_room(self) -> int:
+        """For one claim; 0 while it has to wait."""
+        return min(CLAIM_BYTES, (MEMORY_BYTES - self.bytes) // 2)
+
+    def refill_room(self, *, suspect: bool) -> int:
+        """For deliveries of lanes of one kind; less than 1 while they have to wait."""
+        free = LARGE_SHARE - self.bytes
+        if suspect:
+            free = min(free, SUSPECT_SHARE - self.suspect_bytes)
+        return min(REFILL_BYTES, free // 2)
+
+    def admits(self, *, suspect: bool) -> bool:
+        """Whether a lane may take on more."""
+        return not suspect or self.suspect_bytes < SUSPECT_SHARE
+
+    # Claims of events.
+
+    def claims(self) -> dict[int, int]:
+        """The claims, each with the results that are recorded of it."""
+        return {claim.id: claim.recorded for claim in self._claims.values()}
+
+    def holds(self, claim: Claim) -> bool:
+        return self._claims.get(claim.id) is claim
+
+    def take_claim(self, claim_id: int, events: Iterable[tuple[Event, int]], missing: int) -> Claim:
+        """Hold a claim: its events with the number of their deliveries, and how many the outbox lacks."""
+        claim = self._claims[claim_id] = Claim(claim_id, missing)
+        for event, deliveries in events:
+            if (twin := self._claimed.get(event.id)) is not None:
+                self._lose(twin)
+            claimed = ClaimedEvent(self._hold(event), claim, deliveries)
+            self._claimed[event.id] = claimed
+            claim.events.append(claimed)
+            claim.results += max(1, deliveries)
+        return claim
+
+    def settle(self, claim: Claim, results: int) -> None:
+        """So many more results of a claim are recorded."""
+        claim.recorded += results
+        if claim.recorded >= claim.results and self.holds(claim):
+            del self._claims[claim.id]
+
+    def settle_event(self, claimed: ClaimedEvent, results: int) -> None:
+        """So many more results of an event are recorded; with the last one it is forgotten."""
+        claimed.remaining -= results
+        if claimed.remaining <= 0 and not claimed.lost:
+            self._forget(claimed)
+
+    def abandon(self, claim: Claim) -> None:
+        """Hold a claim no longer: results of its events do not count."""
+        for claimed in claim.events:
+            self._lose(claimed)
+        if self.holds(claim):
+            del self._claims[claim.id]
+
+    def abandon_undone(self, recorded: dict[int, int], known: dict[int, int]) -> int:
+        """Abandon the claims of which the database has `recorded` less than we had `known` before it was
+        asked: a crash undid the rest. Return how many."""
+        undone = [
+            claim
+            for claim_id, results in known.items()
+            if recorded.get(claim_id, results) < results and (claim := self._claims.get(claim_id)) is not None
+        ]
+        for claim in undone:
+            self.abandon(claim)
+        return len(undone)
+
+    # Claims of deliveries.
+
+    def delivery_keys(self) -> set[DeliveryKey]:
+        return set(self._deliveries)
+
+    def event(self, event_id: UUID) -> Event | None:
+        """An event that is in memory already."""
+        held = self._held.get(event_id)
+        return held.event if held is not None else None
+
+    def take_delivery(self, event: Event, endpoint_id: int, attempts: int, attempt_base: int) -> Job:
+        """Hold a delivery whose own row was claimed."""
+        job = Job(self._hold(event), endpoint_id, attempts, attempt_base)
+        if (twin := self._deliveries.get(job.key)) is not None:
+            twin.withdrawn = True
+            self.release(twin)
+        self._deliveries[job.key] = job
+        return job
+
+    def release(self, job: Job) -> None:
+        """Let go of a delivery whose own row was claimed."""
+        if self._deliveries.get(job.key) is job:
+            del self._deliveries[job.key]
+            self._let_go(job.held)
+
+    # Whose bytes they are.
+
+    def mark(self, job: Job, *, suspect: bool) -> None:
+        """Count a job to the share of slow lanes, or no longer."""
+        cost = job.held.cost if suspect else 0
+        self.suspect_bytes += cost - job.suspect_cost
+        job.suspect_cost = cost
+
+    def keep_body(self, held: HeldEvent, dialect: str, body: bytes) -> None:
+        """Keep a rendered body; the first one is in the event's cost already."""
+        if held.bodies and self._held.get(held.event.id) is held:
+            held.cost += len(body)
+            self.bytes += len(body)
+        held.bodies[dialect] = body
+
+    def lose_everything(self) -> None:
+        """Others rescued what we held: nothing of it counts any more."""
+        for claimed in self._claimed.values():
+            claimed.lost = True
+        for job in self._deliveries.values():
+            job.withdrawn = True
+        self._claims.clear()
+        self._claimed.clear()
+        self._deliveries.clear()
+        self._held.clear()
+        self.bytes = 0
+
+    def _hold(self, event: Event) -> HeldEvent:
+        held = self._held.get(event.id)
+        if held is None:
+            held = self._held[event.id] = HeldEvent(event, 2 * _stored_bytes(event) + _OVERHEAD_BYTES)
+            self.bytes += held.cost
+        held.holders += 1
+        return held
+
+    def _let_go(self, held: HeldEvent) -> None:
+        held.holders -= 1
+        if held.holders <= 0 and self._held.get(held.event.id) is held:
+            del self._held[held.event.id]
+            self.bytes -= held.cost
+
+    def _lose(self, claimed: ClaimedEvent) -> None:
+        if not claimed.lost:
+            claimed.lost = True
+            self._forget(claimed)
+
+    def _forget(self, claimed: ClaimedEvent) -> None:
+        if self._claimed.get(claimed.held.event.id) is claimed:
+            del self._claimed[claimed.held.event.id]
+            self._let_go(claimed.held)
+
+
+def _stored_bytes(event: Event) -> int:
+    return event.data_bytes if event.data is not None else 0

