@@ -12,13 +12,15 @@ import asyncpg
 from postrider.domain.model import Attempt, DeliveryState, Reply, parse_event_id
 from postrider.store.daemons import Daemons
 from postrider.store.database import Database
-from postrider.store.deliveries import Deliveries, DeliveryResult
+from postrider.store.deliveries import ClaimProgress, Deliveries, DeliveryResult, WaitingWanted
 from postrider.store.outbox import ClaimedEvents, Outbox
+from tests.support.clock import FakeClock
 from tests.support.daemon_process import SECRET, add_endpoint, emit, query
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import eventually, staged
 
 NOW = datetime.now(UTC)
+BYTES = 1_000_000
 
 
 class Stores:
@@ -29,21 +31,25 @@ class Stores:
         self.daemons = Daemons(database)
 
     async def claim(self, owner: int, limit: int = 10) -> ClaimedEvents:
-        claimed = await self.outbox.claim(owner, limit)
+        claimed = await self.outbox.claim(owner, limit, BYTES)
         assert claimed is not None
         return claimed
 
-    async def record(self, owner: int, event_id: UUID, claim_id: int, *, finished: bool = True) -> int:
+    async def record(
+        self, owner: int, event_id: UUID, claim_id: int, *, before: int = 0, finished: bool = True
+    ) -> int:
         result = DeliveryResult(event_id, 7, "default", DeliveryState.FAILED, attempts=1, claim_id=claim_id)
-        written = await self.deliveries.record(
-            owner,
-            first=[result],
-            again=[],
-            held=[] if finished else [claim_id],
-            finished=[claim_id] if finished else [],
-            now=NOW,
-        )
+        progress = ClaimProgress(claim_id, before, before + 1, finished)
+        written, _ = await self.deliveries.record(owner, first=[result], again=[], claims=[progress], now=NOW)
         return len(written)
+
+    async def claim_waiting(self, owner: int, room: int = 10, most_bytes: int = BYTES) -> list[UUID]:
+        """Events of the deliveries that endpoint 7 gets."""
+        wanted = [WaitingWanted(7, room, UUID(int=0))]
+        claimed = await self.deliveries.claim_waiting(
+            owner, wanted, NOW, most_bytes=most_bytes, most_bytes_each=BYTES
+        )
+        return [each.event_id for each in claimed]
 
 
 @asynccontextmanager
@@ -64,9 +70,16 @@ def run(dsn: str, story: Callable[[Stores], Awaitable[None]]) -> None:
     asyncio.run(tell())
 
 
-async def eventually_claimed(stores: Stores, owner: int) -> ClaimedEvents:
+async def tick(clock: FakeClock) -> None:
+    """Let its time pass, fast."""
+    while True:
+        clock.advance(0.2)
+        await asyncio.sleep(0.005)
+
+
+async def eventually_claimed(stores: Stores, owner: int, most_bytes: int = BYTES) -> ClaimedEvents:
     """What was given back lies behind the newest, where not every claim looks."""
-    while (claimed := await stores.outbox.claim(owner, 10)) is None:
+    while (claimed := await stores.outbox.claim(owner, 10, most_bytes)) is None:
         await asyncio.sleep(0.01)
     return claimed
 
@@ -77,7 +90,7 @@ def test_no_event_is_claimed_twice(database_dsn: str) -> None:
     async def story(stores: Stores) -> None:
         async def claim_all(owner: int) -> list[UUID]:
             mine = []
-            while claimed := await stores.outbox.claim(owner, 17):
+            while claimed := await stores.outbox.claim(owner, 17, BYTES):
                 mine += [each.id for each in claimed.events]
             return mine
 
@@ -96,7 +109,7 @@ def test_a_released_event_can_be_claimed_again_and_is_marked(database_dsn: str) 
         claimed = await stores.claim(1)
         assert ([each.id for each in claimed.events], claimed.redo) == ([event_id], [])
         assert await stores.outbox.release(2, [claimed.claim_id]) == 0
-        assert await stores.outbox.claim(2, 10) is None
+        assert await stores.outbox.claim(2, 10, BYTES) is None
         assert await stores.outbox.release(1, [claimed.claim_id]) == 1
         again = await eventually_claimed(stores, 2)
         assert ([each.id for each in again.events], again.redo) == ([event_id], [event_id])
@@ -136,13 +149,12 @@ def test_who_lost_a_delivery_can_not_record_it(database_dsn: str) -> None:
     async def story(stores: Stores) -> None:
         async def record(owner: int, state: DeliveryState) -> int:
             result = DeliveryResult(event_id, 7, "default", state, attempts=2, attempt=attempt)
-            return len(
-                await stores.deliveries.record(owner, first=[], again=[result], held=[], finished=[], now=NOW)
-            )
+            written, _ = await stores.deliveries.record(owner, first=[], again=[result], claims=[], now=NOW)
+            return len(written)
 
-        assert len(await stores.deliveries.claim_waiting(1, 7, 10, NOW)) == 1
+        assert await stores.claim_waiting(1) == [event_id]
         await stores.deliveries.release(1, [(event_id, 7)])
-        assert len(await stores.deliveries.claim_waiting(2, 7, 10, NOW)) == 1
+        assert await stores.claim_waiting(2) == [event_id]
         assert await record(1, DeliveryState.SUCCEEDED) == 0
         assert await record(2, DeliveryState.FAILED) == 1
         assert await record(2, DeliveryState.SUCCEEDED) == 0
@@ -159,8 +171,8 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
         dead, living = [
             await stores.daemons.register(session, "0", NOW, pooled=False) for session in sessions
         ]
-        await stores.outbox.claim(dead, 2)
-        await stores.outbox.claim(living, 1)
+        await stores.outbox.claim(dead, 2, BYTES)
+        await stores.outbox.claim(living, 1, BYTES)
         assert await stores.daemons.rescue(0, NOW) == []
         await sessions[0].close()
 
@@ -187,20 +199,116 @@ def test_what_was_claimed_by_a_daemon_unaware_that_it_was_struck_out_is_rescued(
     run(database_dsn, story)
 
 
-def test_who_leaves_gives_back_what_is_unfinished_and_all_of_what_it_never_heard_of(
-    database_dsn: str,
-) -> None:
+def test_who_leaves_gives_back_every_event_of_what_is_not_complete(database_dsn: str) -> None:
+    """What the daemon remembers of them does not count: a crash may have undone it."""
     emit(database_dsn, 3)
 
     async def story(stores: Stores) -> None:
-        heard = await stores.claim(1, 2)
+        begun = await stores.claim(1, 2)
         await stores.claim(1, 1)
-        unfinished = heard.events[0].id
-        left = await stores.daemons.leave(1, {heard.claim_id}, {unfinished}, NOW)
-        assert left.events == 2
+        assert await stores.record(1, begun.events[0].id, begun.claim_id, finished=False) == 1
+        left = await stores.daemons.leave(1, NOW)
+        assert left.events == 3
         again = await eventually_claimed(stores, 2)
-        assert unfinished in {each.id for each in again.events}
-        assert heard.events[1].id not in {each.id for each in again.events}
+        assert len(again.redo) == 3
+        assert await stores.deliveries.recorded(again.redo) == {(begun.events[0].id, 7)}
+
+    run(database_dsn, story)
+
+
+def test_a_claim_ends_only_by_the_count_in_the_database(database_dsn: str) -> None:
+    """As after a crash that undid a record: the daemon goes on from a count that the database lacks."""
+    emit(database_dsn, 2)
+
+    async def story(stores: Stores) -> None:
+        claimed = await stores.claim(1)
+        first, second = [each.id for each in claimed.events]
+        assert await stores.record(1, first, claimed.claim_id, finished=False) == 1
+        async with stores.database.connection() as connection:
+            await connection.execute("DELETE FROM postrider.delivery")
+            await connection.execute("UPDATE postrider.claim SET recorded = 0")
+        assert await stores.record(1, second, claimed.claim_id, before=1) == 0
+        assert await stores.outbox.claims(1) == {claimed.claim_id: 0}
+        # Nor does a record count twice whose answer got lost.
+        assert await stores.record(1, first, claimed.claim_id, finished=False) == 1
+        assert await stores.record(1, first, claimed.claim_id, finished=False) == 0
+        assert await stores.outbox.claims(1) == {claimed.claim_id: 1}
+
+    run(database_dsn, story)
+
+
+def test_a_claim_reads_no_more_bytes_than_it_may_but_always_one_event(database_dsn: str) -> None:
+    query(
+        database_dsn,
+        """SELECT postrider.emit('a.b', '{}', related => json_build_object('x', repeat('y', 50000)))
+           FROM generate_series(1, 6)""",
+    )
+
+    async def story(stores: Stores) -> None:
+        sizes = []
+        while claimed := await stores.outbox.claim(1, 512, 120_000):
+            sizes.append(len(claimed.events))
+        assert sizes == [3, 3]
+        await stores.outbox.release(1, await stores.outbox.claims(1))
+        assert len((await eventually_claimed(stores, 2, most_bytes=1)).events) == 1
+
+    run(database_dsn, story)
+
+
+def test_a_large_event_is_claimed_without_its_json(database_dsn: str) -> None:
+    query(
+        database_dsn,
+        """INSERT INTO postrider.outbox (type, data, related)
+           SELECT 'a.b', '{}', json_build_object('x', repeat('y', n)) FROM unnest(ARRAY[10, 70000]) AS n""",
+    )
+
+    async def story(stores: Stores) -> None:
+        claimed = await stores.claim(1)
+        small, large = sorted(claimed.events, key=lambda each: each.data_bytes)
+        assert (small.data, small.data_bytes) == ("{}", 22)
+        assert (large.data, large.related) == (None, None)
+        assert large.data_bytes > 70_000
+        (whole,) = await stores.outbox.read([large.id])
+        assert (whole.data, whole.data_bytes) == ("{}", large.data_bytes)
+
+    run(database_dsn, story)
+
+
+def test_a_lane_takes_no_more_bytes_of_what_waits_than_there_is_memory_for(database_dsn: str) -> None:
+    for number in range(5):
+        query(
+            database_dsn,
+            """INSERT INTO postrider.delivery
+                 (event_id, endpoint_id, workspace_id, state, bytes, updated_at)
+               VALUES ($1, 7, 'default', 'waiting', 1000, now())""",
+            UUID(int=number + 1),
+        )
+
+    async def story(stores: Stores) -> None:
+        assert await stores.claim_waiting(1, room=2) == [UUID(int=1), UUID(int=2)]
+        assert await stores.claim_waiting(1, most_bytes=1500) == [UUID(int=3), UUID(int=4)]
+        assert await stores.claim_waiting(1, most_bytes=1) == [UUID(int=5)]
+
+    run(database_dsn, story)
+
+
+def test_an_event_from_a_clock_that_runs_ahead_does_not_hide_those_after_it(database_dsn: str) -> None:
+    """Later events have smaller ids: claims find them where they look first, not only now and then."""
+    query(
+        database_dsn,
+        """INSERT INTO postrider.outbox (id, type, data)
+           SELECT (postrider.first_id_of((now() AT TIME ZONE 'UTC')::date + 1)), 'a.b', '{}'""",
+    )
+
+    async def story(stores: Stores) -> None:
+        await stores.claim(1)
+        stores.outbox._full_at = float("inf")  # no look at all of the queue comes to help
+        missed = 0
+        for _ in range(20):
+            await asyncio.to_thread(emit, database_dsn)
+            missed += await stores.outbox.claim(1, 10, BYTES) is None
+        # The first claims still begin at the event from ahead, until others have ended before it.
+        assert missed <= 1
 
     run(database_dsn, story)
 
@@ -244,6 +352,38 @@ def test_an_event_that_is_done_again_spares_the_endpoints_that_have_it(
         assert set(receiver.ids("/open")) == {f"evt_{event_id.hex}"}
 
 
+def test_claims_that_the_daemon_does_not_know_are_given_back_by_and_by(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    """As after a crash that undid the end of a claim, and of a delivery: nothing raises a doubt."""
+    with ReceiverProcess(SECRET) as receiver:
+        add_endpoint(database_dsn, receiver.url("/a"))
+        clock = FakeClock()
+
+        async def story() -> None:
+            async with staged(database_dsn, tmp_path, clock) as stage:
+                ticking = asyncio.create_task(tick(clock))
+                await stage.emit()
+                await stage.wait_for_states("succeeded")
+                async with stage.connection.transaction():
+                    await stage.emit()
+                    await stage.connection.execute(
+                        """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
+                           INSERT INTO postrider.claim (id, owner, event_ids)
+                           SELECT 4711, $1, array_agg(event_id) FROM gone""",
+                        stage.daemon.ledger.owner,
+                    )
+                    await stage.connection.execute(
+                        "UPDATE postrider.delivery SET state = 'sending', owner = $1",
+                        stage.daemon.ledger.owner,
+                    )
+                await stage.wait_for_states("succeeded", "succeeded")
+                ticking.cancel()
+
+        asyncio.run(story())
+        assert receiver.stats()["received"] == 3
+
+
 def test_a_claim_whose_answer_got_lost_is_given_back(database_dsn: str, tmp_path: Path) -> None:
     with ReceiverProcess(SECRET) as receiver:
         add_endpoint(database_dsn, receiver.url("/a"))
@@ -255,14 +395,14 @@ def test_a_claim_whose_answer_got_lost_is_given_back(database_dsn: str, tmp_path
                     await stage.emit()
                     await stage.connection.execute(
                         """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
-                           INSERT INTO postrider.claim (owner, event_ids) SELECT $1, array_agg(event_id)
-                           FROM gone""",
-                        stage.daemon.work.owner,
+                           INSERT INTO postrider.claim (id, owner, event_ids)
+                           SELECT 4711, $1, array_agg(event_id) FROM gone""",
+                        stage.daemon.ledger.owner,
                     )
                 stage.daemon.dispatcher.doubt()
                 await stage.wait_for_states("succeeded")
                 await stage.connection.execute(
-                    "UPDATE postrider.delivery SET state = 'sending', owner = $1", stage.daemon.work.owner
+                    "UPDATE postrider.delivery SET state = 'sending', owner = $1", stage.daemon.ledger.owner
                 )
                 stage.daemon.scheduler.doubt()
                 await stage.wait_for_states("succeeded")

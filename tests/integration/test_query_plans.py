@@ -11,13 +11,18 @@ from postrider.store.database import Database
 from tests.support.daemon_process import query
 
 HOT = {
-    "claim": (outbox._CLAIM.format(limit=128), "1, '00000000-0000-0000-0000-000000000000'::uuid"),
+    "claim": (
+        outbox._claim_statement(128, outbox._TAKEN),
+        "1, '00000000-0000-0000-0000-000000000000'::uuid, 4711, 1000000",
+    ),
+    "read": (outbox._READ, "ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[]"),
     "record first": (
         deliveries._RECORD_FIRST,
         "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
         " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::timestamptz[], ARRAY[]::real[], ARRAY[]::real[],"
         " ARRAY[]::smallint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::bigint[], ARRAY[]::bigint[],"
-        " ARRAY[]::bigint[], now()",
+        " ARRAY[]::integer[], ARRAY[]::integer[], ARRAY[]::bigint[], ARRAY[]::integer[], ARRAY[]::integer[],"
+        " now()",
     ),
     "record again": (
         deliveries._RECORD_AGAIN,
@@ -25,9 +30,13 @@ HOT = {
         " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::timestamptz[], ARRAY[]::real[], ARRAY[]::real[],"
         " ARRAY[]::smallint[], ARRAY[]::text[], ARRAY[]::text[], now()",
     ),
-    "claim waiting": (deliveries._CLAIM_WAITING, "1, 7, 100, now()"),
+    "claim waiting": (
+        deliveries._CLAIM_WAITING,
+        "1, ARRAY[7]::bigint[], ARRAY[100], ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[],"
+        " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000000, 1000000, now()",
+    ),
     "promote due": (deliveries._PROMOTE_DUE, "now(), 100"),
-    "waiting endpoints": (deliveries.WAITING_ENDPOINTS, ""),
+    "waiting endpoints": (f"{deliveries._WAITING_AFTER} LIMIT 500", "-1"),
     "next due": ("SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'", ""),
     "status: events": (outbox.BACKLOG, ""),
     "status: deliveries": (status._DELIVERIES, ""),

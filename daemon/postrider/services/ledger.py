@@ -237,6 +237,10 @@ class Ledger:
         if held is None:
             held = self._held[event.id] = HeldEvent(event, 2 * _stored_bytes(event) + _OVERHEAD_BYTES)
             self.bytes += held.cost
+        elif held.event.data is None and event.data is not None:
+            cost = 2 * _stored_bytes(event) + _OVERHEAD_BYTES
+            self.bytes += cost - held.cost
+            held.event, held.cost = event, cost
         held.holders += 1
         return held
 

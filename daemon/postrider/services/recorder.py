@@ -61,6 +61,7 @@ class Recorder:
         self._wake = asyncio.Event()
         self._many = asyncio.Event()
         self._batch = BATCH
+        self._writing = asyncio.Lock()
         self.on_waiting: Callable[[int, UUID], None] = lambda _endpoint_id, _event_id: None
         self.on_retrying: Callable[[datetime], None] = lambda _due: None
         self.on_outcome: Callable[[Job, Outcome], None] = lambda _job, _outcome: None
@@ -123,10 +124,15 @@ class Recorder:
             await self._wake.wait()
             if len(self._entries) < BATCH:
                 await self._clock.wait(self._many, LINGER_S)
-            await self.run_once()
+            # A stop lets a transaction end: whether one that is cut off was committed can't be known.
+            await asyncio.shield(self.run_once())
 
     async def run_once(self) -> RecordCounts:
         """Write what is queued. If the database fails, all of it stays queued."""
+        async with self._writing:
+            return await self._write_batch()
+
+    async def _write_batch(self) -> RecordCounts:
         self._wake.clear()
         self._many.clear()
         entries = self._entries[: self._batch]

@@ -103,12 +103,20 @@ class Sender:
                 group.create_task(self._work())
 
     async def _work(self) -> None:
-        while (job := await self._lanes.take()) is not None:
-            outcome = None
-            try:
-                outcome = await self.run_once(job)
-            finally:
-                self._lanes.done(job, outcome)
+        while await self._send_next():
+            pass
+
+    async def _send_next(self) -> bool:
+        # A coroutine of its own: a worker that waits keeps nothing of its last job alive.
+        job = await self._lanes.take()
+        if job is None:
+            return False
+        outcome = None
+        try:
+            outcome = await self.run_once(job)
+        finally:
+            self._lanes.done(job, outcome)
+        return True
 
     async def run_once(self, job: Job) -> Outcome | None:
         """Make one attempt of a delivery and hand its result on; None if it is no longer ours."""
