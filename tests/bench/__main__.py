@@ -21,6 +21,7 @@ from tests.bench.daemons import daemons
 from tests.bench.fanout import fanout
 from tests.bench.isolation import isolation
 from tests.bench.latency import latency
+from tests.bench.neighbours import neighbours
 from tests.bench.peers import peers
 from tests.bench.report import HEADER, RULE, Row, write_into_readme
 from tests.bench.restart import restart
@@ -38,6 +39,7 @@ BENCHES: dict[str, Bench] = {
     "capture": capture,
     "backlog": backlog,
     "isolation": isolation,
+    "neighbours": neighbours,
     "restart": restart,
     "cost": cost,
     "daemons": daemons,

@@ -3,7 +3,7 @@
     python -m tests.bench.sink        prints its port
 
 The path of a webhook is /GROUP/ANYTHING; requests are counted by group. The group names the behaviour:
-`never` gets no answer, `slow` 200 after 5 s, `reset` a TCP reset, any other 200 at once.
+`never` gets no answer, `slow` 200 after 5 s, `late` after 40 ms, `reset` a TCP reset, any other 200 at once.
 
     GET  /_stats        {"at": epoch s, "duplicates": N, "groups": {GROUP: {received, first_at, last_at}}}
     GET  /_arrivals     {"/GROUP/ANYTHING webhook-id": epoch s of the first arrival}
@@ -21,7 +21,7 @@ from typing import cast
 
 import uvloop
 
-SLOW_S = 5.0
+DELAYS_S = {b"slow": 5.0, b"late": 0.04}
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -86,8 +86,8 @@ class Sink(asyncio.Protocol):
             return
         name = path[1 : path.find(b"/", 1)]
         self.counts.add(name, path, head)
-        if name == b"slow":
-            asyncio.get_running_loop().call_later(SLOW_S, self.answer_late)
+        if name in DELAYS_S:
+            asyncio.get_running_loop().call_later(DELAYS_S[name], self.answer_late)
         elif name == b"reset":
             connection: socket.socket = self.transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

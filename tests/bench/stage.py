@@ -36,16 +36,21 @@ FROM generate_series(1, $1) AS n
 
 _ADD_ENDPOINTS = """
 INSERT INTO postrider.endpoint (id, workspace_id, url, patterns, dialect, concurrency, created_at, updated_at)
-SELECT id, 'default', url, ARRAY[pattern], 'standard', $4, now(), now()
+SELECT id, $5, url, ARRAY[pattern], 'standard', $4, now(), now()
 FROM unnest($1::bigint[], $2::text[], $3::text[]) AS e (id, url, pattern)
 """
 
 _ADD_SECRETS = """
 INSERT INTO postrider.endpoint_secret (endpoint_id, workspace_id, created_at, sealed)
-SELECT id, 'default', now(), sealed FROM unnest($1::bigint[], $2::bytea[]) AS s (id, sealed)
+SELECT id, $3, now(), sealed FROM unnest($1::bigint[], $2::bytea[]) AS s (id, sealed)
 """
 
 _EMIT = "SELECT postrider.emit('e' || n || '.updated', '{}') AS id, n FROM unnest($1::integer[]) AS n"
+
+_DISTURB = """
+SELECT postrider.emit('noise.made', json_build_object('title', $2::text), workspace_id => 'neighbour')
+FROM generate_series(1, $1)
+"""
 
 _CLEAR = """
 TRUNCATE postrider.outbox, postrider.pending, postrider.claim, postrider.delivery, postrider.attempt,
@@ -78,16 +83,18 @@ class Stage:
         pattern: str = "e{}.*",
         concurrency: int | None = None,
         sink: Sink | None = None,
+        workspace: str = "default",
     ) -> None:
         """Endpoint N gets the events of the types eN.*, or of another pattern, at /GROUP/N of the sink; the
         groups take turns."""
-        ids = list(range(1, endpoints + 1))
+        first = await self.connection.fetchval("SELECT coalesce(max(id), 0) + 1 FROM postrider.endpoint")
+        ids = list(range(first, first + endpoints))
         urls = [f"{(sink or self.sink).url}/{groups[n % len(groups)]}/{n}" for n in range(endpoints)]
         patterns = [pattern.format(n) for n in range(endpoints)]
         sealed = [Sealer().seal(_SECRET, endpoint_public_id(number)) for number in ids]
         async with self.connection.transaction():
-            await self.connection.execute(_ADD_ENDPOINTS, ids, urls, patterns, concurrency)
-            await self.connection.execute(_ADD_SECRETS, ids, sealed)
+            await self.connection.execute(_ADD_ENDPOINTS, ids, urls, patterns, concurrency, workspace)
+            await self.connection.execute(_ADD_SECRETS, ids, sealed, workspace)
 
     async def insert(self, events: int, *, types: int, data_bytes: int = 300) -> None:
         """Commit events in one statement; their types take turns."""
@@ -104,6 +111,19 @@ class Stage:
         rows = await self.connection.fetch(_EMIT, numbers)
         committed_at = time.time()
         return {row["id"]: (row["n"], committed_at) for row in rows}
+
+    @asynccontextmanager
+    async def another_connection(self) -> "AsyncIterator[Stage]":
+        """The same stage, for somebody else who writes at the same time."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            yield Stage(self.dsn, connection, self.sink, self._directory, self.scale)
+        finally:
+            connection.terminate()
+
+    async def disturb(self, events: int, *, data_bytes: int = 2) -> None:
+        """Commit events of the type `noise.made` in the workspace `neighbour`."""
+        await self.connection.execute(_DISTURB, events, text(data_bytes), timeout=60)
 
     async def rest(self) -> None:
         """Wait until autovacuum is done with what happened before, for 30 s at most."""

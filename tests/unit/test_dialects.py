@@ -110,7 +110,7 @@ def test_receiver_verifies_and_parses_what_the_crm_wrote(data: Any, previous: An
 def test_too_large_data_names_both_sizes() -> None:
     with pytest.raises(PayloadError) as caught:
         render(STANDARD, replace(EVENT, data=None, data_bytes=10 * MAX_DATA_BYTES))
-    assert caught.value.message == "data is 10,485,760 bytes; the limit is 1,048,576"
+    assert caught.value.message == "its JSON has 10,485,760 bytes; the limit is 1,048,576"
 
 
 @pytest.mark.parametrize("pair", ["[]", "{}"])
