@@ -110,7 +110,7 @@ def client(
 async def post(
     sender: WebhookClient, url: str, body: bytes = b"{}", https_only: bool = False
 ) -> AttemptResult:
-    return await sender.post(url, HEADERS, body, https_only=https_only)
+    return await sender.post(url, HEADERS, body, endpoint_id=1, https_only=https_only)
 
 
 def reply(result: AttemptResult) -> Reply:
@@ -629,7 +629,9 @@ def test_usable_urls_pass() -> None:
 def test_header_that_would_split_the_request_fails_its_own_attempt() -> None:
     async def main() -> None:
         async with receiver() as server, client() as sender:
-            result = await sender.post(server.url, {"x-a": "hunter2\r\nx-b: 1"}, b"{}", https_only=False)
+            result = await sender.post(
+                server.url, {"x-a": "hunter2\r\nx-b: 1"}, b"{}", endpoint_id=1, https_only=False
+            )
             assert "hunter2" not in failure(result, ErrorKind.PROTOCOL)
             assert server.requests == []
 
