@@ -125,7 +125,8 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
             raise Unasked
         self._prepare()
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiter = waiter
         if len(body) <= _ONE_WRITE_BYTES:
             self._transport.write(head + body)
         elif self._tls:

@@ -160,10 +160,14 @@ class WebhookClient:
                 connect_ms=fresh.connect_ms if fresh is not None else None,
                 duration_ms=_milliseconds_since(started),
             )
-        except HostExhausted:
-            raise
         # RuntimeError: uvloop raises it where the socket was closed under it.
         except (ExchangeError, aiohttp.ClientError, OSError, ValueError, RuntimeError, UsageError) as error:
+            if (shortage := _shortage(error, url)) is not None:
+                raise HostExhausted(
+                    f"this host can't open a connection: {os.strerror(shortage)}",
+                    "Raise its limit (LimitNOFILE= of the unit, memory, local ports), or lower"
+                    " delivery.concurrency.",
+                ) from error
             kind, reason = self._explain(error, timeout)
             connect_ms = fresh.connect_ms if fresh is not None else None
             return Failure(kind, reason, _milliseconds_since(started), connect_ms)
@@ -177,23 +181,14 @@ class WebhookClient:
         self._idle.shrink_to(self._budget - len(self._busy) - self._connecting - 1)
         self._connecting += 1
         try:
-            try:
-                return await self._open(target, started, timeout)
-            except (aiohttp.ClientError, OSError) as error:
-                if _shortage(error, target) is None:
-                    raise
+            return await self._open(target, started, timeout)
+        except (aiohttp.ClientError, OSError) as error:
+            # A port that we let go of stays taken for a minute.
+            if _shortage(error, str(target.url)) in (None, errno.EADDRNOTAVAIL):
+                raise
             self._idle.shrink_to(0)
             await asyncio.sleep(_LET_GO_S)
-            try:
-                return await self._open(target, started, timeout)
-            except (aiohttp.ClientError, OSError) as error:
-                if (shortage := _shortage(error, target)) is None:
-                    raise
-                raise HostExhausted(
-                    f"this host can't open a connection: {shortage}",
-                    "Raise its limit (LimitNOFILE= of the unit, memory, ports), or delivery.concurrency is"
-                    " too high for it.",
-                ) from error
+            return await self._open(target, started, timeout)
         finally:
             self._connecting -= 1
 
@@ -287,16 +282,15 @@ class WebhookClient:
                 return ErrorKind.PROTOCOL, "the connection ended before an answer"
 
 
-def _shortage(error: Exception, target: _Target) -> str | None:
-    """What this host has used up, where that is why a connection failed."""
+def _shortage(error: Exception, url: str) -> int | None:
+    """The system's number for what this host has used up, where that is why a connection failed."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     number = cause.errno if isinstance(cause, OSError) else None
     if isinstance(cause, socket.gaierror):
-        # The resolver takes a lack of descriptors for a name server's failure.
-        number = _lack_of_descriptors()
-    elif number == errno.EADDRNOTAVAIL and not _has_addresses_for(target.url.raw_host or ""):
-        number = None  # no port helps
-    return os.strerror(number) if number in _SHORTAGES and number is not None else None
+        number = _lack_of_descriptors()  # a resolver takes that for a name server's failure
+    elif number == errno.EADDRNOTAVAIL and "[" in url:
+        return None  # perhaps this host has no IPv6 at all, and no port would help
+    return number if number in _SHORTAGES else None
 
 
 def _lack_of_descriptors() -> int | None:
@@ -305,18 +299,6 @@ def _lack_of_descriptors() -> int | None:
     except OSError as error:
         return error.errno
     return None
-
-
-def _has_addresses_for(host: str) -> bool:
-    """False where the other end may have only an IPv6 address, and this host has none of its own."""
-    if host.replace(".", "").isdigit():
-        return True
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.connect(("2001:db8::1", 9))  # sends nothing
-    except OSError:
-        return False
-    return True
 
 
 def _header_lines(headers: list[tuple[bytes, bytes]]) -> str:
