@@ -325,3 +325,16 @@ def test_header_that_would_split_the_request_fails_its_own_attempt() -> None:
             assert server.requests == []
 
     run(main())
+
+
+def test_headers_larger_than_receivers_take_fail_their_own_attempt() -> None:
+    async def main() -> None:
+        async with receiver() as server, client() as sender:
+            headers = {f"x-{number}": "hunter2" * 100 for number in range(30)}
+            result = await sender.post(server.url, headers, b"{}", endpoint_id=1, https_only=False)
+            reason = failure(result, ErrorKind.PROTOCOL)
+            assert "headers take 21," in reason
+            assert "hunter2" not in reason
+            assert server.connections == 0
+
+    run(main())
