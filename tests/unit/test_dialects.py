@@ -265,3 +265,23 @@ def test_the_example_that_teaches_writing_a_dialect_works() -> None:
     sent = headers(EVENT, b"{}", acme)
     assert sent["X-Acme-Event"] == "deal.updated"
     assert sent["X-Acme-Signature"].startswith("sha256=")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Content-Length", "transfer-encoding", "HOST", "Connection", "Expect", "TE", "Upgrade", "Trailer",
+        "Proxy-Connection", "webhook-anything", "Host ", "Content-Length:", "a b", "",
+    ],
+)  # fmt: skip
+def test_reserved_and_impossible_headers_of_a_row_are_not_sent(name: str) -> None:
+    sent = headers(EVENT, b"{}", extra={name: "1", "X-Api-Key": "k"})
+    assert [name for name in sent if name.islower()] == [*headers(EVENT, b"{}")]
+    assert [name for name in sent if not name.islower()] == ["X-Api-Key"]
+
+
+def test_too_long_header_is_refused_without_its_value() -> None:
+    check_header("X-Key", "v" * 7000)
+    with pytest.raises(UsageError, match="has 9,005 characters") as refused:
+        check_header("X-Key", "v" * 9000)
+    assert "vvv" not in str(refused.value)

@@ -5,7 +5,7 @@ A dialect is a TOML file; `config/dialects/README.md` describes its keys.
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from ipaddress import ip_network
 from typing import Annotated, Any
 from uuid import UUID
@@ -51,8 +51,10 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)]
 
 _RESERVED_HEADERS = frozenset({
     "connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive",
-    "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
+    "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
+_MAX_HEADER_CHARACTERS = 8000
+"""Of one header's name and value: many servers take lines of 8 KiB."""
 _STANDARD_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
 
@@ -198,7 +200,8 @@ def request_headers(
 
     `secrets` are newest first; a signature header that has room for one takes the newest. `user_agent`
     serves where the dialect has none of its own. `extra`, the endpoint's own headers, never replaces one
-    of the others.
+    of the others; a name of it that is reserved, or that no header can have, is left out, since a row may
+    be older than the check at the door, or changed by hand.
     """
     own_id = event_id(dialect, event)
     headers = {"content-type": "application/json", "user-agent": dialect.user_agent or user_agent}
@@ -217,25 +220,42 @@ def request_headers(
         )
     if extra:
         taken = {name.lower() for name in headers}
-        headers.update({name: value for name, value in extra.items() if name.lower() not in taken})
+        headers.update({
+            name: value
+            for name, value in extra.items()
+            if name.lower() not in taken and _refusal_of_name(name) is None
+        })  # fmt: skip
     return headers
 
 
 def check_header(name: str, value: str) -> None:
     """Raise UsageError for an endpoint's own header that Postrider sets itself or that HTTP cannot carry."""
-    if not re.fullmatch(_TOKEN, name):
+    if (refusal := _refusal_of_name(name)) is not None:
+        raise UsageError(*refusal)
+    if len(name) + len(value) > _MAX_HEADER_CHARACTERS:
         raise UsageError(
-            f"{name!r} is not a header name",
-            "Names consist of letters, digits and hyphens, for example X-Api-Key.",
+            f"the header {name[:100]} has {len(name) + len(value):,} characters",
+            f"At most {_MAX_HEADER_CHARACTERS:,} are sent: many servers refuse more.",
         )
-    if name.lower() in _RESERVED_HEADERS or name.lower().startswith("webhook-"):
-        raise UsageError(f"the header {name} is set by Postrider", "Choose another name.")
     # The value is not quoted: it may be a password.
     if not re.fullmatch(_TEXT, value):
         raise UsageError(
             f"the value of the header {name} has a line break, a control character or a non-ASCII one",
             "Use printable ASCII characters; encode anything else, for example as base64.",
         )
+
+
+@lru_cache(maxsize=4096)
+def _refusal_of_name(name: str) -> tuple[str, str] | None:
+    """Why an endpoint can't have a header of that name, and what to do about it."""
+    if not re.fullmatch(_TOKEN, name):
+        return (
+            f"{name[:100]!r} is not a header name",
+            "Names consist of letters, digits and hyphens, for example X-Api-Key.",
+        )
+    if name.lower() in _RESERVED_HEADERS or name.lower().startswith("webhook-"):
+        return f"the header {name[:100]} is set by Postrider", "Choose another name."
+    return None
 
 
 def _filled(template: str, event_id: UUID) -> str:

@@ -19,3 +19,7 @@ class PostriderError(Exception):
 
 class UsageError(PostriderError):
     """Bad arguments or a bad configuration: the command exits with 2, where other errors exit with 1."""
+
+
+class HostExhausted(PostriderError):
+    """Our own host lacks what a connection needs: descriptors, memory or ports. Nothing was sent."""

@@ -4,6 +4,7 @@ Foreign exceptions end here: callers see an `ErrorKind` and a sentence.
 """
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -17,7 +18,7 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from postrider.domain.errors import UsageError
+from postrider.domain.errors import HostExhausted, UsageError
 from postrider.domain.model import AttemptResult, ErrorKind, Failure, Reply
 from postrider.edges.addresses import AddressPolicy, AddressVerdict, InsecureUrlError, parse_url
 from postrider.edges.dialing import BlockedAddressError, Dialer, proxy_url, tls_context
@@ -26,15 +27,23 @@ from postrider.edges.http1 import (
     ConnectionEnded,
     ExchangeError,
     HttpConnection,
+    Unasked,
+    UnsendableHeaders,
     UnusableAnswer,
-    request_bytes,
-)  # fmt: skip
+    request_head,
+)
+from postrider.edges.idle import IdleConnections, Owner, connection_budget
 
 _MAX_HEADER_CHARACTERS = 4096
 _KEEP_IDLE_S = 15.0
 _IDLE_TICK_S = 1.0
 _TICK_S = 0.05
 """How precise a timeout is: one look at all requests under way costs less than a timer for each."""
+_LET_GO_S = 0.01
+"""The event loop closes the descriptor of an aborted connection on one of its next turns."""
+_SHORTAGES = frozenset({
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL,
+})  # fmt: skip
 _SECRET_HEADER = re.compile(rb"cookie|authorization|authentication-info|token|secret|api-?key", re.IGNORECASE)
 
 
@@ -55,14 +64,14 @@ class NetworkOptions:
 
 
 class _Target:
-    """Where a URL leads: what every request to it begins with, and the idle connections to its host."""
+    """Where a URL leads, and what every request to it begins with."""
 
-    __slots__ = ("idle", "start", "url")
+    __slots__ = ("origin", "start", "url")
 
-    def __init__(self, url: URL, start: bytes, idle: list[HttpConnection]) -> None:
+    def __init__(self, url: URL, start: bytes) -> None:
         self.url = url
         self.start = start
-        self.idle = idle
+        self.origin = f"{url.scheme}://{url.raw_host}:{url.port}"
 
 
 class WebhookClient:
@@ -77,8 +86,10 @@ class WebhookClient:
         self._on_blocked = on_blocked
         self._tls = tls_context(options.ca_file)
         self._proxy = proxy_url(options.proxy)
-        self._idle: dict[tuple[str, str | None, int | None], list[HttpConnection]] = {}
+        self._idle = IdleConnections()
         self._busy: set[HttpConnection] = set()
+        self._connecting = 0
+        self._budget = connection_budget()
         self._target = lru_cache(maxsize=16_384)(self._find_target)
         self._tick: asyncio.TimerHandle | None = None
         self._ticking = False
@@ -98,8 +109,9 @@ class WebhookClient:
     async def __aexit__(self, *exc_info: object) -> None:
         if self._tick is not None:
             self._tick.cancel()
-        for connection in [*self._busy, *(each for idle in self._idle.values() for each in idle)]:
+        for connection in [*self._busy]:
             connection.abort()
+        self._idle.shrink_to(0)
         await self._dialer.close()
 
     async def post(
@@ -108,33 +120,38 @@ class WebhookClient:
         headers: Mapping[str, str],
         body: bytes,
         *,
+        endpoint_id: int,
         https_only: bool,
         timeout: float | None = None,
     ) -> AttemptResult:
         """Send one request with exactly these headers, plus Host and Content-Length.
 
-        `timeout` replaces that of the options, in seconds.
-        Raises nothing but `CancelledError`: whatever goes wrong is a `Failure`.
+        It uses no connection that another endpoint has used. `timeout` replaces that of the options, in
+        seconds. Whatever goes wrong is a `Failure`, but for what is no attempt: `CancelledError`, and
+        `HostExhausted` where this host can't open a connection.
         """
         started = time.monotonic()
         timeout = timeout or self._options.timeout
         fresh: HttpConnection | None = None
         try:
             target = self._target(url, https_only)
-            request = request_bytes(target.start, headers, body)
+            owner = endpoint_id, target.origin
+            head = request_head(target.start, headers, len(body))
             if self._proxy is not None:
                 async with asyncio.timeout(timeout):
                     await self._dialer.judge(target.url)
             answer: Answer | None = None
-            if (kept := _pop_open(target.idle)) is not None:
+            if (kept := self._idle.take(owner)) is not None:
                 try:
-                    answer = await self._exchange(kept, target, request, started + timeout)
+                    answer = await self._exchange(kept, owner, head, body, started + timeout)
+                except Unasked:
+                    pass
                 except ConnectionEnded as ended:
                     if ended.begun:
                         raise
             if answer is None:
                 fresh = await self._connect(target, started, timeout)
-                answer = await self._exchange(fresh, target, request, started + timeout)
+                answer = await self._exchange(fresh, owner, head, body, started + timeout)
             return Reply(
                 status=answer.status,
                 headers=_header_lines(answer.headers),
@@ -145,29 +162,50 @@ class WebhookClient:
             )
         # RuntimeError: uvloop raises it where the socket was closed under it.
         except (ExchangeError, aiohttp.ClientError, OSError, ValueError, RuntimeError, UsageError) as error:
+            if (shortage := _shortage(error, url)) is not None:
+                raise HostExhausted(
+                    f"this host can't open a connection: {os.strerror(shortage)}",
+                    "Raise its limit (LimitNOFILE= of the unit, memory, local ports), or lower"
+                    " delivery.concurrency.",
+                ) from error
             kind, reason = self._explain(error, timeout)
             connect_ms = fresh.connect_ms if fresh is not None else None
             return Failure(kind, reason, _milliseconds_since(started), connect_ms)
 
     def _find_target(self, url: str, https_only: bool) -> _Target:
         parsed = parse_url(url, https_only)
-        origin = parsed.scheme, parsed.raw_host, parsed.port
-        return _Target(parsed, self._dialer.request_start(parsed), self._idle.setdefault(origin, []))
+        return _Target(parsed, self._dialer.request_start(parsed))
 
     async def _connect(self, target: _Target, started: float, timeout: float) -> HttpConnection:
+        """Open a connection, if need be in place of idle ones: only here does their number grow."""
+        self._idle.shrink_to(self._budget - len(self._busy) - self._connecting - 1)
+        self._connecting += 1
+        try:
+            return await self._open(target, started, timeout)
+        except (aiohttp.ClientError, OSError) as error:
+            # A port that we let go of stays taken for a minute.
+            if _shortage(error, str(target.url)) in (None, errno.EADDRNOTAVAIL):
+                raise
+            self._idle.shrink_to(0)
+            await asyncio.sleep(_LET_GO_S)
+            return await self._open(target, started, timeout)
+        finally:
+            self._connecting -= 1
+
+    async def _open(self, target: _Target, started: float, timeout: float) -> HttpConnection:
         began = time.monotonic()
         async with asyncio.timeout(started + timeout - began):
             opened = await self._dialer.connect(target.url)
         transport = opened.transport
         if transport is None or (opened.protocol is not None and opened.protocol.should_close):
-            opened.close()  # it was closed, or spoke before it was asked
-            raise ConnectionEnded(begun=False)
+            opened.close()
+            raise Unasked
         connection = HttpConnection(transport, opened.close, max_body_bytes=self._options.max_response_bytes)
         connection.connect_ms = _milliseconds_since(began)
         return connection
 
     async def _exchange(
-        self, connection: HttpConnection, target: _Target, request: bytes, deadline: float
+        self, connection: HttpConnection, owner: Owner, head: bytes, body: bytes, deadline: float
     ) -> Answer:
         connection.deadline = deadline
         self._busy.add(connection)
@@ -175,12 +213,11 @@ class WebhookClient:
             self._tick_in(_TICK_S)
             self._ticking = True
         try:
-            answer = await connection.exchange(request)
+            answer = await connection.exchange(head, body)
         finally:
             self._busy.discard(connection)
         if not connection.closed:
-            connection.idle_since = time.monotonic()
-            target.idle.append(connection)
+            self._idle.put(owner, connection, time.monotonic())
         return answer
 
     def _look_at_the_clock(self) -> None:
@@ -190,14 +227,11 @@ class WebhookClient:
             connection.expire()
         if now >= self._idle_tick_at:
             self._idle_tick_at = now + _IDLE_TICK_S
-            for idle in self._idle.values():
-                # The connection used last is taken first, so the oldest stand in front.
-                while idle and (idle[0].closed or idle[0].idle_since < now - _KEEP_IDLE_S):
-                    idle.pop(0).abort()
+            self._idle.close_older_than(now - _KEEP_IDLE_S)
         self._ticking = bool(self._busy)
         if self._ticking:
             self._tick_in(_TICK_S)
-        elif any(self._idle.values()):
+        elif len(self._idle):
             self._tick_in(_IDLE_TICK_S)
 
     def _tick_in(self, seconds: float) -> None:
@@ -235,7 +269,11 @@ class WebhookClient:
             case UnusableAnswer():
                 return ErrorKind.PROTOCOL, f"the answer is not usable HTTP: {str(cause)[:200]}"
             case ConnectionEnded(begun=True):
-                return ErrorKind.PROTOCOL, "the connection ended in the middle of the answer"
+                return ErrorKind.PROTOCOL, "the connection ended in the middle of the answer's head"
+            case Unasked():
+                return ErrorKind.PROTOCOL, "it sent something, or hung up, before the request was out"
+            case UnsendableHeaders():
+                return ErrorKind.PROTOCOL, str(cause)
             case ValueError():
                 return ErrorKind.PROTOCOL, "the URL or a header can't be sent over HTTP"
             case _ if isinstance(error, aiohttp.ClientConnectorError):
@@ -244,11 +282,22 @@ class WebhookClient:
                 return ErrorKind.PROTOCOL, "the connection ended before an answer"
 
 
-def _pop_open(idle: list[HttpConnection]) -> HttpConnection | None:
-    while idle:
-        connection = idle.pop()
-        if not connection.closed:
-            return connection
+def _shortage(error: Exception, url: str) -> int | None:
+    """The system's number for what this host has used up, where that is why a connection failed."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    number = cause.errno if isinstance(cause, OSError) else None
+    if isinstance(cause, socket.gaierror):
+        number = _lack_of_descriptors()  # a resolver takes that for a name server's failure
+    elif number == errno.EADDRNOTAVAIL and "[" in url:
+        return None  # perhaps this host has no IPv6 at all, and no port would help
+    return number if number in _SHORTAGES else None
+
+
+def _lack_of_descriptors() -> int | None:
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error.errno
     return None
 
 
@@ -273,7 +322,7 @@ def _retry_after(answer: Answer) -> str | None:
     return None
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes | bytearray) -> str:
     # PostgreSQL's text can't hold NUL.
     return data.decode("utf-8", "replace").replace("\0", "\ufffd")
 

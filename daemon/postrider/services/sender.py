@@ -69,7 +69,12 @@ async def send(
         extra=endpoint.headers,
     )
     return await settings.client.post(
-        endpoint.url, headers, body, https_only=settings.https_only, timeout=dialect.timeout
+        endpoint.url,
+        headers,
+        body,
+        endpoint_id=endpoint.id,
+        https_only=settings.https_only,
+        timeout=dialect.timeout,
     )
 
 
