@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from postrider.domain.model import Endpoint, EndpointState
+from postrider.domain.model import Endpoint
 from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.status import LaneReport
 from postrider.services.work import Job
@@ -33,7 +33,7 @@ class Lane:
 
     @property
     def open(self) -> bool:
-        return self.endpoint.state is EndpointState.ACTIVE
+        return self.endpoint.open
 
     @property
     def ready(self) -> bool:

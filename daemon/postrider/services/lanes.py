@@ -13,10 +13,10 @@ from enum import Enum
 
 import structlog
 
-from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
+from postrider.domain.model import Endpoint, endpoint_public_id
 from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.policy import Outcome
-from postrider.domain.status import LaneReport
+from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
 from postrider.services.lane import Lane
 from postrider.services.work import Job
@@ -28,7 +28,6 @@ SLOW_AFTER_S = 0.5
 SUSPECT_SHARE = 0.5
 """Of the global slots, for all lanes together that are slow or did not answer yet."""
 TICK_S = 0.05
-MAX_REPORTED = 50
 
 log = structlog.get_logger()
 
@@ -37,7 +36,7 @@ class Offer(Enum):
     TAKEN = "taken"
     FULL = "full"  # but moving: worth waiting for
     SLOW = "slow"  # full or resting, and it may take long
-    CLOSED = "closed"  # paused, disabled or deleted
+    CLOSED = "closed"  # paused, disabled, deleted or unusable
     BEHIND = "behind"  # older deliveries of the lane wait in the database
 
 
@@ -123,18 +122,18 @@ class Lanes:
         lane.behind = False
         self._behind.discard(lane)
 
-    def update(self, endpoints: Iterable[Endpoint]) -> list[Job]:
-        """Take over a new snapshot; return the jobs of lanes that closed, to be given back."""
-        current = {endpoint.id: endpoint for endpoint in endpoints}
+    def update(self, changed: Iterable[Endpoint], gone: Iterable[int] = ()) -> list[Job]:
+        """Take over endpoints that changed, and forget those that are gone; return the jobs of lanes that
+        closed, to be given back."""
         now = self._clock.monotonic()
         returned: list[Job] = []
-        for endpoint_id, endpoint in current.items():
-            lane = self._lanes.get(endpoint_id)
+        for endpoint in changed:
+            lane = self._lanes.get(endpoint.id)
             ceiling = endpoint.concurrency or self._endpoint_concurrency
             if lane is None:
-                self._lanes[endpoint_id] = Lane(endpoint, Pace(ceiling, endpoint.rate, now))
+                self._lanes[endpoint.id] = Lane(endpoint, Pace(ceiling, endpoint.rate, now))
                 continue
-            reopened = not lane.open and endpoint.state is EndpointState.ACTIVE
+            reopened = not lane.open and endpoint.open
             if reopened or endpoint.url != lane.endpoint.url:
                 lane.pace = Pace(ceiling, endpoint.rate, now)
             else:
@@ -143,17 +142,18 @@ class Lanes:
             for job in lane.queue:
                 job.endpoint = endpoint
             if reopened:
-                self.mark_behind(endpoint_id)
+                self.mark_behind(endpoint.id)
             if not lane.open:
                 returned += self._empty(lane)
             self._give_turn(lane)
             self._wake_taker()
         if self._behind:
             self.on_refill()
-        for endpoint_id in self._lanes.keys() - current.keys():
-            lane = self._lanes.pop(endpoint_id)
-            self._behind.discard(lane)
-            returned += self._empty(lane)
+        for endpoint_id in gone:
+            lane = self._lanes.pop(endpoint_id, None)
+            if lane is not None:
+                self._behind.discard(lane)
+                returned += self._empty(lane)
         return returned
 
     def offer(self, job: Job) -> Offer:

@@ -11,6 +11,7 @@ from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
 from postrider.services.lane import TROUBLES
 from postrider.services.lanes import Lanes
+from postrider.services.subscriptions import Subscriptions
 from postrider.services.work import Work
 from postrider.store.daemons import Daemons
 from postrider.store.outbox import Outbox
@@ -26,6 +27,7 @@ class Reporter:
         daemons: Daemons,
         work: Work,
         lanes: Lanes,
+        subscriptions: Subscriptions,
         slots: int,
         clock: Clock,
         metrics: Metrics,
@@ -36,6 +38,7 @@ class Reporter:
         self._daemons = daemons
         self._work = work
         self._lanes = lanes
+        self._subscriptions = subscriptions
         self._slots = slots
         self._clock = clock
         self._metrics = metrics
@@ -84,5 +87,6 @@ class Reporter:
             in_flight=self._lanes.running,
             slots=self._slots,
             queued=self._lanes.queued,
-            lanes=tuple(self._lanes.trouble()),
+            lanes=(*self._subscriptions.unusable_lanes(), *self._lanes.trouble()),
+            unusable=len(self._subscriptions.unusable),
         )

@@ -44,7 +44,7 @@ WITH taken AS (
   INSERT INTO postrider.claim (owner, event_ids)
   SELECT $1, array_agg(event_id ORDER BY event_id) FROM taken HAVING count(*) > 0 RETURNING id
 )
-SELECT (SELECT id FROM claim) AS claim_id, (SELECT revision FROM postrider.endpoint_revision) AS revision,
+SELECT (SELECT id FROM claim) AS claim_id, (SELECT version FROM postrider.endpoint_revision) AS version,
        taken.event_id, taken.redo, event.*
 FROM taken LEFT JOIN LATERAL (
   SELECT {_EVENT_COLUMNS} FROM {
@@ -83,7 +83,7 @@ class ClaimedEvents:
     """Events that an earlier owner gave up: some of their deliveries may be recorded already."""
     missing: int
     """Events in the queue that the outbox does not have."""
-    revision: int
+    version: UUID
     """Of the endpoints, as of the claim."""
 
 
@@ -137,7 +137,7 @@ class Outbox:
         self._newest.append(max(self._newest[-1], rows[-1]["event_id"]))
         events = [_event(row) for row in rows if row["id"] is not None]
         redo = [row["event_id"] for row in rows if row["redo"]]
-        return ClaimedEvents(rows[0]["claim_id"], events, redo, len(rows) - len(events), rows[0]["revision"])
+        return ClaimedEvents(rows[0]["claim_id"], events, redo, len(rows) - len(events), rows[0]["version"])
 
     async def read(self, event_ids: Sequence[UUID]) -> list[Event]:
         """The events in the order of their ids; ids that retention removed are left out."""
