@@ -65,6 +65,9 @@ _PLAIN_HEADERS = """
 SELECT id, workspace_id, headers::text AS headers FROM postrider.endpoint
 WHERE sealed_headers IS NULL AND headers::text <> '{}' LIMIT $1
 """
+_SEALED_SECRETS = r"""
+SELECT endpoint_id, sealed FROM postrider.endpoint_secret WHERE substr(sealed, 1, 1) = '\x01' LIMIT 16
+"""
 _PLAIN_SECRETS = r"""
 SELECT endpoint_id, workspace_id, created_at, sealed FROM postrider.endpoint_secret
 WHERE substr(sealed, 1, 1) = '\x00' LIMIT $1
@@ -319,12 +322,18 @@ class Endpoints:
             )
 
     async def seal_plain(self, limit: int) -> int:
-        """Seal headers and secrets that lie in clear text, where there is a key; return how many were."""
+        """Seal headers and secrets that lie in clear text, where there is a key; return how many were.
+
+        None with a key that opens nothing of what is sealed: it seems to be the wrong one.
+        """
         if not self.sealer.seals:
             return 0
         async with self._database.transaction() as connection:
             # What changes endpoints takes this lock before any other.
             await connection.execute("SELECT FROM postrider.endpoint_revision FOR UPDATE")
+            sealed = await connection.fetch(_SEALED_SECRETS)
+            if sealed and not any(self._opens(row) for row in sealed):
+                return 0
             rows = await connection.fetch(_PLAIN_HEADERS, limit)
             await connection.executemany(
                 """UPDATE postrider.endpoint SET headers = '{}', sealed_headers = $3
@@ -369,6 +378,13 @@ class Endpoints:
             return self.sealer.open(sealed, public_id)
         except PostriderError as error:
             raise PostriderError(f"endpoint {public_id}: {error.message}", error.hint) from None
+
+    def _opens(self, row: asyncpg.Record) -> bool:
+        try:
+            self.sealer.open(row["sealed"], endpoint_public_id(row["endpoint_id"]))
+        except PostriderError:
+            return False
+        return True
 
     async def _add_secrets(
         self, connection: Connection, endpoint: Endpoint, secrets: Sequence[str], now: datetime
