@@ -38,6 +38,11 @@ CREATE FUNCTION postrider.endpoint_revised() RETURNS trigger LANGUAGE plpgsql
   SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   NEW.revision := (SELECT revision FROM postrider.endpoint_revision);
+  -- Who knows only the older column writes headers anew.
+  IF TG_OP = 'UPDATE' AND NEW.headers::text IS DISTINCT FROM OLD.headers::text
+     AND NEW.sealed_headers IS NOT DISTINCT FROM OLD.sealed_headers THEN
+    NEW.sealed_headers := NULL;
+  END IF;
   RETURN NEW;
 END
 $$;

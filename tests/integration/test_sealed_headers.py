@@ -101,6 +101,17 @@ def test_a_reload_that_brings_a_key_seals_too(database_dsn: str, tmp_path: Path,
         assert daemon.wait_for_log("config.reloaded")["needs_restart"] == []
 
 
+def test_headers_that_an_older_release_writes_replace_sealed_ones(
+    database_dsn: str, sealing: Path, token_file: Path
+) -> None:
+    cli = Cli(sealing)
+    added = cli.json(
+        "endpoint", "add", "--url", "http://127.0.0.1:9/", "--events", "*", "--header", f"X-A:@{token_file}"
+    )
+    query(database_dsn, """UPDATE postrider.endpoint SET headers = '{"X-B": "b"}'""")
+    assert cli.json("endpoint", "show", added["id"])["headers"] == ["X-B"]
+
+
 def test_deleting_an_endpoint_deletes_its_headers(database_dsn: str, tmp_path: Path) -> None:
     cli = Cli(write_config(tmp_path, database_dsn))
     added = cli.json(
