@@ -197,6 +197,31 @@ def test_after_more_changes_than_the_database_remembers_all_is_read_anew(databas
     run(database_dsn, story)
 
 
+def test_changes_of_two_writers_at_a_time_are_all_taken_over(database_dsn: str) -> None:
+    async def story(memory: Memory) -> None:
+        await add_many(memory.connection, 2)
+        await memory.subscriptions.run_once()
+        slow = await asyncpg.connect(database_dsn)
+        try:
+            transaction = slow.transaction()
+            await transaction.start()
+            await slow.execute("UPDATE postrider.endpoint SET url = url || '/slow' WHERE id = 1")
+            quick = asyncio.create_task(
+                memory.connection.execute("UPDATE postrider.endpoint SET url = url || '/quick' WHERE id = 2")
+            )
+            await memory.subscriptions.run_once()
+            assert memory.known("ws_2") == ["http://127.0.0.1/2"]
+            await transaction.commit()
+            await quick
+        finally:
+            await slow.close()
+        await memory.subscriptions.reach(await memory.claim_version())
+        assert memory.known("ws_1") == ["http://127.0.0.1/1/slow"]
+        assert memory.known("ws_2") == ["http://127.0.0.1/2/quick"]
+
+    run(database_dsn, story)
+
+
 TABLES = ("endpoint", "endpoint_secret", "endpoint_revision")
 
 
