@@ -80,8 +80,10 @@ def read_endpoint(row: asyncpg.Record, sealer: Sealer) -> Endpoint:
             secrets = _secrets(row, sealer)
         if not patterns:
             damage.reasons.append("it has no event pattern")
-        if not isfinite(row["rate"] or 0.0):
-            damage.reasons.append("its rate is not a finite number")
+    rate = row["rate"]
+    if rate is not None and not isfinite(rate):
+        damage.reasons.append("its rate is not a finite number")
+        rate = None
     return Endpoint(
         id=row["id"],
         workspace_id=intern(row["workspace_id"]),
@@ -95,7 +97,7 @@ def read_endpoint(row: asyncpg.Record, sealer: Sealer) -> Endpoint:
         headers=headers,
         failing_since=row["failing_since"],
         description=row["description"],
-        rate=row["rate"],
+        rate=rate,
         unusable="; ".join(damage.reasons) or None,
     )
 

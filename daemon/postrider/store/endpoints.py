@@ -17,11 +17,11 @@ from postrider.store.database import Connection, Database
 from postrider.store.endpoint_rows import (
     COLUMNS,
     EndpointRow,
-    headers_context,
     read_endpoint,
     read_row,
     seal_headers,
 )
+from postrider.store.endpoint_sealing import seal_plain
 
 if TYPE_CHECKING:
     Cursor = asyncpg.cursor.Cursor[asyncpg.Record]
@@ -59,18 +59,6 @@ SET failing_since = least(
   note.failing_since)
 FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS note (id, succeeded_at, failing_since)
 WHERE e.id = note.id
-"""
-
-_PLAIN_HEADERS = """
-SELECT id, workspace_id, headers::text AS headers FROM postrider.endpoint
-WHERE sealed_headers IS NULL AND headers::text <> '{}' LIMIT $1
-"""
-_SEALED_SECRETS = r"""
-SELECT endpoint_id, sealed FROM postrider.endpoint_secret WHERE substr(sealed, 1, 1) = '\x01' LIMIT 16
-"""
-_PLAIN_SECRETS = r"""
-SELECT endpoint_id, workspace_id, created_at, sealed FROM postrider.endpoint_secret
-WHERE substr(sealed, 1, 1) = '\x00' LIMIT $1
 """
 
 
@@ -322,46 +310,11 @@ class Endpoints:
             )
 
     async def seal_plain(self, limit: int) -> int:
-        """Seal headers and secrets that lie in clear text, where there is a key; return how many were.
-
-        None with a key that opens nothing of what is sealed: it seems to be the wrong one.
-        """
+        """Seal headers and secrets that lie in clear text, where there is a key; return how many were."""
         if not self.sealer.seals:
             return 0
         async with self._database.transaction() as connection:
-            # What changes endpoints takes this lock before any other.
-            await connection.execute("SELECT FROM postrider.endpoint_revision FOR UPDATE")
-            sealed = await connection.fetch(_SEALED_SECRETS)
-            if sealed and not any(self._opens(row) for row in sealed):
-                return 0
-            rows = await connection.fetch(_PLAIN_HEADERS, limit)
-            await connection.executemany(
-                """UPDATE postrider.endpoint SET headers = '{}', sealed_headers = $3
-                   WHERE id = $1 AND workspace_id = $2""",
-                [
-                    (
-                        row["id"],
-                        row["workspace_id"],
-                        self.sealer.seal(row["headers"], headers_context(row["id"])),
-                    )
-                    for row in rows
-                ],
-            )
-            secrets = await connection.fetch(_PLAIN_SECRETS, limit)
-            await connection.executemany(
-                """UPDATE postrider.endpoint_secret SET sealed = $4
-                   WHERE endpoint_id = $1 AND workspace_id = $2 AND created_at = $3""",
-                [
-                    (
-                        row["endpoint_id"],
-                        row["workspace_id"],
-                        row["created_at"],
-                        self.sealer.reseal(row["sealed"], endpoint_public_id(row["endpoint_id"])),
-                    )
-                    for row in secrets
-                ],
-            )
-        return len(rows) + len(secrets)
+            return await seal_plain(connection, self.sealer, limit)
 
     async def secret(self, endpoint_id: int) -> str:
         """The newest signing secret, as it was given."""
@@ -378,13 +331,6 @@ class Endpoints:
             return self.sealer.open(sealed, public_id)
         except PostriderError as error:
             raise PostriderError(f"endpoint {public_id}: {error.message}", error.hint) from None
-
-    def _opens(self, row: asyncpg.Record) -> bool:
-        try:
-            self.sealer.open(row["sealed"], endpoint_public_id(row["endpoint_id"]))
-        except PostriderError:
-            return False
-        return True
 
     async def _add_secrets(
         self, connection: Connection, endpoint: Endpoint, secrets: Sequence[str], now: datetime
