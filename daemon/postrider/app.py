@@ -10,7 +10,7 @@ from typing import TypeVar
 import structlog
 
 from postrider import __version__
-from postrider.domain.errors import PostriderError
+from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import DeliveryState
 from postrider.domain.sealing import Sealer, parse_key
 from postrider.edges.addresses import AddressPolicy, AddressVerdict
@@ -70,7 +70,14 @@ def read_sealer(config: Config) -> Sealer:
     if config.secrets.key_file is None:
         return Sealer()
     path = Path(config.secrets.key_file)
-    return Sealer(parse_key(path.read_text(), str(path)))
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(
+            f"secrets.key_file {path} can't be read: {reason}", "Restore the file, or let this user read it."
+        ) from None
+    return Sealer(parse_key(text, str(path)))
 
 
 def network_options(config: Config) -> NetworkOptions:
@@ -97,6 +104,7 @@ class Daemon:
         self._schema_checked = False
         self._clients: list[WebhookClient] = []
         self._opened = AsyncExitStack()
+        self._reloading = asyncio.Lock()
         self.started = asyncio.Event()
 
     async def start(self) -> None:
@@ -114,11 +122,11 @@ class Daemon:
         )
         await self.database.open()
         self._opened.push_async_callback(self.database.close)
-        self._opened.push_async_callback(lambda: self._close_clients(self._clients))
+        self._opened.push_async_callback(self._close_clients)
 
         self.outbox = Outbox(self.database)
         deliveries = Deliveries(self.database)
-        endpoints = Endpoints(self.database, sealer)
+        self._endpoints = endpoints = Endpoints(self.database, sealer)
         self._daemons = Daemons(self.database)
         self.ledger = Ledger()
         self.lanes = Lanes(
@@ -139,7 +147,7 @@ class Daemon:
             clock=clock,
         )
         settings = SendSettings(
-            await self._open_client(), dialects, config.delivery.user_agent, config.network.https_only
+            await self._open_client(config), dialects, config.delivery.user_agent, config.network.https_only
         )
         self.sender = Sender(
             settings=settings,
@@ -205,6 +213,7 @@ class Daemon:
             daemons=self._daemons,
             ledger=self.ledger,
             lanes=self.lanes,
+            subscriptions=self.subscriptions,
             slots=config.delivery.concurrency,
             clock=clock,
             metrics=metrics,
@@ -213,12 +222,13 @@ class Daemon:
         self._supervisor = Supervisor(database=self.database, clock=clock, metrics=metrics)
 
         await self._patiently(self._check_schema)
-        self._catalogue = CatalogueStore(self.database)
-        await self._patiently(lambda: self._catalogue.publish(spoken))
         self._opened.push_async_callback(self.listener.stop)
         await self._patiently(self.listener.start)
         await self._patiently(self.janitor.rescue)
         await self._patiently(self.subscriptions.run_once)
+        # Last: what emit() accepts changes only for a daemon that can run.
+        self._catalogue = CatalogueStore(self.database)
+        await self._patiently(lambda: self._catalogue.publish(spoken))
         self._start_services()
         self.started.set()
         self._notifier.ready()
@@ -267,29 +277,44 @@ class Daemon:
         log.info("daemon.stopped", cut_off=unfinished, released=released)
 
     async def reload(self, config: Config) -> None:
-        """Take over a new configuration. PostriderError, and the old one stays, if it is unusable."""
+        """Take over a new configuration: all of it, or PostriderError and nothing has changed.
+
+        What can fail comes first; the catalogue, which the CRM's transactions see, after that; memory last.
+        """
+        async with self._reloading:
+            before = self.sender.settings
+            timeout_s = max(
+                self.config.delivery.timeout, *(each.timeout or 0.0 for each in before.dialects.values())
+            )
+            await self._reload(config)
+        await self.clock.wait(asyncio.Event(), timeout_s + 1.0)  # its requests have ended by then
+        await self._close_client(before.client)
+
+    async def _reload(self, config: Config) -> None:
         dialects = load_dialects(config.dialect.paths)
-        await self._catalogue.publish(default_dialect(dialects, config.dialect.default))
-        old, self.config = self.config, config
+        spoken = default_dialect(dialects, config.dialect.default)
+        sealer = read_sealer(config)
+        retention = Retention(config.retention.events, config.retention.attempts)
+        retry = RetrySettings(config.retry.schedule, config.retry.jitter)
+        client = await self._open_client(config)
         try:
-            client = await self._open_client()
-        except Exception:
-            self.config = old
+            await self._catalogue.publish(spoken)
+        except BaseException:
+            await self._close_client(client)
             raise
-        self.subscriptions.configure(dialects, RetrySettings(config.retry.schedule, config.retry.jitter))
-        spoken = self.sender.settings.dialects.values()
-        timeouts = [old.delivery.timeout, *(dialect.timeout or 0.0 for dialect in spoken)]
+        old, self.config = self.config, config
+        self._endpoints.sealer = sealer
+        self.subscriptions.configure(dialects, retry)
         self.sender.settings = SendSettings(
             client, dialects, config.delivery.user_agent, config.network.https_only
         )
         self.health.disable_after = config.retry.disable_after
-        self.janitor.retention = Retention(config.retention.events, config.retention.attempts)
+        self.janitor.retention = retention
         fixed = [
             name
             for name, before, after in (
                 ("database", old.database, config.database),
                 ("admin", old.admin, config.admin),
-                ("secrets", old.secrets, config.secrets),
                 ("delivery.concurrency", old.delivery.concurrency, config.delivery.concurrency),
                 (
                     "delivery.endpoint_concurrency",
@@ -301,7 +326,6 @@ class Daemon:
             if before != after
         ]
         log.info("config.reloaded", needs_restart=fixed)
-        await self._retire_clients(max(timeouts) + 1.0)
 
     def turning(self) -> bool:
         """Whether the claim loop turns, or waits for a database that is away."""
@@ -339,21 +363,20 @@ class Daemon:
                     said = True
                 await asyncio.sleep(START_RETRY_S)
 
-    async def _open_client(self) -> WebhookClient:
-        client = WebhookClient(network_options(self.config), on_blocked=self._count_blocked)
+    async def _open_client(self, config: Config) -> WebhookClient:
+        client = WebhookClient(network_options(config), on_blocked=self._count_blocked)
         await client.__aenter__()
         self._clients.append(client)
         return client
 
-    async def _retire_clients(self, grace: float) -> None:
-        """Close all clients but the newest, once their requests have ended."""
-        retired, self._clients = self._clients[:-1], self._clients[-1:]
-        await self.clock.wait(asyncio.Event(), grace)
-        await self._close_clients(retired)
-
-    async def _close_clients(self, clients: list[WebhookClient]) -> None:
-        for client in clients:
+    async def _close_client(self, client: WebhookClient) -> None:
+        if client in self._clients:
+            self._clients.remove(client)
             await client.__aexit__(None, None, None)
+
+    async def _close_clients(self) -> None:
+        for client in list(self._clients):
+            await self._close_client(client)
 
     def _count_blocked(self, verdict: AddressVerdict) -> None:
         self.metrics.blocked.labels(verdict.value).inc()

@@ -9,7 +9,7 @@ arrival, at 100 events a second, beside the neighbour and alone. The neighbours 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from tests.bench.report import Row, compared, percentile
@@ -25,7 +25,7 @@ class Neighbour:
     what: str
     endpoints: int
     group: str
-    disturb: Callable[[Stage, float], Awaitable[None]]
+    disturb: Callable[[Stage, float], Coroutine[None, None, None]]
     """Makes its noise in a run of so many seconds."""
     concurrency: int | None = None
 

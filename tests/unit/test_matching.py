@@ -201,3 +201,42 @@ def test_index_agrees_with_matching_one_by_one(
         if any(matches(pattern, event_type) for pattern in wanted)
         and not any(matches(pattern, event_type) for pattern in unwanted)
     ]
+
+
+steps = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.one_of(st.none(), st.lists(patterns, min_size=1, max_size=3)),
+        st.lists(patterns, max_size=1),
+        st.sampled_from(["ws_1", "ws_2"]),
+        st.sampled_from([EndpointState.ACTIVE, EndpointState.PAUSED, EndpointState.DISABLED]),
+    ),
+    max_size=12,
+)
+
+
+@given(steps, types)
+def test_an_index_that_follows_changes_agrees_with_one_made_anew(steps: list[Any], event_type: str) -> None:
+    matcher = Matcher()
+    current: dict[int, Endpoint] = {}
+    for number, wanted, unwanted, workspace, state in steps:
+        if wanted is None:
+            current.pop(number, None)
+            matcher.update((), [number])
+        else:
+            current[number] = endpoint(
+                number, *wanted, exclusions=tuple(unwanted), workspace=workspace, state=state
+            )
+            matcher.update([current[number]])
+        anew = Matcher(current.values())
+        for each in ("ws_1", "ws_2"):
+            assert matcher.match(each, event_type) == anew.match(each, event_type)
+        assert len(matcher) == len(current)
+
+
+def test_a_change_in_one_workspace_leaves_what_is_remembered_of_others() -> None:
+    matcher = Matcher([endpoint(1, "*", workspace="ws_1"), endpoint(2, "*", workspace="ws_2")])
+    before = matcher.match("ws_2", "deal.updated")
+    matcher.update([endpoint(3, "*", workspace="ws_1")], [1])
+    assert ids(matcher, "deal.updated", "ws_1") == [3]
+    assert matcher.match("ws_2", "deal.updated") is before

@@ -15,7 +15,7 @@ from postrider.cli.common import (
     printable,
     run_async,
 )
-from postrider.cli.endpoint_facts import endpoint_facts, living, pattern_text
+from postrider.cli.endpoint_facts import endpoint_facts, living, pattern_text, state_text
 from postrider.cli.subscription import add, update
 from postrider.cli.trial import test, verify
 from postrider.domain.errors import PostriderError, UsageError
@@ -51,7 +51,7 @@ async def list_(
             (
                 endpoint_public_id(row.endpoint.id),
                 row.endpoint.workspace_id,
-                row.endpoint.state,
+                state_text(row.endpoint),
                 pattern_text(row.endpoint),
                 row.endpoint.url,
             )

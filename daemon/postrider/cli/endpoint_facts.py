@@ -6,7 +6,7 @@ from typing import Any
 from postrider.cli.common import Stores
 from postrider.domain.errors import PostriderError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
-from postrider.store.endpoints import EndpointRow
+from postrider.store.endpoint_rows import EndpointRow
 
 
 async def living(stores: Stores, endpoint_id: int) -> EndpointRow:
@@ -17,6 +17,20 @@ async def living(stores: Stores, endpoint_id: int) -> EndpointRow:
             "Add it anew with `postrider endpoint add`.",
         )
     return row
+
+
+def usable(row: EndpointRow) -> EndpointRow:
+    """The endpoint, if something can be sent to it; else PostriderError."""
+    if row.endpoint.unusable is not None:
+        raise PostriderError(
+            f"{endpoint_public_id(row.endpoint.id)} can't be used: {row.endpoint.unusable}",
+            "Restore what it lacks (secrets.key_file?), or delete it and add it anew.",
+        )
+    return row
+
+
+def state_text(endpoint: Endpoint) -> str:
+    return endpoint.state if endpoint.unusable is None else f"{endpoint.state}, unusable"
 
 
 def pattern_text(endpoint: Endpoint) -> str:
@@ -32,6 +46,7 @@ def endpoint_facts(row: EndpointRow) -> dict[str, Any]:
         "url": endpoint.url,
         "description": endpoint.description,
         "state": endpoint.state,
+        "unusable": endpoint.unusable,
         "disabled_reason": row.disabled_reason,
         "failing_since": endpoint.failing_since,
         "events": list(endpoint.patterns),

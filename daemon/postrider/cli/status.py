@@ -93,6 +93,12 @@ class View:
                     f"{name} is connected, but has not reported since {printable(heard_at)}; "
                     "its log may say why."
                 )
+        for row, report in self.reports:
+            if report.unusable:
+                found.append(
+                    f"Daemon {row.id} can't use {report.unusable:,} "
+                    f"{'endpoint' if report.unusable == 1 else 'endpoints'}; their deliveries wait."
+                )
         if here.troubled:
             found.append(
                 "1 endpoint is in trouble."
@@ -232,9 +238,10 @@ def _count(number: int, limit: int) -> str:
 def _state(view: View, endpoint: TroubledEndpoint) -> str:
     if endpoint.state is not EndpointState.ACTIVE:
         return endpoint.state
-    if endpoint.failing_since is not None:
+    lanes = {lane.state for _, lane in view.lanes(endpoint.id)}
+    if endpoint.failing_since is not None and "unusable" not in lanes:
         return "failing"
-    return ", ".join(sorted({lane.state for _, lane in view.lanes(endpoint.id)}))
+    return ", ".join(sorted(lanes))
 
 
 def _since(endpoint: TroubledEndpoint) -> datetime | None:
@@ -243,6 +250,8 @@ def _since(endpoint: TroubledEndpoint) -> datetime | None:
 
 
 def _decision(row: DaemonRow, lane: LaneReport) -> str:
+    if lane.state == "unusable":
+        return f"daemon {row.id}: unusable ({lane.reason})"
     latency = "" if lane.latency_ms is None else f", answers take {lane.latency_ms:,.0f} ms"
     return (
         f"daemon {row.id}: {lane.state}, {lane.running}/{lane.concurrency} in flight, "

@@ -15,6 +15,7 @@ from postrider.cli.common import (
     open_stores,
     print_json,
     printable,
+    read_data,
     run_async,
 )
 from postrider.cli.endpoint_facts import endpoint_facts, living
@@ -49,7 +50,12 @@ _subscription_options = [
         "--rate", metavar="N/s", help="Most requests a second, a minute (N/m) or hour (N/h), or none."
     ),
     click.option(
-        "--header", "headers", multiple=True, metavar="K:V", help="A header of its own; repeatable."
+        "--header",
+        "headers",
+        multiple=True,
+        metavar="NAME:@FILE",
+        help="A header of its own, repeatable; its value comes from FILE, or from stdin for @-. "
+        "'NAME: value' shows the value to everybody who lists processes.",
     ),
     click.option("--description", metavar="TEXT"),
     config_option,
@@ -166,6 +172,8 @@ async def update(
         after = replace(before, url=url or before.url, dialect=spoken.name)
         unverified = before.state is EndpointState.UNVERIFIED
         if not unverified and (after.url, after.dialect) != (before.url, before.dialect):
+            if spoken.handshake is not None and not before.secrets:
+                raise PostriderError(f"{ep} can't be used: {before.unusable}", "Mend that first.")
             problem = await ask_for_handshake(stores, after)
             if problem is not None:
                 raise PostriderError(
@@ -242,10 +250,16 @@ def _rate(text: str | None) -> float | None:
 def _headers(lines: Sequence[str]) -> dict[str, str]:
     headers = {}
     for line in lines:
-        name, colon, value = line.partition(":")
+        name, colon, text = (part.strip() for part in line.partition(":"))
         if not colon:
             # The line is not quoted: it may hold a password.
-            raise UsageError("--header needs a name and a value", "Write it as 'X-Api-Key: value'.")
-        check_header(name.strip(), value.strip())
-        headers[name.strip()] = value.strip()
+            raise UsageError(
+                "--header needs a name and a value",
+                "Write it as 'X-Api-Key:@FILE', with the value in FILE, or as 'X-Api-Key: value'.",
+            )
+        value = read_data(text).rstrip("\r\n")
+        if text.startswith("@") and not value:
+            raise UsageError(f"the value of the header {name} is empty", f"Write it into {text[1:]}.")
+        check_header(name, value)
+        headers[name] = value
     return headers

@@ -18,7 +18,7 @@ from postrider.cli.common import (
     read_data,
     run_async,
 )
-from postrider.cli.endpoint_facts import living
+from postrider.cli.endpoint_facts import living, usable
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import UsageError
 from postrider.domain.matching import matching_patterns
@@ -58,7 +58,7 @@ async def test(
     Example: postrider endpoint test ep_0123456789abcdef --type deal.updated
     """
     async with open_stores(config_path) as stores:
-        target = (await living(stores, parse_endpoint_id(ep))).endpoint
+        target = usable(await living(stores, parse_endpoint_id(ep))).endpoint
         dialect = known_dialect(target.dialect, stores.config)
         event = _test_event(
             target, dialect, event_type, read_data(data) if data is not None else None, stores
@@ -111,7 +111,7 @@ async def verify(ep: str, config_path: Path | None) -> None:
     Example: postrider endpoint verify ep_0123456789abcdef
     """
     async with open_stores(config_path) as stores:
-        target = (await living(stores, parse_endpoint_id(ep))).endpoint
+        target = usable(await living(stores, parse_endpoint_id(ep))).endpoint
         dialect = known_dialect(target.dialect, stores.config)
         if dialect.handshake is None and target.state is not EndpointState.UNVERIFIED:
             raise UsageError(

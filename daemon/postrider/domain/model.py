@@ -102,6 +102,18 @@ class Endpoint:
     description: str = ""
     rate: float | None = None
     """Requests per second; None sets no bound."""
+    unusable: str | None = None
+    """Why nothing can be sent to it, without secrets: its row or its key is damaged."""
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether events become deliveries, be it only to wait."""
+        return self.state in (EndpointState.ACTIVE, EndpointState.PAUSED)
+
+    @property
+    def open(self) -> bool:
+        """Whether its deliveries are sent; those of one that is subscribed and not open wait."""
+        return self.state is EndpointState.ACTIVE and self.unusable is None
 
 
 class Reply(msgspec.Struct, frozen=True):

@@ -90,6 +90,15 @@ def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime
     return Outcome(DeliveryState.RETRYING, due, kind, reason, None, throttled, retry_after)
 
 
+class AttemptNote(msgspec.Struct, frozen=True):
+    """What the last attempts for an endpoint say of it."""
+
+    succeeded_at: datetime | None
+    """When the last one succeeded; None where none did."""
+    failing_since: datetime | None
+    """When the first one since then failed; None where none did."""
+
+
 def should_disable(failing_since: datetime | None, now: datetime, disable_after: float) -> bool:
     """Whether an endpoint that only fails since `failing_since` has done so for `disable_after` seconds."""
     return failing_since is not None and (now - failing_since).total_seconds() >= disable_after

@@ -9,7 +9,7 @@ import secrets
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -27,8 +27,11 @@ _ENCODINGS = {"{hex}", "{base64}"}
 _SIGNED = {"{body}", "{id}", "{timestamp}"}
 
 
-class Secret(NamedTuple):
-    """A signing secret in the two ways that it becomes a key."""
+class Secret(msgspec.Struct, frozen=True, gc=False):
+    """A signing secret in the two ways that it becomes a key.
+
+    There may be a hundred thousand in memory, so the collector of garbage does not look at them.
+    """
 
     key: bytes
     """As Standard Webhooks decodes it: the base64 after `whsec_`, else the UTF-8 bytes."""

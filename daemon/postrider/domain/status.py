@@ -9,6 +9,9 @@ from typing import Annotated
 
 import msgspec
 
+MAX_REPORTED = 50
+"""Of a kind."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaneReport:
@@ -16,7 +19,7 @@ class LaneReport:
 
     endpoint_id: Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
     state: str
-    """throttled, slow, broken, recovering, limited or behind."""
+    """throttled, slow, broken, recovering, limited or behind; or unusable."""
     concurrency: int
     """Requests at a time that it is given at the moment."""
     running: int
@@ -44,6 +47,8 @@ class DaemonReport:
     """Deliveries in memory that wait for a slot."""
     lanes: tuple[LaneReport, ...]
     """The lanes in trouble, worst first."""
+    unusable: int = 0
+    """Endpoints that nothing can be sent to; some of them are among the lanes."""
 
 
 _DECODER = msgspec.json.Decoder(DaemonReport)

@@ -97,6 +97,11 @@ class Metrics:
             ["service"],
             registry=registry,
         )
+        self.host_exhausted = PrometheusCounter(
+            "postrider_host_exhausted",
+            "Deliveries put off because this host had no descriptor, port or memory for a connection",
+            registry=registry,
+        )
         self.blocked = PrometheusCounter(
             "postrider_blocked_addresses",
             "Connections refused by the network policy",

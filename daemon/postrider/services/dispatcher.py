@@ -175,7 +175,7 @@ class Dispatcher:
             if claimed is None:
                 return 0
             recorded = await self._deliveries.recorded(claimed.redo) if claimed.redo else set()
-            await self._subscriptions.reach(claimed.revision)
+            await self._subscriptions.reach(claimed.version)
         except BaseException:
             self._in_doubt = True
             raise

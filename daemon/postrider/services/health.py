@@ -11,7 +11,7 @@ from datetime import datetime
 import structlog
 
 from postrider.domain.model import DeliveryState, endpoint_public_id
-from postrider.domain.policy import Outcome, should_disable
+from postrider.domain.policy import AttemptNote, Outcome, should_disable
 from postrider.edges.clock import Clock
 from postrider.services.ledger import Job
 from postrider.store.endpoints import Endpoints
@@ -36,8 +36,9 @@ class Health:
         self._clock = clock
         self._wake = asyncio.Event()
         self._failing: dict[int, datetime] = {}
-        self._new: dict[int, datetime] = {}
-        self._recovered: set[int] = set()
+        """What the database said when it was asked last."""
+        self._notes: dict[int, AttemptNote] = {}
+        """Attempts since the database was asked before, and those it was not told of."""
         self._gone: dict[int, str] = {}
 
     def __repr__(self) -> str:
@@ -47,20 +48,22 @@ class Health:
         """Take in the outcome of an attempt that was recorded."""
         if job.held.event.test:
             return
-        endpoint_id = job.endpoint_id
+        endpoint_id, now = job.endpoint_id, self._clock.now()
+        note = self._notes.get(endpoint_id)
         if outcome.state is DeliveryState.SUCCEEDED:
-            if endpoint_id in self._failing:
-                del self._failing[endpoint_id]
-                self._new.pop(endpoint_id, None)
-                self._recovered.add(endpoint_id)
-                self._wake.set()
-            return
-        if endpoint_id not in self._failing:
-            self._failing[endpoint_id] = self._new[endpoint_id] = self._clock.now()
-            self._recovered.discard(endpoint_id)
-            self._wake.set()
-        if outcome.disable_reason is not None:
-            self._gone[endpoint_id] = outcome.disable_reason
+            # Kept also of one that is not known to fail: another daemon may have seen it fail before.
+            self._notes[endpoint_id] = AttemptNote(succeeded_at=now, failing_since=None)
+            changed = endpoint_id in self._failing or (note is not None and note.failing_since is not None)
+        else:
+            succeeded_at = note.succeeded_at if note is not None else None
+            changed = note is None or note.failing_since is None
+            if changed:
+                self._notes[endpoint_id] = AttemptNote(succeeded_at, failing_since=now)
+                changed = succeeded_at is not None or endpoint_id not in self._failing
+            if outcome.disable_reason is not None:
+                self._gone[endpoint_id] = outcome.disable_reason
+                changed = True
+        if changed:
             self._wake.set()
 
     async def run(self) -> None:
@@ -70,28 +73,44 @@ class Health:
             await self._clock.wait(self._wake, POLL_S)
 
     async def run_once(self) -> HealthCounts:
-        """Write what changed, take over what other daemons wrote, and disable what is due."""
-        recovered, new, gone = set(self._recovered), dict(self._new), dict(self._gone)
-        if recovered:
-            await self._endpoints.mark_recovered(recovered)
-        if new:
-            await self._endpoints.mark_failing(new)
+        """Note what the attempts say, take over what other daemons noted, and disable what is due."""
+        notes, gone = dict(self._notes), dict(self._gone)
+        failing = await self._endpoints.failing()
+        told = {each: note for each, note in notes.items() if _changes(note, failing.get(each))}
+        if told:
+            await self._endpoints.note_attempts(told)
+            failing = await self._endpoints.failing()
+        for endpoint_id, note in notes.items():
+            if self._notes.get(endpoint_id) is note:
+                del self._notes[endpoint_id]
+        recovered = sum(each in self._failing and each not in failing for each in told)
+        new = sum(each in failing and failing[each] != self._failing.get(each) for each in told)
+        self._failing = failing
         now = self._clock.now()
-        known = await self._endpoints.failing()
-        for endpoint_id, since in known.items():
-            if should_disable(since, now, self.disable_after):
-                days = (now - since).total_seconds() / 86_400
-                gone.setdefault(endpoint_id, f"every attempt failed for {days:.1f} days")
         disabled = 0
         for endpoint_id, reason in gone.items():
-            if await self._endpoints.disable(endpoint_id, reason, now):
-                disabled += 1
-                log.warning("endpoint.disabled", endpoint=endpoint_public_id(endpoint_id), reason=reason)
+            disabled += await self._disable(endpoint_id, reason, now)
             self._gone.pop(endpoint_id, None)
-        self._recovered -= recovered
-        for endpoint_id in new:
-            self._new.pop(endpoint_id, None)
-        self._failing = {**known, **self._new}
-        for endpoint_id in self._recovered:
-            self._failing.pop(endpoint_id, None)
-        return HealthCounts(len(new), len(recovered), disabled)
+        for endpoint_id, since in failing.items():
+            newer = self._notes.get(endpoint_id)
+            succeeded = newer is not None and newer.succeeded_at is not None
+            if endpoint_id not in gone and not succeeded and should_disable(since, now, self.disable_after):
+                days = (now - since).total_seconds() / 86_400
+                reason = f"every attempt failed for {days:.1f} days"
+                disabled += await self._disable(endpoint_id, reason, now, since)
+        return HealthCounts(new, recovered, disabled)
+
+    async def _disable(
+        self, endpoint_id: int, reason: str, now: datetime, failing_since: datetime | None = None
+    ) -> bool:
+        if not await self._endpoints.disable(endpoint_id, reason, now, failing_since=failing_since):
+            return False
+        log.warning("endpoint.disabled", endpoint=endpoint_public_id(endpoint_id), reason=reason)
+        return True
+
+
+def _changes(note: AttemptNote, failing_since: datetime | None) -> bool:
+    """Whether a note says something else than what the database knows."""
+    if failing_since is None:
+        return note.failing_since is not None
+    return note.succeeded_at is not None and note.succeeded_at >= failing_since

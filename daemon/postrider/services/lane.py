@@ -3,7 +3,7 @@
 from collections import deque
 from uuid import UUID
 
-from postrider.domain.model import Endpoint, EndpointState
+from postrider.domain.model import Endpoint
 from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.status import LaneReport
 from postrider.services.ledger import Job
@@ -46,7 +46,7 @@ class Lane:
 
     @property
     def open(self) -> bool:
-        return self.endpoint.state is EndpointState.ACTIVE
+        return self.endpoint.open
 
     @property
     def behind(self) -> bool:

@@ -16,10 +16,10 @@ from uuid import UUID
 
 import structlog
 
-from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
+from postrider.domain.model import Endpoint, endpoint_public_id
 from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.policy import Outcome
-from postrider.domain.status import LaneReport
+from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
 from postrider.services.lane import ANY_EVENT, Lane, Turns
 from postrider.services.ledger import Job, Ledger
@@ -37,7 +37,6 @@ SUSPECT_SHARE = 0.5
 FAILING_SHARE = 0.5
 """Of these slots, for those of them whose endpoint was failing when the daemon began to know it."""
 TICK_S = 0.05
-MAX_REPORTED = 50
 MAX_LOOKED_AT = 1000
 """Lanes that are behind, at one look for some to refill."""
 
@@ -342,7 +341,7 @@ class Lanes:
 
     def _change(self, lane: Lane, endpoint: Endpoint, now: float) -> list[Job]:
         """Take over a changed endpoint; return the jobs of its lane if it closed."""
-        reopened = not lane.open and endpoint.state is EndpointState.ACTIVE
+        reopened = not lane.open and endpoint.open
         ceiling = endpoint.concurrency or self._endpoint_concurrency
         if reopened or endpoint.url != lane.endpoint.url:
             lane.pace = Pace(ceiling, endpoint.rate, now)

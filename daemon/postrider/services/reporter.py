@@ -12,6 +12,7 @@ from postrider.edges.systemd import Notifier
 from postrider.services.lane import TROUBLES
 from postrider.services.lanes import Lanes
 from postrider.services.ledger import Ledger
+from postrider.services.subscriptions import Subscriptions
 from postrider.store.daemons import Daemons
 from postrider.store.outbox import Backlog, Outbox
 
@@ -28,6 +29,7 @@ class Reporter:
         daemons: Daemons,
         ledger: Ledger,
         lanes: Lanes,
+        subscriptions: Subscriptions,
         slots: int,
         clock: Clock,
         metrics: Metrics,
@@ -38,6 +40,7 @@ class Reporter:
         self._daemons = daemons
         self._ledger = ledger
         self._lanes = lanes
+        self._subscriptions = subscriptions
         self._slots = slots
         self._clock = clock
         self._metrics = metrics
@@ -99,5 +102,6 @@ class Reporter:
             in_flight=self._lanes.running,
             slots=self._slots,
             queued=self._lanes.queued,
-            lanes=tuple(self._lanes.trouble()),
+            lanes=(*self._subscriptions.unusable_lanes(), *self._lanes.trouble()),
+            unusable=len(self._subscriptions.unusable),
         )

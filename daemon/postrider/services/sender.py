@@ -7,12 +7,13 @@ import asyncio
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
 from postrider.domain.dialects import Dialect, render, request_headers
 from postrider.domain.envelope import PayloadError
+from postrider.domain.errors import HostExhausted
 from postrider.domain.model import (
     Attempt,
     AttemptResult,
@@ -34,6 +35,12 @@ from postrider.services.lanes import Lanes
 from postrider.services.ledger import HeldEvent, Job, Ledger
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
+
+EXHAUSTED_PAUSE_S = 0.25
+EXHAUSTED_DELAY_S = 2.0
+"""For a delivery that this host has no descriptor or port for."""
+ALARM_S = 10.0
+"""Between two log lines about it."""
 
 log = structlog.get_logger()
 
@@ -97,6 +104,7 @@ class Sender:
         self._recorder = recorder
         self._clock = clock
         self._metrics = metrics
+        self._alarm_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Sender {self._lanes.running} under way>"
@@ -134,6 +142,9 @@ class Sender:
         started_at = self._clock.now()
         try:
             result = await self._attempt(job.held, endpoint, started_at)
+        except HostExhausted as error:
+            await self._postpone(job, error)
+            return None
         except Exception as error:
             # A defect of ours or of a library fails this delivery, not the daemon.
             delivery = delivery_public_id(*job.key)
@@ -154,6 +165,18 @@ class Sender:
             outcome=outcome,
         )
         return outcome
+
+    async def _postpone(self, job: Job, error: HostExhausted) -> None:
+        """Put a delivery off that this host could not send, which is no attempt of it, and raise an alarm."""
+        self._metrics.host_exhausted.inc()
+        now = self._clock.monotonic()
+        if now >= self._alarm_at:
+            self._alarm_at = now + ALARM_S
+            log.error("host.exhausted", reason=error.message, hint=error.hint)
+        # The slot stays taken for a moment: there is no hurry to find out again.
+        await self._clock.wait(asyncio.Event(), EXHAUSTED_PAUSE_S)
+        due = self._clock.now() + timedelta(seconds=EXHAUSTED_DELAY_S)
+        self._recorder.put(job, DeliveryState.RETRYING, due=due, reason=error.message)
 
     async def _attempt(self, held: HeldEvent, endpoint: Endpoint, now: datetime) -> AttemptResult:
         settings = self.settings

@@ -44,6 +44,8 @@ class CatalogueStore:
         async with self._database.transaction() as connection:
             if await connection.fetchval(_UNCHANGED, *columns, dialect.name, dialect.closed_catalogue):
                 return
+            # What memory switches to next may not be undone by a crash.
+            await connection.execute("SET LOCAL synchronous_commit = on")
             await connection.execute(_PUBLISH_TYPES, *columns)
             await connection.execute(
                 """INSERT INTO postrider.catalogue (dialect, closed) VALUES ($1, $2)

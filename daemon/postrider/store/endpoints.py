@@ -1,29 +1,38 @@
 """Endpoints: the snapshot that daemons match against, their secrets, and what people change."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
 
 import asyncpg
 
-from postrider.domain.errors import UsageError
+from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
+from postrider.domain.policy import AttemptNote
 from postrider.domain.sealing import Sealer
-from postrider.domain.signing import parse_secret
 from postrider.store.database import Connection, Database
+from postrider.store.endpoint_rows import (
+    COLUMNS,
+    EndpointRow,
+    read_endpoint,
+    read_row,
+    seal_headers,
+)
+from postrider.store.endpoint_sealing import seal_plain
 
-_COLUMNS = """
-  e.id, e.workspace_id, e.url, e.description, e.patterns, e.exclusions, e.dialect, e.concurrency, e.headers,
-  e.rate::text::float8 AS rate, e.state, e.disabled_reason, e.failing_since, e.created_at, e.updated_at,
-  ARRAY(SELECT s.sealed FROM postrider.endpoint_secret AS s
-        WHERE s.endpoint_id = e.id AND s.workspace_id = e.workspace_id ORDER BY s.created_at DESC) AS secrets
-"""
+if TYPE_CHECKING:
+    Cursor = asyncpg.cursor.Cursor[asyncpg.Record]
+else:
+    Cursor = object  # generic in its stubs only
 
 _DISABLE = """
 WITH disabled AS (
   UPDATE postrider.endpoint SET state = 'disabled', disabled_reason = $2, updated_at = $3
-  WHERE id = $1 AND state = 'active' RETURNING id, workspace_id, url
+  WHERE id = $1 AND state = 'active' AND ($5::timestamptz IS NULL OR failing_since = $5)
+  RETURNING id, workspace_id, url
 )
 SELECT postrider.emit('endpoint.disabled', json_build_object('id', $4::text, 'url', url, 'reason', $2::text),
                       workspace_id => workspace_id, object_type => 'endpoint', object_id => $4::text)
@@ -31,51 +40,100 @@ FROM disabled
 """
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointRow:
-    """An endpoint as people see it."""
+PAGE = 64
+"""Endpoints that are read in one piece, while others wait for the event loop."""
 
-    endpoint: Endpoint
-    disabled_reason: str | None
-    created_at: datetime
-    updated_at: datetime
+_ALL = f"""
+SELECT {COLUMNS} FROM postrider.endpoint AS e WHERE state <> 'deleted' ORDER BY e.id
+"""  # noqa: S608 (constant)
+_CHANGED = f"""
+SELECT {COLUMNS} FROM postrider.endpoint AS e WHERE e.revision > $1 ORDER BY e.revision, e.id
+"""  # noqa: S608 (constant)
+
+# An attempt that failed counts from the first one after the last success, whoever saw that; what another
+# daemon noted after our success stands.
+_NOTE_ATTEMPTS = """
+UPDATE postrider.endpoint AS e
+SET failing_since = least(
+  CASE WHEN note.succeeded_at IS NULL OR e.failing_since > note.succeeded_at THEN e.failing_since END,
+  note.failing_since)
+FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS note (id, succeeded_at, failing_since)
+WHERE e.id = note.id
+"""
+
+
+class Version(NamedTuple):
+    """What the tables of endpoints hold at a moment."""
+
+    id: UUID
+    """Random: never given twice, whatever a crash of the database undoes."""
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What leads to a version: endpoints that changed, deleted ones among them."""
+
+    version: Version
+    complete: bool
+    """They are all there are: what is known besides is gone."""
+    pages: AsyncIterator[list[Endpoint]]
 
 
 class Endpoints:
     def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
-        self._sealer = sealer
+        self.sealer = sealer
+        """A reload of the configuration may exchange it."""
 
-    async def revision(self) -> int:
-        """A number that changes with every change of an endpoint."""
+    async def version(self) -> UUID:
+        """It changes with every change of an endpoint."""
         async with self._database.connection() as connection:
-            revision: int = await connection.fetchval("SELECT revision FROM postrider.endpoint_revision")
-        return revision
+            version: UUID = await connection.fetchval("SELECT version FROM postrider.endpoint_revision")
+        return version
 
-    async def snapshot(self) -> tuple[int, list[Endpoint]]:
-        """The revision, and every endpoint that is not deleted."""
-        revision = await self.revision()
-        rows = await self.list_endpoints()
-        return revision, [row.endpoint for row in rows]
+    @asynccontextmanager
+    async def changes(self, since: Version | None) -> AsyncIterator[Changes]:
+        """What changed since a version, as of one moment; all endpoints where nothing leads on from it,
+        because it is too old, or was undone."""
+        async with (
+            self._database.connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            row = await connection.fetchrow(
+                "SELECT version, revision, recent FROM postrider.endpoint_revision"
+            )
+            assert row is not None
+            version = Version(row["version"], row["revision"])
+            if since is not None and since.id in (version.id, *row["recent"]):
+                cursor = await connection.cursor(_CHANGED, since.revision)
+                yield Changes(version, False, self._pages(cursor))
+            else:
+                cursor = await connection.cursor(_ALL)
+                yield Changes(version, True, self._pages(cursor))
+
+    async def _pages(self, cursor: Cursor) -> AsyncIterator[list[Endpoint]]:
+        while rows := await cursor.fetch(PAGE):
+            yield [read_endpoint(row, self.sealer) for row in rows]
 
     async def list_endpoints(
         self, *, workspace_id: str | None = None, include_deleted: bool = False
     ) -> list[EndpointRow]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"""SELECT {_COLUMNS} FROM postrider.endpoint AS e
+                f"""SELECT {COLUMNS} FROM postrider.endpoint AS e
                     WHERE ($1::text IS NULL OR workspace_id = $1) AND ($2 OR state <> 'deleted')
                     ORDER BY workspace_id, created_at, id""",  # noqa: S608 (constant)
                 workspace_id,
                 include_deleted,
             )
-        return [self._row(row) for row in rows]
+        return [read_row(row, self.sealer) for row in rows]
 
     async def get(self, endpoint_id: int) -> EndpointRow:
         """Raises UsageError if there is no such endpoint."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
-                f"SELECT {_COLUMNS} FROM postrider.endpoint AS e WHERE id = $1",  # noqa: S608 (constant)
+                f"SELECT {COLUMNS} FROM postrider.endpoint AS e WHERE id = $1",  # noqa: S608 (constant)
                 endpoint_id,
             )
         if row is None:
@@ -83,15 +141,16 @@ class Endpoints:
                 f"there is no endpoint {endpoint_public_id(endpoint_id)}",
                 "`postrider endpoint list` shows those there are.",
             )
-        return self._row(row)
+        return read_row(row, self.sealer)
 
     async def add(self, endpoint: Endpoint, secrets: Sequence[str], now: datetime) -> None:
+        headers, sealed_headers = seal_headers(endpoint.headers, endpoint.id, self.sealer)
         async with self._database.transaction() as connection:
             await connection.execute(
                 """INSERT INTO postrider.endpoint
                      (id, workspace_id, url, description, patterns, exclusions, dialect, concurrency,
-                      rate, headers, state, created_at, updated_at)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::json, $11, $12, $12)""",
+                      rate, headers, sealed_headers, state, created_at, updated_at)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::json, $11, $12, $13, $13)""",
                 endpoint.id,
                 endpoint.workspace_id,
                 endpoint.url,
@@ -101,7 +160,8 @@ class Endpoints:
                 endpoint.dialect,
                 endpoint.concurrency,
                 endpoint.rate,
-                json.dumps(dict(endpoint.headers)),
+                headers,
+                sealed_headers,
                 endpoint.state.value,
                 now,
             )
@@ -122,6 +182,9 @@ class Endpoints:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Change what is not None; 0 lifts the bound that `concurrency`, or `rate` per second, was."""
+        open_headers, sealed_headers = (
+            seal_headers(headers, endpoint_id, self.sealer) if headers is not None else (None, None)
+        )
         async with self._database.connection() as connection:
             await connection.execute(
                 """UPDATE postrider.endpoint
@@ -129,7 +192,9 @@ class Endpoints:
                      patterns = coalesce($4, patterns), exclusions = coalesce($5, exclusions),
                      dialect = coalesce($6, dialect),
                      concurrency = nullif(coalesce($7, concurrency), 0), rate = nullif(coalesce($8, rate), 0),
-                     headers = coalesce($9::text::json, headers), updated_at = $10
+                     headers = coalesce($9::text::json, headers),
+                     sealed_headers = CASE WHEN $9::text IS NULL THEN sealed_headers ELSE $10::bytea END,
+                     updated_at = $11
                    WHERE id = $1 AND state <> 'deleted'""",
                 endpoint_id,
                 url,
@@ -139,7 +204,8 @@ class Endpoints:
                 dialect,
                 concurrency,
                 rate,
-                json.dumps(dict(headers)) if headers is not None else None,
+                open_headers,
+                sealed_headers,
                 now,
             )
 
@@ -167,10 +233,12 @@ class Endpoints:
             )
 
     async def delete(self, endpoint_id: int, now: datetime) -> int:
-        """Delete an endpoint and its secrets, and cancel what waits; return how many were cancelled."""
+        """Delete an endpoint, its secrets and headers, and cancel what waits; return how many that were."""
         async with self._database.transaction() as connection:
             await connection.execute(
-                "UPDATE postrider.endpoint SET state = 'deleted', updated_at = $2 WHERE id = $1",
+                """UPDATE postrider.endpoint
+                   SET state = 'deleted', headers = '{}', sealed_headers = NULL, updated_at = $2
+                   WHERE id = $1""",
                 endpoint_id,
                 now,
             )
@@ -203,11 +271,16 @@ class Endpoints:
             )
         return count
 
-    async def disable(self, endpoint_id: int, reason: str, now: datetime) -> bool:
-        """Disable an active endpoint, and announce it as an event `endpoint.disabled` of its workspace."""
+    async def disable(
+        self, endpoint_id: int, reason: str, now: datetime, *, failing_since: datetime | None = None
+    ) -> bool:
+        """Disable an active endpoint, and announce it as an event `endpoint.disabled` of its workspace.
+
+        Where `failing_since` is given, only if it still fails since then.
+        """
         async with self._database.connection() as connection:
             event: str | None = await connection.fetchval(
-                _DISABLE, endpoint_id, reason, now, endpoint_public_id(endpoint_id)
+                _DISABLE, endpoint_id, reason, now, endpoint_public_id(endpoint_id), failing_since
             )
         return event is not None
 
@@ -216,26 +289,32 @@ class Endpoints:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 """SELECT id, failing_since FROM postrider.endpoint
-                   WHERE failing_since IS NOT NULL AND state <> 'deleted'"""
+                   WHERE failing_since IS NOT NULL AND state <> 'deleted' ORDER BY id"""
             )
         return {row["id"]: row["failing_since"] for row in rows}
 
-    async def mark_failing(self, since: Mapping[int, datetime]) -> None:
-        async with self._database.connection() as connection:
+    async def note_attempts(self, notes: Mapping[int, AttemptNote]) -> None:
+        """Take in what became of the last attempts of some endpoints."""
+        ids = sorted(notes)  # in one order, so that two daemons can't wait for each other
+        async with self._database.transaction() as connection:
+            # Memory forgets what is noted here: a crash may not undo it.
+            await connection.execute("SET LOCAL synchronous_commit = on")
             await connection.execute(
-                """UPDATE postrider.endpoint AS e SET failing_since = r.since
-                   FROM (SELECT unnest($1::bigint[]) AS id, unnest($2::timestamptz[]) AS since) AS r
-                   WHERE e.id = r.id AND e.failing_since IS NULL""",
-                list(since),
-                list(since.values()),
+                "SELECT FROM postrider.endpoint WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE", ids
+            )
+            await connection.execute(
+                _NOTE_ATTEMPTS,
+                ids,
+                [notes[each].succeeded_at for each in ids],
+                [notes[each].failing_since for each in ids],
             )
 
-    async def mark_recovered(self, endpoint_ids: Iterable[int]) -> None:
-        async with self._database.connection() as connection:
-            await connection.execute(
-                "UPDATE postrider.endpoint SET failing_since = NULL WHERE id = ANY($1::bigint[])",
-                list(endpoint_ids),
-            )
+    async def seal_plain(self, limit: int) -> int:
+        """Seal headers and secrets that lie in clear text, where there is a key; return how many were."""
+        if not self.sealer.seals:
+            return 0
+        async with self._database.transaction() as connection:
+            return await seal_plain(connection, self.sealer, limit)
 
     async def secret(self, endpoint_id: int) -> str:
         """The newest signing secret, as it was given."""
@@ -248,7 +327,10 @@ class Endpoints:
         public_id = endpoint_public_id(endpoint_id)
         if sealed is None:
             raise UsageError(f"endpoint {public_id} has no secret", "It was deleted.")
-        return self._sealer.open(sealed, public_id)
+        try:
+            return self.sealer.open(sealed, public_id)
+        except PostriderError as error:
+            raise PostriderError(f"endpoint {public_id}: {error.message}", error.hint) from None
 
     async def _add_secrets(
         self, connection: Connection, endpoint: Endpoint, secrets: Sequence[str], now: datetime
@@ -261,33 +343,8 @@ class Endpoints:
                     endpoint.id,
                     endpoint.workspace_id,
                     now - timedelta(microseconds=index),
-                    self._sealer.seal(secret, endpoint_public_id(endpoint.id)),
+                    self.sealer.seal(secret, endpoint_public_id(endpoint.id)),
                 )
                 for index, secret in enumerate(secrets)
             ],
-        )
-
-    def _row(self, row: asyncpg.Record) -> EndpointRow:
-        public_id = endpoint_public_id(row["id"])
-        return EndpointRow(
-            endpoint=Endpoint(
-                id=row["id"],
-                workspace_id=row["workspace_id"],
-                url=row["url"],
-                patterns=tuple(row["patterns"]),
-                exclusions=tuple(row["exclusions"]),
-                dialect=row["dialect"],
-                secrets=tuple(
-                    parse_secret(self._sealer.open(sealed, public_id)) for sealed in row["secrets"]
-                ),
-                state=EndpointState(row["state"]),
-                concurrency=row["concurrency"],
-                headers=json.loads(row["headers"]),
-                failing_since=row["failing_since"],
-                description=row["description"],
-                rate=row["rate"],
-            ),
-            disabled_reason=row["disabled_reason"],
-            created_at=row["created_at"],
-            updated_at=row["updated_at"],
         )

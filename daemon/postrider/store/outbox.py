@@ -80,7 +80,7 @@ WITH queued AS (
   INSERT INTO postrider.claim (id, owner, event_ids)
   SELECT $3, $1, array_agg(event_id ORDER BY event_id) FROM taken HAVING count(*) > 0
 )
-SELECT (SELECT revision FROM postrider.endpoint_revision) AS revision, taken.event_id, taken.redo, event.*
+SELECT (SELECT version FROM postrider.endpoint_revision) AS version, taken.event_id, taken.redo, event.*
 FROM taken LEFT JOIN LATERAL ({{events}}) AS event ON true
 ORDER BY taken.event_id
 """  # noqa: S608 (constant)
@@ -128,7 +128,7 @@ class ClaimedEvents:
     """Events that an earlier owner gave up: some of their deliveries may be recorded already."""
     missing: int
     """Events in the queue that the outbox does not have."""
-    revision: int
+    version: UUID
     """Of the endpoints, as of the claim."""
 
 
@@ -188,7 +188,7 @@ class Outbox:
         if events is None:
             events = [_event(row) for row in rows if row["id"] is not None]
         redo = [row["event_id"] for row in rows if row["redo"]]
-        return ClaimedEvents(claim_id, events, redo, len(rows) - len(events), rows[0]["revision"])
+        return ClaimedEvents(claim_id, events, redo, len(rows) - len(events), rows[0]["version"])
 
     async def _claim(self, limit: int, arguments: tuple[object, ...], events: str) -> list[asyncpg.Record]:
         async with self._database.connection() as connection:
