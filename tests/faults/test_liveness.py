@@ -1,5 +1,5 @@
-"""Daemons that freeze, vanish or lose their session, and neighbours who take their locks: whatever was held is
-rescued, and nobody who lives is robbed."""
+"""Daemons that freeze, vanish or lose their session, and neighbours who take their locks: whatever was held
+is rescued, and nobody who lives is robbed."""
 
 import asyncio
 import os
@@ -20,7 +20,6 @@ from tests.support.daemon_process import (
     assert_settled,
     emit,
     query,
-    wait_until,
     write_config,
 )
 from tests.support.logins import login
@@ -66,7 +65,7 @@ def test_a_frozen_session_is_replaced_and_the_daemon_keeps_its_id(database_dsn: 
             daemon.wait_for_log("daemon.started")
             holder = query(
                 database_dsn,
-                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = $1::bigint::oid AND granted",
+                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = $1::bigint::oid",
                 LOCK_CLASS,
             )[0]["pid"]
             try:
@@ -184,10 +183,9 @@ class SkewedClock(SystemClock):
 
 @pytest.mark.parametrize("skew_s", [-3600, -31, 31, 3600])
 def test_a_wrong_clock_neither_robs_nor_postpones(database_dsn: str, tmp_path: Path, skew_s: float) -> None:
-    """Two daemons, one with a clock that is off: each lives on, and a retry is due by the database's clock."""
+    """Two daemons, one with a wrong clock: each lives on, and a retry is due by the database's clock."""
     with ReceiverProcess(SECRET, mode="500") as receiver:
         add_endpoint(database_dsn, receiver.url("/a"))
-        query(database_dsn, "SELECT 1")
 
         async def story() -> None:
             retry = {"schedule": ["0s", "20s"], "jitter": 0}

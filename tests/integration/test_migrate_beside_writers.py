@@ -19,7 +19,7 @@ MIGRATIONS = read_migrations(sql_dir())
 EMIT = "SELECT postrider.emit('deal.updated', '{}'::json)"
 PATIENCE = Patience(tries=3, pause_s=0.3)
 BOUND_S = 3.0
-"""Six times the lock timeout: a slow machine, not a queue behind a transaction that lasts for the whole test."""
+"""Six times the lock timeout: a slow machine, not a queue behind a transaction that stays open."""
 
 
 async def _emit_until(connection: asyncpg.Connection, stop: asyncio.Event) -> float:

@@ -46,7 +46,7 @@ _FUNCTIONS = [
 ]
 
 
-def _traps() -> Iterator[str]:
+def traps() -> Iterator[str]:
     yield "CREATE TABLE public.caught (role name, function text)"
     yield "GRANT INSERT, SELECT ON public.caught TO PUBLIC"
     for name, arguments, result, statement in _FUNCTIONS:
@@ -78,7 +78,7 @@ def caught(dsn: str) -> list[tuple[str, str]]:
 def trapped_dsn(database_dsn: str) -> Iterator[str]:
     """A migrated database with a neighbour's functions in `public`."""
     with login(database_dsn, "GRANT CREATE ON SCHEMA public TO {login}") as neighbour:
-        execute(neighbour, *_traps())
+        execute(neighbour, *traps())
         yield database_dsn
 
 
@@ -117,7 +117,8 @@ def test_the_functions_of_the_schema_call_nothing_that_a_neighbour_made(trapped_
     execute(
         trapped_dsn,
         """SET search_path = public, pg_catalog;
-           SELECT postrider.first_id_of('2026-01-02'), postrider.new_event_id(), postrider.partition_days('outbox');
+           SELECT postrider.first_id_of('2026-01-02'), postrider.new_event_id(),
+                  postrider.partition_days('outbox');
            UPDATE postrider.endpoint SET state = 'active'""",
     )
     assert not caught(trapped_dsn)
@@ -128,7 +129,7 @@ def test_a_superuser_who_migrates_calls_nothing_that_a_neighbour_made(
     empty_database_dsn: str, tmp_path: Path, path: str | None
 ) -> None:
     with login(empty_database_dsn, "GRANT CREATE ON SCHEMA public TO {login}") as neighbour:
-        execute(neighbour, *_traps())
+        execute(neighbour, *traps())
         if path:
             name = empty_database_dsn.partition("?")[0].rpartition("/")[2]
             execute(empty_database_dsn, f"ALTER DATABASE {name} SET search_path = {path}")

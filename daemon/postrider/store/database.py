@@ -87,6 +87,8 @@ def translated_errors() -> Iterator[None]:
         raise DatabaseError(
             f"database.dsn can't be used: {error}", "Mend it in the configuration."
         ) from error
+    except asyncpg.LockNotAvailableError:
+        raise  # whoever set a lock_timeout knows what it means
     except _UNAVAILABLE as error:
         raise DatabaseUnavailable(
             f"the database can't be reached: {error or type(error).__name__}",
