@@ -1,1 +1,2 @@
 -- Capture and emit run with few rights, and lose no row.
+SELECT 1;

@@ -87,8 +87,8 @@ def fill_default(dsn: str, day: date, rows: int) -> None:
     )
 
 
-def test_a_month_of_partitions_is_made_a_few_at_a_time(database_dsn: str) -> None:
-    assert keeping(database_dsn, _keep_until_done) > 3
+def test_a_week_of_partitions_is_made_a_few_at_a_time(database_dsn: str) -> None:
+    assert keeping(database_dsn, _keep_until_done) > 2
     for parent in PARTITIONED:
         assert days(database_dsn, parent) == [TODAY + timedelta(days=n) for n in range(DAYS_AHEAD + 1)]
 
@@ -151,14 +151,14 @@ def test_nothing_is_attached_beside_a_large_default_that_might_hold_the_day(data
     """Not even by the function itself, which daemons of the last release call."""
     fill_default(database_dsn, OLD, 60_000)
     make = "SELECT postrider.create_partition('outbox', $1)"
-    assert not query(database_dsn, make, TODAY + timedelta(days=10))[0][0]
+    assert not query(database_dsn, make, TODAY + timedelta(days=6))[0][0]
     execute(database_dsn, "TRUNCATE postrider.outbox_default")
-    assert query(database_dsn, make, TODAY + timedelta(days=10))[0][0]
+    assert query(database_dsn, make, TODAY + timedelta(days=6))[0][0]
 
 
 def test_a_guard_that_a_dead_daemon_left_is_taken_away(database_dsn: str) -> None:
     day = TODAY + timedelta(days=5)
-    query(database_dsn, "SELECT postrider.guard_default('outbox', $1, $2)", day, day + timedelta(days=9))
+    query(database_dsn, "SELECT postrider.guard_default('outbox', $1, $2)", day, day + timedelta(days=3))
     insert = "INSERT INTO postrider.outbox (id, type, data) VALUES (postrider.first_id_of($1), 'a.b', '{}')"
     with pytest.raises(asyncpg.CheckViolationError):
         query(database_dsn, insert, day)

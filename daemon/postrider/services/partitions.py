@@ -19,7 +19,7 @@ KEEP_S = 3600.0
 AGAIN_S = 1.0
 """After some were made, and more are to be."""
 BACK_OFF_S = (60.0, 300.0, 900.0, 3600.0)
-"""Waits after a failure; the last one repeats. There are partitions for weeks."""
+"""Waits after a failure; the last one repeats. There are partitions for days."""
 
 log = structlog.get_logger()
 
