@@ -33,16 +33,21 @@ RESCUE_S = 40
 def test_what_a_frozen_daemon_held_is_rescued_and_it_goes_on_under_a_new_id(
     database_dsn: str, tmp_path: Path
 ) -> None:
-    """Its host stops it, as a hypervisor does: its sessions and its lock stay."""
-    with ReceiverProcess(SECRET, mode="slow:2") as receiver:
+    """Its host stops it, as a hypervisor does: its sessions and its lock stay, and whoever rescues it with
+    another login may not end them."""
+    with (
+        ReceiverProcess(SECRET, mode="slow:2") as receiver,
+        login(database_dsn, member_of=["postrider_daemon"]) as sleeper_dsn,
+        login(database_dsn, member_of=["postrider_daemon"]) as heir_dsn,
+    ):
         add_endpoint(database_dsn, receiver.url("/a"))
-        with DaemonProcess(write_config(tmp_path, database_dsn, "sleeper")) as sleeper:
+        with DaemonProcess(write_config(tmp_path, sleeper_dsn, "sleeper")) as sleeper:
             sleeper.wait_for_log("daemon.started")
             ids = emit(database_dsn, 20)
             receiver.wait_for(4, key="received")
             sleeper.signal(signal.SIGSTOP)
             receiver.set_mode("ok")
-            with DaemonProcess(write_config(tmp_path, database_dsn, "heir")) as heir:
+            with DaemonProcess(write_config(tmp_path, heir_dsn, "heir")) as heir:
                 heir.wait_for_log("daemon.rescued", timeout=RESCUE_S)
                 receiver.wait_for(20, timeout=30)
                 sleeper.signal(signal.SIGCONT)
@@ -84,9 +89,13 @@ def test_a_frozen_session_is_replaced_and_the_daemon_keeps_its_id(database_dsn: 
 def test_a_neighbour_who_takes_a_dead_daemons_lock_does_not_keep_its_events(
     database_dsn: str, tmp_path: Path
 ) -> None:
-    with ReceiverProcess(SECRET, mode="slow:2") as receiver, login(database_dsn) as neighbour_dsn:
+    with (
+        ReceiverProcess(SECRET, mode="slow:2") as receiver,
+        login(database_dsn) as neighbour_dsn,
+        login(database_dsn, member_of=["postrider_daemon"]) as daemon_dsn,
+    ):
         add_endpoint(database_dsn, receiver.url("/a"))
-        config = write_config(tmp_path, database_dsn)
+        config = write_config(tmp_path, daemon_dsn)
         with DaemonProcess(config) as doomed:
             doomed.wait_for_log("daemon.started")
             emit(database_dsn, 20)

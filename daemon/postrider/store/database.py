@@ -26,7 +26,8 @@ COMMAND_TIMEOUT_S = 60.0
 """A statement that takes longer was sent over a dead socket, or the database is not usable anyway."""
 CONNECT_TIMEOUT_S = 5.0
 
-SEARCH_PATH = "pg_catalog, pg_temp"
+PINNED = {"search_path": "pg_catalog, pg_temp"}
+"""What every session of Postrider's sets."""
 _VANISHED = {
     # Else a server keeps the session of a host that vanished, and its locks, for two hours.
     "tcp_keepalives_idle": "5",
@@ -109,7 +110,7 @@ class Database:
         event."""
         self._dsn = dsn
         self._pool_size = pool_size
-        self._settings = {"search_path": SEARCH_PATH, "timezone": "UTC"} | (_KEYED if keyed else {})
+        self._settings = PINNED | {"timezone": "UTC"} | (_KEYED if keyed else {})
         if not synchronous_commit:
             self._settings["synchronous_commit"] = "off"
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -220,7 +221,7 @@ async def _keep_session(connection: Connection) -> None:
 
 async def pin(connection: Connection) -> None:
     """Look names up in pg_catalog alone, until the end of the transaction."""
-    await connection.execute(_local({"search_path": SEARCH_PATH}))
+    await connection.execute(_local(PINNED))
 
 
 def _local(settings: dict[str, str]) -> str:

@@ -71,7 +71,8 @@ WITH ended AS (
   SELECT d.event_id, d.endpoint_id, d.workspace_id, e.updated_at AS since
   FROM postrider.endpoint AS e CROSS JOIN LATERAL (
     SELECT event_id, endpoint_id, workspace_id FROM postrider.delivery
-    WHERE endpoint_id = e.id AND state = $2 AND {_OF_DAY} LIMIT {SWEEP_ROWS} FOR UPDATE SKIP LOCKED
+    WHERE endpoint_id = e.id AND state = $2 AND event_id < postrider.first_id_of($1)
+    LIMIT {SWEEP_ROWS} FOR UPDATE SKIP LOCKED
   ) AS d
   WHERE e.state = 'disabled' LIMIT {SWEEP_ROWS}
 )
@@ -192,10 +193,11 @@ class Partitions:
             row = await connection.fetchrow(_LOOK, [parent])
         assert row is not None
         first = row["today"] - timedelta(days=keep.days)
+        if parent != "attempt":
+            ended += await self._sweep(_END_DISABLED, first, "waiting")
+            ended += await self._sweep(_END_DISABLED, first, "retrying")
         for day in [day for day in row["days"] if day < first]:
             if parent != "attempt":
-                ended += await self._sweep(_END_DISABLED, day, "waiting")
-                ended += await self._sweep(_END_DISABLED, day, "retrying")
                 async with self._database.connection() as connection:
                     if await connection.fetchval(_UNSETTLED, day):
                         kept.append(_name(parent, day))
