@@ -42,8 +42,13 @@ class SystemClock:
             return False
 
 
+HELD_S = 10.0
+"""So far a measurement may be off, and the time stands still instead of going back. More is a step of the
+database's clock, such as that of another server after a failover."""
+
+
 class DatabaseClock:
-    """The database's time, as measured last; this host's until then. It never goes back."""
+    """The database's time, as measured last; this host's until then."""
 
     def __init__(self, host: Clock) -> None:
         self._host = host
@@ -55,7 +60,9 @@ class DatabaseClock:
             return self._host.now()
         theirs, at = self._anchor
         # From the measurement on it goes by the monotonic clock: a step of this host's changes nothing.
-        self._latest = max(self._latest, theirs + timedelta(seconds=self._host.monotonic() - at))
+        now = theirs + timedelta(seconds=self._host.monotonic() - at)
+        if not now < self._latest <= now + timedelta(seconds=HELD_S):
+            self._latest = now
         return self._latest
 
     def monotonic(self) -> float:

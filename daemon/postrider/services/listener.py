@@ -100,7 +100,7 @@ class Listener:
         if self._pooled:
             async with self._database.transaction() as borrowed:
                 await self._identify(borrowed)
-            await self._beat()
+            await self._beat(None)
         else:
             connection = await self._database.dedicated()
             try:
@@ -109,12 +109,12 @@ class Listener:
                     connection.add_termination_listener(self._on_terminated)
                     for channel in self._channels:
                         await connection.add_listener(channel, self._on_notified)
+                await self._beat(connection)
             except BaseException:
                 connection.terminate()
                 raise
             self._connection = connection
             self._broken.clear()
-            await self._beat()
         self._metrics.listener_up.set(1)
 
     async def _identify(self, connection: Connection) -> None:
@@ -132,7 +132,7 @@ class Listener:
         if not self.up:
             return False
         try:
-            return await self._beat()
+            return await self._beat(self._connection)
         except DatabaseUnavailable as error:
             if self._pooled:
                 return True  # the pool finds its way back by itself
@@ -142,15 +142,13 @@ class Listener:
         except DatabaseError:
             return False
 
-    async def _beat(self) -> bool:
+    async def _beat(self, session: Connection | None) -> bool:
         asked_at = self._clock.monotonic()
-        if self._connection is None:
+        if session is None:
             theirs = await self._daemons.beat(self._work.owner)
         else:
             with translated_errors():
-                theirs = await self._daemons.beat_in_session(
-                    self._connection, self._work.owner, self._channels
-                )
+                theirs = await self._daemons.beat_in_session(session, self._work.owner, self._channels)
         if theirs is None:
             return False
         self._clock.follow(theirs, self._clock.monotonic() - asked_at)
