@@ -146,6 +146,14 @@ def test_emit_does_not_wait_while_partitions_are_made_beside_a_filled_default(da
     guards = "SELECT count(*) FROM pg_constraint WHERE conname = 'postrider_days_elsewhere'"
     assert query(database_dsn, guards)[0][0] == 0
 
+    # The next hour there is nothing to prove, and nobody looks through the default partition again.
+    execute(database_dsn, "DROP FUNCTION postrider.guard_default")
+
+    async def again(_: PartitionKeeper, store: Partitions) -> list[str]:
+        return (await store.create_ahead()).names
+
+    assert keeping(database_dsn, again) == []
+
 
 def test_nothing_is_attached_beside_a_large_default_that_might_hold_the_day(database_dsn: str) -> None:
     """Not even by the function itself, which daemons of the last release call."""

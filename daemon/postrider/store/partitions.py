@@ -5,6 +5,7 @@ wait behind it, and is given up where it does not get it.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal, get_args
@@ -161,24 +162,27 @@ class Partitions:
             elif parent not in crowded and not await self._may_attach(parent, day):
                 crowded.add(parent)
         for parent in crowded:
-            created += await self._create_beside(parent, today)
+            created += await self._create_beside(
+                parent,
+                [day for of, day in missing if of == parent and day >= today + timedelta(GUARDED_AHEAD)],
+            )
         return Created(created, True)
 
-    async def _create_beside(self, parent: Partitioned, today: date) -> list[str]:
+    async def _create_beside(self, parent: Partitioned, days: Sequence[date]) -> list[str]:
         """Make partitions beside a large default partition, once it is proven to hold none of their days."""
         key = "id" if parent == "outbox" else "event_id"
-        last = today + timedelta(days=DAYS_AHEAD)
+        if not days:
+            return []
         async with self._database.connection() as connection:
             first: date | None = await connection.fetchval(
-                _EMPTY_FROM.format(parent=parent, key=key), today + timedelta(days=GUARDED_AHEAD), last
+                _EMPTY_FROM.format(parent=parent, key=key), days[0], days[-1]
             )
         if first is None:
             return []
         try:
-            await self._change("guard_default($1, $2, $3)", parent, first, last + timedelta(days=1))
+            await self._change("guard_default($1, $2, $3)", parent, first, days[-1] + timedelta(days=1))
             await self._change("validate_default($1)", parent, lock_ms=VALIDATE_LOCK_MS)
-            days = [first + timedelta(days=ahead) for ahead in range((last - first).days + 1)]
-            return [_name(parent, day) for day in days if await self._create(parent, day)]
+            return [_name(parent, day) for day in days if day >= first and await self._create(parent, day)]
         finally:
             await self._change("unguard_default($1)", parent)
 
