@@ -109,8 +109,8 @@ def test_daemon_and_commands_call_nothing_that_a_neighbour_made(
             cli("emit", "deal.updated", "--data", "{}")
             receiver.wait_for(21)
             assert daemon.terminate() == 0
-        # The superuser's are this test's own questions.
-        assert [each for each in caught(trapped_dsn) if each[0] != "postgres"] == []
+        # What the superuser called were this test's own questions.
+        assert [each for each in caught(trapped_dsn) if each[0] == user_of(daemon_dsn)] == []
 
 
 def test_the_functions_of_the_schema_call_nothing_that_a_neighbour_made(trapped_dsn: str) -> None:
