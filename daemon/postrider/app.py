@@ -14,7 +14,7 @@ from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import DeliveryState
 from postrider.domain.sealing import Sealer, parse_key
 from postrider.edges.addresses import AddressPolicy, AddressVerdict
-from postrider.edges.clock import Clock, SystemClock
+from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
 from postrider.edges.config import Config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.metrics import Metrics
@@ -23,10 +23,11 @@ from postrider.edges.resources import sql_dir
 from postrider.edges.systemd import Notifier
 from postrider.services.dispatcher import Dispatcher
 from postrider.services.health import Health
-from postrider.services.janitor import Janitor, Retention
+from postrider.services.janitor import Janitor
 from postrider.services.lanes import Lanes
 from postrider.services.ledger import Ledger
 from postrider.services.listener import Listener
+from postrider.services.partitions import PartitionKeeper, Retention
 from postrider.services.recorder import Recorder
 from postrider.services.reporter import Reporter
 from postrider.services.scheduler import Scheduler
@@ -36,7 +37,7 @@ from postrider.services.supervisor import Supervisor
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.daemons import Daemons
-from postrider.store.database import Database, DatabaseUnavailable, is_pooled
+from postrider.store.database import Database, DatabaseUnavailable
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
@@ -95,10 +96,11 @@ class Daemon:
     """`start`, then `stop`; between them `reload` as often as you like."""
 
     def __init__(
-        self, config: Config, *, clock: Clock | None = None, notifier: Notifier | None = None
+        self, config: Config, *, clock: SharedClock | None = None, notifier: Notifier | None = None
     ) -> None:
         self.config = config
-        self.clock = clock or SystemClock()
+        self._host_clock = clock or SystemClock()
+        self.clock = clock or DatabaseClock(self._host_clock)
         self.metrics = Metrics(__version__)
         self._notifier = notifier or Notifier()
         self._schema_checked = False
@@ -116,11 +118,10 @@ class Daemon:
         sealer = read_sealer(config)
         dialects = load_dialects(config.dialect.paths)
         spoken = default_dialect(dialects, config.dialect.default)
-        pooled = await self._patiently(lambda: is_pooled(config.database.dsn))
         self.database = Database(
-            config.database.dsn, pool_size=config.database.pool_size, pooled=pooled, synchronous_commit=False
+            config.database.dsn, pool_size=config.database.pool_size, synchronous_commit=False
         )
-        await self.database.open()
+        await self._patiently(self.database.open)
         self._opened.push_async_callback(self.database.close)
         self._opened.push_async_callback(self._close_clients)
 
@@ -156,6 +157,7 @@ class Daemon:
             ledger=self.ledger,
             recorder=self.recorder,
             clock=clock,
+            signing_clock=self._host_clock,
             metrics=metrics,
         )
         self.scheduler = Scheduler(
@@ -183,11 +185,16 @@ class Daemon:
         self.recorder.on_retrying = self.scheduler.retry_at
         self.recorder.on_outcome = self.health.note
         self.recorder.on_lost = self.dispatcher.doubt
+        captures = Captures(self.database)
+        self.partition_keeper = PartitionKeeper(
+            partitions=Partitions(self.database),
+            captures=captures,
+            retention=Retention(config.retention.events, config.retention.attempts),
+            clock=clock,
+        )
         self.janitor = Janitor(
             daemons=self._daemons,
-            partitions=Partitions(self.database),
-            captures=Captures(self.database),
-            retention=Retention(config.retention.events, config.retention.attempts),
+            captures=captures,
             ledger=self.ledger,
             clock=clock,
             on_rescued=self._look_again,
@@ -202,7 +209,7 @@ class Daemon:
                 "postrider_deliveries": self.scheduler.rescan,
             },
             version=__version__,
-            pooled=pooled,
+            pooled=self.database.pooled,
             clock=clock,
             metrics=metrics,
             on_reconnected=self._in_doubt,
@@ -223,7 +230,7 @@ class Daemon:
 
         await self._patiently(self._check_schema)
         self._opened.push_async_callback(self.listener.stop)
-        await self._patiently(self.listener.start)
+        await self._patiently(self.listener.start)  # measures the database's clock, too
         await self._patiently(self.janitor.rescue)
         await self._patiently(self.subscriptions.run_once)
         # Last: what emit() accepts changes only for a daemon that can run.
@@ -246,6 +253,7 @@ class Daemon:
         self._supervisor.start("subscriptions", self.subscriptions.run)
         self._supervisor.start("listener", self.listener.run)
         self._supervisor.start("janitor", self.janitor.run)
+        self._supervisor.start("partitions", self.partition_keeper.run)
         self._supervisor.start("reporter", self.reporter.run)
         if self._notifier.watchdog_interval is not None:
             self._supervisor.start("watchdog", self._watch)
@@ -257,7 +265,9 @@ class Daemon:
             await self._opened.aclose()
             return
         log.info("daemon.stopping", in_flight=self.lanes.running, queued=self.lanes.queued)
-        await self._supervisor.stop("dispatcher", "scheduler", "subscriptions", "janitor", "health", "lanes")
+        await self._supervisor.stop(
+            "dispatcher", "scheduler", "subscriptions", "janitor", "partitions", "health", "lanes"
+        )
         self.lanes.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
         await self._supervisor.stop("sender", "recorder", "reporter", "listener", "watchdog")
@@ -309,7 +319,7 @@ class Daemon:
             client, dialects, config.delivery.user_agent, config.network.https_only
         )
         self.health.disable_after = config.retry.disable_after
-        self.janitor.retention = retention
+        self.partition_keeper.retention = retention
         fixed = [
             name
             for name, before, after in (

@@ -61,7 +61,7 @@ SECTIONS = {
 @asynccontextmanager
 async def captured_crm(stage: Stage) -> AsyncIterator[Callable[[str | None], Awaitable[None]]]:
     """The CRM's tables, and a function that puts the triggers of one of SECTIONS on them, or none."""
-    database = Database(stage.dsn, pool_size=1, pooled=True)
+    database = Database(stage.dsn, pool_size=1, keyed=False)
     await database.open()
     store = Captures(database)
 

@@ -25,6 +25,7 @@ from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.metrics import Metrics
 from postrider.edges.resources import sql_dir
 from postrider.services.lanes import Lanes
+from postrider.services.ledger import Ledger
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import RetrySettings, Subscriptions
 from postrider.store.database import Database

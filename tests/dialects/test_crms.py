@@ -39,7 +39,7 @@ async def test_every_event_type_comes_in_the_form_of_its_sample(database_dsn: st
     captures, mistakes = parse_captures(section)
     assert not mistakes
     tables = (sql_dir() / f"crm_{crm}.sql").read_text()
-    database = Database(database_dsn, pool_size=1, pooled=True)
+    database = Database(database_dsn, pool_size=1, keyed=False)
     await database.open()
     sessions = [await asyncpg.connect(database_dsn) for _ in range(SESSIONS)]
     try:

@@ -106,7 +106,7 @@ class Crm:
 
 @asynccontextmanager
 async def crm_of(dsn: str, tables: str = TABLES) -> AsyncIterator[Crm]:
-    database = Database(dsn, pool_size=2, pooled=True)
+    database = Database(dsn, pool_size=2, keyed=False)
     await database.open()
     connection = await asyncpg.connect(dsn)
     try:

@@ -168,9 +168,7 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
 
     async def story(stores: Stores) -> None:
         sessions = [await asyncpg.connect(database_dsn) for _ in range(2)]
-        dead, living = [
-            await stores.daemons.register(session, "0", NOW, pooled=False) for session in sessions
-        ]
+        dead, living = [await stores.daemons.register(session, "0", pooled=False) for session in sessions]
         await stores.outbox.claim(dead, 2, BYTES)
         await stores.outbox.claim(living, 1, BYTES)
         assert await stores.daemons.rescue(0, NOW) == []
@@ -181,7 +179,7 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
 
         await eventually(rescued, [(dead, 2)])
         assert len(await stores.outbox.claims(living)) == 1
-        assert [row.id for row in await stores.daemons.list_daemons(NOW)] == [living]
+        assert [row.id for row in await stores.daemons.list_daemons()] == [living]
         assert not await stores.daemons.resume(sessions[1], dead)
         await sessions[1].close()
 

@@ -11,10 +11,13 @@ class Cli:
     def __init__(self, config: Path) -> None:
         self._config = config
 
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "postrider", *arguments, "--config", str(self._config)]
+
     def __call__(self, *arguments: str, exit_code: int = 0) -> str:
         """Run a command; return what it printed: stdout when it is done, stderr when it failed."""
         done = subprocess.run(
-            [sys.executable, "-m", "postrider", *arguments, "--config", str(self._config)],
+            self.command(*arguments),
             capture_output=True,
             text=True,
             check=False,

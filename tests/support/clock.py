@@ -34,6 +34,9 @@ class FakeClock:
             setting.cancel()
             over.cancel()
 
+    def follow(self, theirs: datetime, round_trip: float) -> None:
+        """It stands for the database's clock, too."""
+
     def advance(self, seconds: float) -> None:
         self._elapsed += seconds
         due = [over for at, over in self._waiting if at <= self._elapsed]

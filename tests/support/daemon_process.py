@@ -52,11 +52,12 @@ def write_config(directory: Path, dsn: str, name: str = "postrider", **sections:
 class DaemonProcess:
     """A running daemon; a context manager that ends it. Its log lines go to a file."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *, within: Sequence[str] = ()) -> None:
+        """`within`: a command that runs it, such as `ip netns exec NAME`."""
         self.log_path = config.with_suffix(f".{time.monotonic_ns()}.log")
         self._log = self.log_path.open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "postrider", "run", "--config", str(config)], stderr=self._log
+            [*within, sys.executable, "-m", "postrider", "run", "--config", str(config)], stderr=self._log
         )
         self.started_at = time.time()
 

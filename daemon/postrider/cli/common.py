@@ -57,7 +57,7 @@ async def open_stores(config_path: Path | None) -> AsyncIterator[Stores]:
     """Read the configuration, connect, and check the schema."""
     config = load_config(config_path, os.environ)
     sealer = read_sealer(config)
-    database = Database(config.database.dsn, pool_size=2, pooled=True)
+    database = Database(config.database.dsn, pool_size=2, keyed=False)
     await database.open()
     try:
         async with database.connection() as connection:

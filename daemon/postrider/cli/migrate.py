@@ -25,17 +25,21 @@ async def migrate(to: int | None, config_path: Path | None, as_json: bool) -> No
     dialect there.
 
     Each migration runs in a transaction of its own under a lock: it is safe to run twice, and from two
-    hosts at once. The user needs the right to create a schema and roles; the daemon needs neither.
+    hosts at once. It may run beside a CRM that writes: where it has to wait for a lock, it gives up after
+    half a second, lets others pass and tries again; after 20 tries it names the sessions in the way.
+    The user needs the right to create a schema and roles; the daemon needs neither.
     """
     config = load_config(config_path, os.environ)
     spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
     migrations = read_migrations(sql_dir())
-    database = Database(config.database.dsn, pool_size=1, pooled=True)
+    database = Database(config.database.dsn, pool_size=1)
     await database.open()
     try:
-        async with database.connection() as connection:
-            await connection.execute("RESET ALL")
+        connection = await database.dedicated(command_timeout=None)
+        try:
             applied = await apply_migrations(connection, migrations, to)
+        finally:
+            await connection.close(timeout=2)
         if to is None or to == len(migrations):
             await CatalogueStore(database).publish(spoken)
     finally:

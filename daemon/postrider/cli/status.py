@@ -121,7 +121,7 @@ async def status(config_path: Path | None, as_json: bool) -> None:
     """
     async with open_stores(config_path) as stores:
         now = stores.clock.now()
-        daemons = await Daemons(stores.database).list_daemons(now)
+        daemons = await Daemons(stores.database).list_daemons()
         reports = [
             (row, row.report)
             for row in daemons

@@ -43,7 +43,7 @@ from postrider.services.sender import SendSettings
 from postrider.services.trial import shake_hands
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
-from postrider.store.database import Connection, Database
+from postrider.store.database import PINNED, Connection, Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory, DeliveryRow
 from postrider.store.migrations import migrate, read_migrations
@@ -131,13 +131,13 @@ class Demo:
         return sections
 
     async def _create_database(self) -> None:
-        server = await asyncpg.connect(self._server_dsn)
+        server = await asyncpg.connect(self._server_dsn, server_settings=PINNED)
         exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
         if not await server.fetchval(exists, self._database_name):
             await server.execute(f"CREATE DATABASE {self._database_name}")
         await server.close()
         tables = "sample_crm.sql" if self.dialect.name == EMITTING else f"crm_{self.dialect.name}.sql"
-        connection = await asyncpg.connect(self.dsn)
+        connection = await asyncpg.connect(self.dsn, server_settings=PINNED)
         try:
             await migrate(connection, read_migrations(sql_dir()))
             await connection.execute((sql_dir() / tables).read_text())
@@ -205,7 +205,7 @@ class Demo:
         ends_at = time.monotonic() + seconds if seconds is not None else float("inf")
 
         async def work() -> None:
-            connection = await asyncpg.connect(self.dsn)
+            connection = await asyncpg.connect(self.dsn)  # the CRM's own, and set as it likes
             crm = EmittingCrm(connection) if self.dialect.name == EMITTING else CapturedCrm(connection)
             try:
                 while time.monotonic() < ends_at and not stop.is_set():

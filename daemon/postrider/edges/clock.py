@@ -1,8 +1,12 @@
-"""The one source of time. Services take a `Clock`, so tests can move it by hand."""
+"""The one source of time. Services take a `Clock`, so tests can move it by hand.
+
+What daemons on several hosts write for each other, such as when a retry is due, goes by the database's clock:
+each of them measures how far its own is off.
+"""
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
@@ -18,6 +22,12 @@ class Clock(Protocol):
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         """Wait until `event` is set (True) or `timeout` seconds of this clock passed (False)."""
+
+
+class SharedClock(Clock, Protocol):
+    def follow(self, theirs: datetime, round_trip: float) -> None:
+        """The database's clock said `theirs` in answer to a question that took `round_trip` seconds until
+        now."""
 
 
 class SystemClock:
@@ -36,3 +46,39 @@ class SystemClock:
                 return await event.wait()
         except TimeoutError:
             return False
+
+
+HELD_S = 10.0
+"""So far a measurement may be off, and the time stands still instead of going back. More is a step of the
+database's clock, such as that of another server after a failover."""
+
+
+class DatabaseClock:
+    """The database's time, as measured last; this host's until then."""
+
+    def __init__(self, host: Clock) -> None:
+        self._host = host
+        self._anchor: tuple[datetime, float] | None = None
+        self._latest = datetime.min.replace(tzinfo=UTC)
+
+    def now(self) -> datetime:
+        if self._anchor is None:
+            return self._host.now()
+        theirs, at = self._anchor
+        # From the measurement on it goes by the monotonic clock: a step of this host's changes nothing.
+        now = theirs + timedelta(seconds=self._host.monotonic() - at)
+        if not now < self._latest <= now + timedelta(seconds=HELD_S):
+            self._latest = now
+        return self._latest
+
+    def monotonic(self) -> float:
+        return self._host.monotonic()
+
+    def cpu(self) -> float:
+        return self._host.cpu()
+
+    async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
+        return await self._host.wait(event, timeout)
+
+    def follow(self, theirs: datetime, round_trip: float) -> None:
+        self._anchor = (theirs, self._host.monotonic() - round_trip / 2)

@@ -1,13 +1,11 @@
-"""Keeps house: rescues what dead daemons held, makes partitions ahead and drops those past retention, and
-tells of rows that capture triggers set aside.
+"""Keeps house: rescues what dead daemons held, and tells of rows that capture triggers set aside.
 
-It wakes by itself once a second; partitions are looked after once an hour.
+It wakes by itself once a second.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 
 import structlog
 
@@ -15,10 +13,8 @@ from postrider.edges.clock import Clock
 from postrider.services.ledger import Ledger
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
-from postrider.store.partitions import PARTITIONED, Partitions
 
 RESCUE_S = 1.0
-PARTITIONS_S = 3600.0
 REJECTIONS_S = 5.0
 MAX_REJECTIONS_TOLD = 100
 """A broken capture sets every row aside; the log need not hold each of them at once."""
@@ -27,18 +23,9 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Retention:
-    """Seconds that rows are kept after their event, in whole days; the longer time wins at a partition."""
-
-    events: float
-    attempts: float
-
-
-@dataclass(frozen=True, slots=True)
 class JanitorCounts:
     rescued_daemons: int
-    partitions_created: int
-    partitions_dropped: int
+    rejections_told: int
 
 
 class Janitor:
@@ -46,21 +33,16 @@ class Janitor:
         self,
         *,
         daemons: Daemons,
-        partitions: Partitions,
         captures: Captures,
-        retention: Retention,
         ledger: Ledger,
         clock: Clock,
         on_rescued: Callable[[], None],
     ) -> None:
-        self.retention = retention
         self._daemons = daemons
-        self._partitions = partitions
         self._captures = captures
         self._ledger = ledger
         self._clock = clock
         self._on_rescued = on_rescued
-        self._partitions_at = 0.0
         self._rejections_at = 0.0
 
     async def run(self) -> None:
@@ -71,14 +53,11 @@ class Janitor:
 
     async def run_once(self) -> JanitorCounts:
         rescued = await self.rescue()
+        told = 0
         if self._clock.monotonic() >= self._rejections_at:
-            await self.tell_rejections()
+            told = await self.tell_rejections()
             self._rejections_at = self._clock.monotonic() + REJECTIONS_S
-        if self._clock.monotonic() < self._partitions_at:
-            return JanitorCounts(rescued, 0, 0)
-        created, dropped = await self.keep_partitions()
-        self._partitions_at = self._clock.monotonic() + PARTITIONS_S
-        return JanitorCounts(rescued, created, dropped)
+        return JanitorCounts(rescued, told)
 
     async def rescue(self) -> int:
         """Free what dead daemons held; return how many there were."""
@@ -103,23 +82,3 @@ class Janitor:
                 reason=each.reason,
             )
         return len(rejections)
-
-    async def keep_partitions(self) -> tuple[int, int]:
-        """Make partitions ahead and drop old ones; return (created, dropped)."""
-        now = self._clock.now()
-        await self._captures.forget_rejections(now - timedelta(seconds=self.retention.events))
-        created = await self._partitions.create_ahead(now)
-        if created:
-            log.info("partitions.created", partitions=created)
-        dropped: list[str] = []
-        for parent in PARTITIONED:
-            seconds = self.retention.attempts if parent == "attempt" else self.retention.events
-            gone, kept = await self._partitions.drop_before(parent, (now - timedelta(seconds=seconds)).date())
-            dropped += gone
-            if kept:
-                log.warning(
-                    "partitions.kept", partitions=kept, reason="they hold deliveries that are not settled"
-                )
-        if dropped:
-            log.info("partitions.dropped", partitions=dropped)
-        return len(created), len(dropped)

@@ -1,9 +1,10 @@
 """From PostgreSQL's notifications to the services that wait for them.
 
-Holds one connection for LISTEN and for the lock that tells others this daemon lives. It checks the
-connection every few seconds, because a half-open socket is silent; after a loss it connects anew, listens
-again, and lets everyone look at the database once. Behind a transaction pooler there is no session to do
-any of this in: then the services poll, and a heartbeat tells that the daemon lives.
+Holds one connection for LISTEN and for the lock that tells others this daemon lives. Every few seconds it
+leaves a heartbeat there, which checks the connection, because a half-open socket is silent, and measures the
+database's clock; after a loss it connects anew, listens again, and lets everyone look at the database once.
+Behind a transaction pooler there is no session for a lock or LISTEN: then the services poll, and the
+heartbeat alone tells that the daemon lives.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from contextlib import suppress
 import asyncpg
 import structlog
 
-from postrider.edges.clock import Clock
+from postrider.edges.clock import SharedClock
 from postrider.edges.metrics import Metrics
 from postrider.services.ledger import Ledger
 from postrider.store.daemons import Daemons
@@ -42,7 +43,7 @@ class Listener:
         channels: Mapping[str, Callable[[], None]],
         version: str,
         pooled: bool,
-        clock: Clock,
+        clock: SharedClock,
         metrics: Metrics,
         on_reconnected: Callable[[], None],
         on_identity_lost: Callable[[], None],
@@ -96,21 +97,24 @@ class Listener:
                 await connection.close(timeout=2)
 
     async def _connect(self) -> None:
-        connection = await self._database.dedicated()
-        try:
-            with translated_errors():
-                await self._identify(connection)
-                if self._pooled:
-                    await connection.close(timeout=2)
-                else:
+        if self._pooled:
+            async with self._database.transaction() as borrowed:
+                await self._identify(borrowed)
+            await self._beat(None)
+        else:
+            connection = await self._database.dedicated()
+            try:
+                with translated_errors():
+                    await self._identify(connection)
                     connection.add_termination_listener(self._on_terminated)
                     for channel in self._channels:
                         await connection.add_listener(channel, self._on_notified)
-        except BaseException:
-            connection.terminate()
-            raise
-        self._connection = connection
-        self._broken.clear()
+                await self._beat(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+            self._connection = connection
+            self._broken.clear()
         self._metrics.listener_up.set(1)
 
     async def _identify(self, connection: Connection) -> None:
@@ -125,23 +129,34 @@ class Listener:
             self._ledger.lose_everything()
             self._on_identity_lost()
             log.warning("daemon.replaced", daemon=self._ledger.owner, reason="others took it for dead")
-        self._ledger.owner = await self._daemons.register(
-            connection, self._version, self._clock.now(), pooled=self._pooled
-        )
+        self._ledger.owner = await self._daemons.register(connection, self._version, pooled=self._pooled)
 
     async def _alive(self) -> bool:
-        if self._pooled:
-            with suppress(DatabaseUnavailable):
-                return await self._daemons.beat(self._ledger.owner, self._clock.now())
-            return True
-        if self._connection is None or self._connection.is_closed():
+        """Leave a heartbeat; False if the connection or the identity is lost."""
+        if not self.up:
             return False
         try:
-            with translated_errors():
-                listening = await self._connection.fetch("SELECT pg_listening_channels() AS channel")
+            return await self._beat(self._connection)
+        except DatabaseUnavailable as error:
+            if self._pooled:
+                return True  # the pool finds its way back by itself
+            if isinstance(error.__cause__, TimeoutError):
+                await self._database.renew()
+            return False
         except DatabaseError:
             return False
-        return {row["channel"] for row in listening} >= self._channels.keys()
+
+    async def _beat(self, session: Connection | None) -> bool:
+        asked_at = self._clock.monotonic()
+        if session is None:
+            theirs = await self._daemons.beat(self._ledger.owner)
+        else:
+            with translated_errors():
+                theirs = await self._daemons.beat_in_session(session, self._ledger.owner, self._channels)
+        if theirs is None:
+            return False
+        self._clock.follow(theirs, self._clock.monotonic() - asked_at)
+        return True
 
     async def _reconnect(self) -> None:
         tries = 0

@@ -95,14 +95,17 @@ class Sender:
         ledger: Ledger,
         recorder: Recorder,
         clock: Clock,
+        signing_clock: Clock,
         metrics: Metrics,
     ) -> None:
+        """`signing_clock` is this host's own, since receivers compare signatures with theirs."""
         self.settings = settings
         self._subscriptions = subscriptions
         self._lanes = lanes
         self._ledger = ledger
         self._recorder = recorder
         self._clock = clock
+        self._signing_clock = signing_clock
         self._metrics = metrics
         self._alarm_at = 0.0
 
@@ -141,7 +144,7 @@ class Sender:
             return None
         started_at = self._clock.now()
         try:
-            result = await self._attempt(job.held, endpoint, started_at)
+            result = await self._attempt(job.held, endpoint, self._signing_clock.now())
         except HostExhausted as error:
             await self._postpone(job, error)
             return None

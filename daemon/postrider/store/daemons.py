@@ -1,20 +1,57 @@
 """The registry of daemons: who lives, who sleeps, and rescuing what a dead one left.
 
-A daemon lives as long as its session holds its advisory lock; when its connection dies, the server frees
-the lock at once. Behind a transaction pooler there is no session to hold one, and a heartbeat stands in.
+A daemon lives as long as its session holds its advisory lock, which the server frees at once when the
+connection dies, and its heartbeat, by the database's clock, is fresh, which it is not where the host froze or
+vanished and the server has not noticed. Behind a transaction pooler there is no session to hold a lock, and
+the heartbeat alone counts. Any login may take an advisory lock: one counts only if its holder may do what a
+daemon does. An id is random, so that it neither can be locked in advance, nor comes back after a crash that
+undid the registration.
 """
 
+import asyncio
 import os
+import secrets
 import socket
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+
+import asyncpg
 
 from postrider.domain.status import DaemonReport, read_report, write_report
 from postrider.store.database import Connection, Database
-from postrider.store.migrations import LOCK_CLASS
 from postrider.store.outbox import REQUEUE
 
-HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+LOCK_CLASS = 1886352244
+"""First key of the advisory locks of daemons ('post' as a number); the second is the daemon's id."""
+HEARTBEAT_TIMEOUT_S = 25
+RESCUE_LOCK_TIMEOUT = "2s"
+"""A session that could not be ended may hold rows of a dead daemon; the next rescue tries again."""
+ANOTHER_TRY_S = 0.1
+
+# Roles are asked for by oid: of other users' sessions, no more is shown to everybody. A daemon of an
+# earlier release has no application_name, and no heartbeat where it has a lock.
+_ALIVE = f"""
+(((d.application_name IS NULL AND NOT d.pooled)
+  OR d.heartbeat_at >= clock_timestamp() - interval '{HEARTBEAT_TIMEOUT_S} s') AND (d.pooled OR EXISTS (
+  SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+  WHERE l.locktype = 'advisory' AND l.classid = {LOCK_CLASS}::bigint::oid AND l.objid = d.id::bigint::oid
+    AND l.objsubid = 2 AND l.granted AND l.mode = 'ExclusiveLock'
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (pg_has_role(a.usesysid, 'postrider_daemon', 'MEMBER') OR pg_has_role(a.usesysid, (
+      SELECT relowner FROM pg_class WHERE oid = 'postrider.daemon'::regclass), 'MEMBER'))
+)))
+"""  # noqa: S608 (constant)
+
+_DEAD = f"""
+SELECT d.id, d.application_name FROM postrider.daemon AS d WHERE d.id <> $1 AND NOT {_ALIVE}
+"""  # noqa: S608 (constant)
+_IS_ALIVE = f"SELECT {_ALIVE} FROM postrider.daemon AS d WHERE d.id = $1"  # noqa: S608 (constant)
+
+_BEAT = """
+UPDATE postrider.daemon SET heartbeat_at = clock_timestamp() WHERE id = $1 RETURNING clock_timestamp() AS at
+"""
 
 _STRUCK_OUT = """
 SELECT owner FROM (
@@ -50,40 +87,65 @@ class Daemons:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def register(self, connection: Connection, version: str, now: datetime, *, pooled: bool) -> int:
+    async def register(self, connection: Connection, version: str, *, pooled: bool) -> int:
         """Enter a new daemon; return its id, locked by the session of `connection`."""
-        async with connection.transaction():  # others must not see the row before the lock is held
-            daemon_id: int = await connection.fetchval(
-                """INSERT INTO postrider.daemon (hostname, pid, version, started_at, heartbeat_at, pooled)
-                   VALUES ($1, $2, $3, $4, $4, $5) RETURNING id""",
+        while True:
+            daemon_id = secrets.randbelow(2**31 - 1) + 1
+            if not pooled and not await _lock(connection, daemon_id):
+                continue
+            entered = await connection.fetchval(
+                """INSERT INTO postrider.daemon (id, hostname, pid, version, started_at, heartbeat_at, pooled,
+                                                 application_name)
+                   OVERRIDING SYSTEM VALUE
+                   VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp(), $5, $6)
+                   ON CONFLICT DO NOTHING RETURNING id""",
+                daemon_id,
                 socket.gethostname(),
                 os.getpid(),
                 version,
-                now,
                 pooled,
+                self._database.application_name,
             )
-            if not pooled:
-                await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, daemon_id)
-        return daemon_id
+            if entered is not None:
+                return daemon_id
 
     async def resume(self, connection: Connection, daemon_id: int) -> bool:
-        """Lock the id again in a new session; False if others rescued its rows meanwhile.
+        """Take up the id again in a new session; False if others rescued its rows meanwhile.
 
-        Waits while the server has not noticed yet that the old session is gone.
+        The server may not have noticed yet that the old session is gone: that one is ended. Where somebody
+        else holds the lock, the heartbeat alone tells from now on that the daemon lives.
         """
-        await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, daemon_id, timeout=60)
-        known: bool = await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM postrider.daemon WHERE id = $1)", daemon_id
+        locked = await _lock(connection, daemon_id)
+        if not locked:
+            await _end_sessions(connection, self._database.application_name, holding=daemon_id)
+            await asyncio.sleep(ANOTHER_TRY_S)
+            locked = await _lock(connection, daemon_id)
+        known: int | None = await connection.fetchval(
+            """UPDATE postrider.daemon SET heartbeat_at = clock_timestamp(), pooled = NOT $2
+               WHERE id = $1 RETURNING id""",
+            daemon_id,
+            locked,
         )
-        return known
+        return known is not None
 
-    async def beat(self, daemon_id: int, now: datetime) -> bool:
-        """Note that the daemon lives; False if others took it for dead."""
+    async def beat(self, daemon_id: int) -> datetime | None:
+        """Note that the daemon lives; return the database's time, or None if others took it for dead."""
         async with self._database.connection() as connection:
-            done: int | None = await connection.fetchval(
-                "UPDATE postrider.daemon SET heartbeat_at = $2 WHERE id = $1 RETURNING id", daemon_id, now
-            )
-        return done is not None
+            at: datetime | None = await connection.fetchval(_BEAT, daemon_id)
+        return at
+
+    async def beat_in_session(
+        self, connection: Connection, daemon_id: int, channels: Iterable[str]
+    ) -> datetime | None:
+        """The same in the session of `connection`; None too if it does not listen to all of `channels`."""
+        at: datetime | None = await connection.fetchval(
+            f"""WITH beat AS ({_BEAT})
+                SELECT at FROM beat
+                WHERE ARRAY(SELECT pg_listening_channels()) @> $2::text[]""",  # noqa: S608 (constant)
+            daemon_id,
+            list(channels),
+        )
+        return at
 
     async def set_idle(self, daemon_id: int, *, idle: bool) -> None:
         """Tell writers whether this daemon needs to be notified."""
@@ -114,25 +176,33 @@ class Daemons:
         Some rows may be of daemons that were struck out before they claimed them, unaware of it.
         """
         async with self._database.connection() as connection:
-            others = await connection.fetch("SELECT id FROM postrider.daemon WHERE id <> $1", own_id)
-            dead = [await self._rescue_one(connection, row["id"], now) for row in others]
+            rescued = [
+                await self._rescue_one(connection, row["id"], row["application_name"], now)
+                for row in await connection.fetch(_DEAD, own_id)
+            ]
             for row in await connection.fetch(_STRUCK_OUT):
                 async with connection.transaction():
-                    dead.append(await self._free(connection, row["owner"], now))
-        return [rescued for rescued in dead if rescued is not None]
+                    rescued.append(await self._free(connection, row["owner"], now))
+        return [each for each in rescued if each is not None]
 
-    async def _rescue_one(self, connection: Connection, daemon_id: int, now: datetime) -> Rescued | None:
-        async with connection.transaction():
-            dead: bool | None = await connection.fetchval(
-                """SELECT heartbeat_at < $3 OR NOT pooled FROM postrider.daemon
-                   WHERE id = $2 AND pg_try_advisory_xact_lock($1, $2)""",
-                LOCK_CLASS,
-                daemon_id,
-                now - HEARTBEAT_TIMEOUT,
-            )
-            if not dead:
-                return None
-            return await self._free(connection, daemon_id, now)
+    async def _rescue_one(
+        self, connection: Connection, daemon_id: int, application_name: str | None, now: datetime
+    ) -> Rescued | None:
+        if application_name is not None:
+            # A host that froze or vanished may have left them in the middle of a transaction.
+            await _end_sessions(connection, application_name)
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{RESCUE_LOCK_TIMEOUT}'")
+                locked = await connection.fetchval(
+                    "SELECT id FROM postrider.daemon WHERE id = $1 FOR UPDATE SKIP LOCKED", daemon_id
+                )
+                # Asked again now that it can't change any more: it may have come back a moment ago.
+                if locked is None or await connection.fetchval(_IS_ALIVE, daemon_id):
+                    return None
+                return await self._free(connection, daemon_id, now)
+        except asyncpg.LockNotAvailableError:
+            return None
 
     @staticmethod
     async def _free(connection: Connection, daemon_id: int, now: datetime) -> Rescued:
@@ -151,20 +221,36 @@ class Daemons:
         await connection.execute("DELETE FROM postrider.daemon WHERE id = $1", daemon_id)
         return Rescued(daemon_id, len(events), len(deliveries))
 
-    async def list_daemons(self, now: datetime) -> list[DaemonRow]:
+    async def list_daemons(self) -> list[DaemonRow]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled, reported_at, report,
-                     CASE WHEN pooled THEN heartbeat_at >= $2 ELSE EXISTS (
-                       SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = $1::bigint::oid
-                       AND objid = d.id::bigint::oid AND objsubid = 2 AND granted
-                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-                     END AS alive
-                   FROM postrider.daemon AS d ORDER BY id""",
-                LOCK_CLASS,
-                now - HEARTBEAT_TIMEOUT,
+                f"""SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled, reported_at, report,
+                           {_ALIVE} AS alive
+                    FROM postrider.daemon AS d ORDER BY started_at, id"""  # noqa: S608 (constant)
             )
         return [
             DaemonRow(**{**row, "report": None if row["report"] is None else read_report(row["report"])})
             for row in rows
         ]
+
+
+async def _lock(connection: Connection, daemon_id: int) -> bool:
+    locked: bool = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, daemon_id)
+    return locked
+
+
+async def _end_sessions(connection: Connection, application_name: str, *, holding: int | None = None) -> None:
+    """End the sessions of a daemon, or the one that holds its lock, where the server lets us."""
+    rows = await connection.fetch(
+        """SELECT a.pid FROM pg_stat_activity AS a
+           WHERE a.application_name = $1 AND a.pid <> pg_backend_pid() AND ($2::integer IS NULL OR EXISTS (
+             SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.locktype = 'advisory'
+               AND l.classid = $3::bigint::oid AND l.objid = $2::bigint::oid))""",
+        application_name,
+        holding,
+        LOCK_CLASS,
+    )
+    for row in rows:
+        with suppress(asyncpg.InsufficientPrivilegeError):
+            async with connection.transaction():
+                await connection.execute("SELECT pg_terminate_backend($1)", row["pid"])

@@ -1,9 +1,16 @@
-"""The pool of connections, and the one place where the driver's exceptions become Postrider's."""
+"""The pool of connections, and the one place where the driver's exceptions become Postrider's.
 
+Every session looks names up in `pg_catalog` alone, whatever the role's or the database's settings say: a
+login that may create functions in another schema would else have its own called in place of the built-in
+ones. PostgreSQL takes that as a parameter of the connection, which beats those settings. Behind a transaction
+pooler a session belongs to others, too, so there each use is one transaction that begins with its settings.
+"""
+
+import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 import structlog
@@ -18,6 +25,22 @@ else:
 COMMAND_TIMEOUT_S = 60.0
 """A statement that takes longer was sent over a dead socket, or the database is not usable anyway."""
 CONNECT_TIMEOUT_S = 5.0
+
+PINNED = {"search_path": "pg_catalog, pg_temp"}
+"""What every session of Postrider's sets."""
+_VANISHED = {
+    # Else a server keeps the session of a host that vanished, and its locks, for two hours.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "3",
+    "tcp_keepalives_count": "4",
+    "tcp_user_timeout": "15000",
+}
+_KEYED = {
+    # Every statement of the daemon reads a few rows by key, which a plan made on stale statistics may not
+    # turn into a scan; and the price of a forbidden scan may not start the compiler.
+    "enable_seqscan": "off",
+    "jit": "off",
+}
 
 log = structlog.get_logger()
 
@@ -65,6 +88,8 @@ def translated_errors() -> Iterator[None]:
         raise DatabaseError(
             f"database.dsn can't be used: {error}", "Mend it in the configuration."
         ) from error
+    except asyncpg.LockNotAvailableError:
+        raise  # whoever set a lock_timeout knows what it means
     except _UNAVAILABLE as error:
         raise DatabaseUnavailable(
             f"the database can't be reached: {error or type(error).__name__}",
@@ -78,16 +103,21 @@ class Database:
     """Lends connections. It reports once that the database is gone, and once that it is back."""
 
     def __init__(
-        self, dsn: str, *, pool_size: int, pooled: bool = False, synchronous_commit: bool = True
+        self, dsn: str, *, pool_size: int, keyed: bool = True, synchronous_commit: bool = True
     ) -> None:
-        """`pooled`: a transaction pooler stands between, or may: a single command gains nothing from what
-        needs a session. `synchronous_commit=False` is for the daemon:
-        a crash of the server may undo its last results, which costs duplicates, never an event."""
+        """`keyed=False`: people's questions, which may read whole tables. `synchronous_commit=False` is for
+        the daemon: a crash of the server may undo its last results, which costs duplicates, never an
+        event."""
         self._dsn = dsn
         self._pool_size = pool_size
-        self._pooled = pooled
-        self._synchronous_commit = synchronous_commit
+        self._settings = PINNED | {"timezone": "UTC"} | (_KEYED if keyed else {})
+        if not synchronous_commit:
+            self._settings["synchronous_commit"] = "off"
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self.application_name = f"postrider {secrets.token_hex(6)}"
+        """Of all sessions of this process, and of no other's: whoever takes it for dead ends them by it."""
+        self.pooled = False
+        """Whether a transaction pooler such as PgBouncer stands between; known once it is open."""
         self.available = True
         self._losses = 0
         self.on_restored: Callable[[], None] = lambda: None
@@ -96,20 +126,29 @@ class Database:
         return f"<Database {'available' if self.available else 'unavailable'}>"
 
     async def open(self) -> None:
-        """Make the pool. Connections are opened when they are needed."""
+        """Learn what stands between, and make the pool. Raises DatabaseError."""
         with translated_errors():
-            self._pool = await asyncpg.create_pool(
-                self._dsn,
-                min_size=0,
-                max_size=self._pool_size,
-                command_timeout=COMMAND_TIMEOUT_S,
-                timeout=CONNECT_TIMEOUT_S,
-                # Behind a transaction pooler a prepared statement may be on another server connection.
-                statement_cache_size=0 if self._pooled else 100,
-                max_inactive_connection_lifetime=300.0,
-                init=self._prepare,
-                reset=_keep_session,
-            )
+            self.pooled = await _is_pooled(self._dsn)
+            self._pool = await self._make_pool()
+
+    async def _make_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        return await asyncpg.create_pool(
+            self._dsn,
+            min_size=0,  # connections are opened when they are needed
+            max_size=self._pool_size,
+            command_timeout=COMMAND_TIMEOUT_S,
+            timeout=CONNECT_TIMEOUT_S,
+            # Behind a transaction pooler a prepared statement may be on another server connection.
+            statement_cache_size=0 if self.pooled else 100,
+            max_inactive_connection_lifetime=300.0,
+            server_settings=self._session_settings(),
+            reset=_keep_session,
+        )
+
+    def _session_settings(self) -> dict[str, str]:
+        name = {"application_name": self.application_name}
+        # A pooler refuses other parameters, or leaves them out without a word.
+        return name if self.pooled else name | _VANISHED | self._settings
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -119,6 +158,12 @@ class Database:
             except _UNAVAILABLE:
                 pool.terminate()
 
+    async def renew(self) -> None:
+        """Let go of all connections: their server has vanished, and an answer would be awaited for long."""
+        old, self._pool = self._pool, await self._make_pool()
+        if old is not None:
+            old.terminate()
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Borrow a connection; DatabaseUnavailable when there is none or it breaks."""
@@ -127,7 +172,12 @@ class Database:
         try:
             with translated_errors():
                 async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S + 1) as connection:
-                    yield connection
+                    if self.pooled:
+                        async with connection.transaction():
+                            await connection.execute(_local(self._settings))
+                            yield connection
+                    else:
+                        yield connection
         except DatabaseUnavailable as error:
             self.mark_lost(error)
             raise
@@ -140,24 +190,17 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
-    async def dedicated(self) -> Connection:
-        """A connection outside the pool, for LISTEN and the session lock; the caller closes it."""
+    async def dedicated(self, *, command_timeout: float | None = CONNECT_TIMEOUT_S) -> Connection:
+        """A connection outside the pool, which the caller closes: for LISTEN and the session lock, and for
+        migrations. Behind a pooler its transactions have to begin with `pin`."""
         with translated_errors():
             return await asyncpg.connect(
                 self._dsn,
                 timeout=CONNECT_TIMEOUT_S,
-                command_timeout=CONNECT_TIMEOUT_S,
+                command_timeout=command_timeout,
                 statement_cache_size=0,
+                server_settings=self._session_settings(),
             )
-
-    async def _prepare(self, connection: Connection) -> None:
-        if self._pooled:
-            return  # what is set here would stay with the pooler's connection, for others
-        # Every statement here reads a few rows by key, which a plan made on stale statistics may not turn
-        # into a scan; and the price of a forbidden scan may not start the compiler.
-        await connection.execute("SET enable_seqscan = off; SET jit = off; SET timezone = 'UTC'")
-        if not self._synchronous_commit:
-            await connection.execute("SET synchronous_commit = off")
 
     def mark_lost(self, error: DatabaseError) -> None:
         if self.available:
@@ -176,13 +219,21 @@ async def _keep_session(connection: Connection) -> None:
     """The default reset costs a round trip on every release, and nothing here changes a session."""
 
 
-async def is_pooled(dsn: str) -> bool:
-    """Whether a transaction pooler such as PgBouncer stands between: it makes up its own backend ids."""
-    with translated_errors():
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
+async def pin(connection: Connection) -> None:
+    """Look names up in pg_catalog alone, until the end of the transaction."""
+    await connection.execute(_local(PINNED))
+
+
+def _local(settings: dict[str, str]) -> str:
+    # No setting but the search path has a value that would need quotes, and its quotes would make one name.
+    return "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
+
+
+async def _is_pooled(dsn: str) -> bool:
+    """Whether the server has another id for the session than the client: poolers make up their own."""
+    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
     try:
-        with translated_errors():
-            backend: Any = await connection.fetchval("SELECT pg_backend_pid()")
-        return bool(backend != connection.get_server_pid())
+        backend: int = await connection.fetchval("SELECT pg_catalog.pg_backend_pid()")
+        return backend != connection.get_server_pid()
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)

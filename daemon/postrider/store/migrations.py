@@ -1,17 +1,25 @@
-"""Numbered migrations: each applied once, in its own transaction, under an advisory lock, with a checksum."""
+"""Numbered migrations: each applied once, in its own transaction, under a lock, with a checksum.
 
+A migration never makes the CRM wait for long: it gives up a lock that it does not get within a moment, lets
+the writers who queued behind it pass, and tries again. One that begins with `-- concurrently` runs outside
+of a transaction, statement by statement, and has to stand being run again after it was cut off.
+"""
+
+import asyncio
 import hashlib
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 
 from postrider.domain.errors import UsageError
-from postrider.store.database import Connection, DatabaseError, translated_errors
+from postrider.store.database import Connection, DatabaseError, pin, translated_errors
 
-LOCK_CLASS = 1886352244
-"""First key of every advisory lock of Postrider ('post' as a number); the second is a daemon's id, or 0."""
+_CONCURRENTLY = "-- concurrently\n"
 
 _BOOTSTRAP = """
 CREATE SCHEMA IF NOT EXISTS postrider;
@@ -23,9 +31,39 @@ CREATE TABLE IF NOT EXISTS postrider.migration (
 );
 """
 
+# Whoever has held a lock on a table of Postrider's for as long as somebody waited for it; the longest first.
+# What another user's session does may not be shown to this one.
+_IN_THE_WAY = """
+SELECT a.pid, a.usename, a.application_name, host(a.client_addr) AS host, a.state, a.xact_start,
+       string_agg(DISTINCT c.relname, ', ') AS relations
+FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid JOIN pg_class AS c ON c.oid = l.relation
+WHERE l.granted AND l.locktype = 'relation' AND a.pid <> pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND c.relkind IN ('r', 'p') AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'postrider')
+  AND coalesce(a.xact_start < clock_timestamp() - $1 * interval '1 ms', true)
+GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY a.xact_start NULLS LAST LIMIT 5
+"""
+
+T = TypeVar("T")
+
 
 class SchemaError(DatabaseError):
     """The schema in the database is not the one this program works with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a migration may stand in the way of others, and how often it tries."""
+
+    lock_ms: int = 500
+    """So long it waits for a lock, and everybody who comes later waits behind it."""
+    tries: int = 20
+    pause_s: float = 1.0
+    concurrent_lock_ms: int = 20_000
+    """What runs concurrently waits for old transactions, with nobody behind it."""
+
+
+PATIENCE = Patience()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +75,10 @@ class Migration:
     @property
     def checksum(self) -> str:
         return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def concurrently(self) -> bool:
+        return self.sql.startswith(_CONCURRENTLY)
 
 
 def read_migrations(directory: Path) -> list[Migration]:
@@ -51,11 +93,17 @@ def read_migrations(directory: Path) -> list[Migration]:
 
 
 async def migrate(
-    connection: Connection, migrations: list[Migration], to: int | None = None
+    connection: Connection,
+    migrations: list[Migration],
+    to: int | None = None,
+    *,
+    patience: Patience = PATIENCE,
 ) -> list[Migration]:
     """Apply what is missing up to number `to` (None: all); return what was applied.
 
-    Raises SchemaError if an applied migration was edited, or the database is newer than the program.
+    `connection` should have no command timeout: a statement may take as long as it needs. Raises SchemaError
+    if an applied migration was edited, or the database is newer than the program; DatabaseError, with the
+    sessions in the way, if a lock can't be had.
     """
     target = len(migrations) if to is None else to
     if not 0 < target <= len(migrations):
@@ -63,23 +111,11 @@ async def migrate(
     applied_now = []
     with translated_errors():
         try:
-            async with connection.transaction():
-                await _lock(connection)
-                await connection.execute(_BOOTSTRAP)
+            await _patiently(connection, patience, partial(_bootstrap, connection, patience))
             for migration in migrations[:target]:
-                async with connection.transaction():
-                    await _lock(connection)
-                    applied = await _applied(connection)
-                    _compare(applied, migrations)
-                    if migration.number in applied:
-                        continue
-                    await connection.execute(migration.sql)
-                    await connection.execute(
-                        "INSERT INTO postrider.migration (number, name, checksum) VALUES ($1, $2, $3)",
-                        migration.number,
-                        migration.name,
-                        migration.checksum,
-                    )
+                apply = _apply_concurrently if migration.concurrently else _apply
+                act = partial(apply, connection, migrations, migration, patience)
+                if await _patiently(connection, patience, act):
                     applied_now.append(migration)
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
@@ -107,8 +143,118 @@ async def check_schema(connection: Connection, migrations: list[Migration]) -> i
     return len(applied)
 
 
-async def _lock(connection: Connection) -> None:
-    await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", LOCK_CLASS)
+async def _patiently(connection: Connection, patience: Patience, act: Callable[[], Awaitable[T]]) -> T:
+    """Act again while a lock can't be had, with pauses in which those who waited behind it go on."""
+    for _ in range(patience.tries - 1):
+        try:
+            return await act()
+        except (
+            asyncpg.LockNotAvailableError,
+            asyncpg.DeadlockDetectedError,
+            asyncpg.UniqueViolationError,  # another session made the same schema at this moment
+            asyncpg.DuplicateTableError,  # or the same index
+        ):
+            await asyncio.sleep(patience.pause_s)
+    try:
+        return await act()
+    except asyncpg.LockNotAvailableError as error:
+        raise await _explain(connection, patience) from error
+
+
+async def _explain(connection: Connection, patience: Patience) -> DatabaseError:
+    async with connection.transaction():
+        await pin(connection)
+        rows = await connection.fetch(_IN_THE_WAY, patience.lock_ms)
+    message = f"migrate could not get a lock in {patience.tries} tries; nothing of this migration was applied"
+    if not rows:
+        return DatabaseError(message, "Try again when fewer sessions write.")
+    pids = " or ".join(f"SELECT pg_terminate_backend({row['pid']})" for row in rows)
+    return DatabaseError(
+        f"{message}. In the way:\n" + "\n".join(f"  {_session(row)}" for row in rows),
+        f"End those transactions, by their application or by {pids}, then run `postrider migrate` again.",
+    )
+
+
+def _session(row: asyncpg.Record) -> str:
+    since = f"since {row['xact_start']:%Y-%m-%d %H:%M:%S} UTC" if row["xact_start"] else "of another user"
+    place = f" from {row['host']}" if row["host"] else ""
+    return (
+        f"session {row['pid']}: user {row['usename']}{place}, "
+        f"application {row['application_name'] or 'unnamed'!r}, {row['state'] or 'in an unknown state'}, "
+        f"in a transaction {since}, with locks on {row['relations']}"
+    )
+
+
+async def _bootstrap(connection: Connection, patience: Patience) -> None:
+    async with connection.transaction():
+        await _begin(connection, patience)
+        if await connection.fetchval("SELECT to_regclass('postrider.migration') IS NULL"):
+            await connection.execute(_BOOTSTRAP)
+
+
+async def _apply(
+    connection: Connection, migrations: list[Migration], migration: Migration, patience: Patience
+) -> bool:
+    """Apply a migration in a transaction; False if it was applied before."""
+    async with connection.transaction():
+        await _begin(connection, patience)
+        if await _is_applied(connection, migrations, migration) or await _is_applied_by_now(
+            connection, migrations, migration
+        ):
+            return False
+        await connection.execute(migration.sql)
+        await _note(connection, migration)
+    return True
+
+
+async def _apply_concurrently(
+    connection: Connection, migrations: list[Migration], migration: Migration, patience: Patience
+) -> bool:
+    """Apply a migration that runs outside of a transaction; False if it was applied before."""
+    if await _is_applied(connection, migrations, migration):
+        return False
+    await connection.execute(f"SET lock_timeout = {patience.concurrent_lock_ms}; SET statement_timeout = 0")
+    try:
+        for statement in migration.sql.split(";\n"):
+            if statement.strip():
+                await connection.execute(statement)
+    finally:
+        await connection.execute("RESET lock_timeout; RESET statement_timeout")
+    async with connection.transaction():
+        await _begin(connection, patience)
+        if await _is_applied_by_now(connection, migrations, migration):
+            return False
+        await _note(connection, migration)
+    return True
+
+
+async def _begin(connection: Connection, patience: Patience) -> None:
+    await pin(connection)
+    await connection.execute(f"SET LOCAL lock_timeout = {patience.lock_ms}; SET LOCAL statement_timeout = 0")
+
+
+async def _is_applied(connection: Connection, migrations: list[Migration], migration: Migration) -> bool:
+    applied = await _applied(connection)
+    _compare(applied, migrations)
+    return migration.number in applied
+
+
+async def _is_applied_by_now(
+    connection: Connection, migrations: list[Migration], migration: Migration
+) -> bool:
+    """The same, once no other host is at it, up to the end of the transaction."""
+    # An advisory lock has no owner: any login could hold it. This one takes a right.
+    await connection.execute("LOCK TABLE postrider.migration IN SHARE ROW EXCLUSIVE MODE")
+    return await _is_applied(connection, migrations, migration)
+
+
+async def _note(connection: Connection, migration: Migration) -> None:
+    await connection.execute(
+        "INSERT INTO postrider.migration (number, name, checksum) VALUES ($1, $2, $3)",
+        migration.number,
+        migration.name,
+        migration.checksum,
+    )
 
 
 async def _applied(connection: Connection) -> dict[int, tuple[str, str]]:

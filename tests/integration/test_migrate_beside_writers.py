@@ -1,0 +1,165 @@
+"""postrider migrate beside a CRM that writes: it keeps nobody waiting, and says who is in its way."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from postrider.edges.resources import sql_dir
+from postrider.store.database import DatabaseError
+from postrider.store.migrations import Migration, Patience, migrate, read_migrations
+from tests.conftest import execute
+from tests.support.cli import Cli
+from tests.support.daemon_process import query, write_config
+from tests.support.logins import login, user_of
+
+MIGRATIONS = read_migrations(sql_dir())
+EMIT = "SELECT postrider.emit('deal.updated', '{}'::json)"
+PATIENCE = Patience(tries=3, pause_s=0.3)
+BOUND_S = 3.0
+"""Six times the lock timeout: a slow machine, not a queue behind a transaction that stays open."""
+
+
+async def _emit_until(connection: asyncpg.Connection, stop: asyncio.Event) -> float:
+    """Emit over and over; return how long the slowest took, in seconds."""
+    slowest = 0.0
+    while not stop.is_set():
+        started = time.monotonic()
+        await connection.execute(EMIT)
+        slowest = max(slowest, time.monotonic() - started)
+        await asyncio.sleep(0.01)
+    return slowest
+
+
+def test_emit_never_waits_longer_than_a_moment_for_migrate(empty_database_dsn: str) -> None:
+    """One transaction has emitted and stays open; another session goes on emitting."""
+
+    async def story() -> None:
+        migrating, idling, writing = [
+            await asyncpg.connect(
+                empty_database_dsn, server_settings={"application_name": name}, command_timeout=60
+            )
+            for name in ("migrating", "crm worker 7", "writing")
+        ]
+        await migrate(migrating, MIGRATIONS[:4])
+        forgotten = idling.transaction()
+        await forgotten.start()
+        await idling.execute(EMIT)
+        stop = asyncio.Event()
+        slowest = asyncio.create_task(_emit_until(writing, stop))
+        with pytest.raises(DatabaseError) as caught:
+            await migrate(migrating, MIGRATIONS[:7], patience=PATIENCE)
+        assert f"session {idling.get_server_pid()}" in caught.value.message
+        assert "'crm worker 7'" in caught.value.message
+        assert "idle in transaction" in caught.value.message
+        assert "outbox" in caught.value.message
+        assert f"pg_terminate_backend({idling.get_server_pid()})" in caught.value.hint
+        await forgotten.rollback()
+        assert [each.number for each in await migrate(migrating, MIGRATIONS[:7])] == [5, 6, 7]
+        stop.set()
+        assert await slowest < BOUND_S
+        for connection in (migrating, idling, writing):
+            await connection.close()
+
+    asyncio.run(story())
+
+
+def test_the_command_fails_with_the_session_in_the_way_and_succeeds_once_it_is_gone(
+    empty_database_dsn: str, tmp_path: Path
+) -> None:
+    cli = Cli(write_config(tmp_path, empty_database_dsn))
+    cli("migrate", "--to", "4")
+
+    async def beside(exit_code: int) -> str:
+        idling = await asyncpg.connect(empty_database_dsn)
+        transaction = idling.transaction()
+        await transaction.start()
+        await idling.execute(EMIT)
+        done = await asyncio.create_subprocess_exec(
+            *cli.command("migrate"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await done.communicate()
+        assert done.returncode == exit_code
+        await transaction.rollback()
+        await idling.close()
+        return errors.decode()
+
+    said = asyncio.run(beside(1))
+    assert "In the way" in said
+    assert "idle in transaction" in said
+    assert "postrider migrate" in said
+    cli("migrate")
+
+
+def test_a_login_without_rights_can_not_hold_migrate_up(empty_database_dsn: str) -> None:
+    """It takes the advisory lock that migrate once waited for, without end."""
+
+    async def story(stranger_dsn: str) -> None:
+        stranger = await asyncpg.connect(stranger_dsn)
+        await stranger.execute("SELECT pg_advisory_lock(1886352244, 0)")
+        migrating = await asyncpg.connect(empty_database_dsn)
+        try:
+            async with asyncio.timeout(60):
+                assert await migrate(migrating, MIGRATIONS) == MIGRATIONS
+        finally:
+            await migrating.close()
+            await stranger.close()
+
+    with login(empty_database_dsn) as stranger_dsn:
+        asyncio.run(story(stranger_dsn))
+
+
+def test_migrate_waits_with_a_bound_for_another_one_and_names_it(database_dsn: str) -> None:
+    async def story() -> None:
+        other = await asyncpg.connect(database_dsn, server_settings={"application_name": "other host"})
+        mine = await asyncpg.connect(database_dsn)
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("LOCK TABLE postrider.migration IN SHARE ROW EXCLUSIVE MODE")
+        more = [*MIGRATIONS, Migration(len(MIGRATIONS) + 1, "more", "SELECT 1")]
+        with pytest.raises(DatabaseError, match="'other host'"):
+            await migrate(mine, more, patience=PATIENCE)
+        await transaction.rollback()
+        assert len(await migrate(mine, more, patience=PATIENCE)) == 1
+        await other.close()
+        await mine.close()
+
+    asyncio.run(story())
+
+
+def test_a_concurrent_migration_that_was_cut_off_is_made_good(database_dsn: str) -> None:
+    """An index that was being built when the connection went away stays there, invalid."""
+    execute(
+        database_dsn,
+        "DELETE FROM postrider.migration WHERE name = 'idempotency_by_event'",
+        """UPDATE pg_catalog.pg_index SET indisvalid = false
+           WHERE indexrelid = 'postrider.idempotency_event'::regclass""",
+    )
+
+    async def story() -> None:
+        connection = await asyncpg.connect(database_dsn)
+        applied = await migrate(connection, MIGRATIONS)
+        await connection.close()
+        assert [migration.name for migration in applied] == ["idempotency_by_event"]
+
+    asyncio.run(story())
+    valid = query(
+        database_dsn,
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'postrider.idempotency_event'::regclass",
+    )
+    assert [row[0] for row in valid] == [True]
+
+
+def test_who_has_nothing_to_do_needs_no_right_to_change_the_schema(database_dsn: str) -> None:
+    async def story(daemon_dsn: str) -> None:
+        connection = await asyncpg.connect(daemon_dsn)
+        assert await migrate(connection, MIGRATIONS) == []
+        await connection.close()
+
+    with login(database_dsn, member_of=["postrider_daemon"]) as daemon_dsn:
+        assert user_of(daemon_dsn) != user_of(database_dsn)
+        asyncio.run(story(daemon_dsn))
