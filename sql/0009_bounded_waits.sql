@@ -1,1 +1,2 @@
 -- Partitions, locks and liveness that keep nobody waiting.
+SELECT 1;

@@ -1,1 +1,2 @@
 -- Endpoints by differences; sealed headers.
+SELECT 1;

@@ -212,7 +212,7 @@ async def test_a_statement_on_many_rows_is_one_insert(database_dsn: str) -> None
     async with crm_of(database_dsn) as crm:
         await crm.apply(DEALS)
         await crm.connection.execute(
-            """CREATE TABLE inserts (n integer);
+            """CREATE TABLE inserts (n integer); GRANT INSERT ON inserts TO PUBLIC;
                CREATE FUNCTION count_insert() RETURNS trigger LANGUAGE plpgsql AS
                  'BEGIN INSERT INTO public.inserts VALUES (1); RETURN NULL; END';
                CREATE TRIGGER count_insert AFTER INSERT ON postrider.outbox

@@ -20,6 +20,7 @@ from postrider.store.partitions import PARTITIONED, Partitions
 RESCUE_S = 1.0
 PARTITIONS_S = 3600.0
 REJECTIONS_S = 5.0
+RECOVERED_AT_ONCE = 500
 MAX_REJECTIONS_TOLD = 100
 """A broken capture sets every row aside; the log need not hold each of them at once."""
 
@@ -73,7 +74,8 @@ class Janitor:
         rescued = await self.rescue()
         if self._clock.monotonic() >= self._rejections_at:
             await self.tell_rejections()
-            self._rejections_at = self._clock.monotonic() + REJECTIONS_S
+            more = await self.recover_rejections() == RECOVERED_AT_ONCE
+            self._rejections_at = self._clock.monotonic() + (0 if more else REJECTIONS_S)
         if self._clock.monotonic() < self._partitions_at:
             return JanitorCounts(rescued, 0, 0)
         created, dropped = await self.keep_partitions()
@@ -103,6 +105,13 @@ class Janitor:
                 reason=each.reason,
             )
         return len(rejections)
+
+    async def recover_rejections(self) -> int:
+        """Make events of rows that were set aside; return of how many."""
+        batch = await self._captures.recover(limit=RECOVERED_AT_ONCE)
+        if batch.rows:
+            log.info("capture.recovered", rows=batch.rows, events=batch.events, kept=batch.kept)
+        return batch.rows
 
     async def keep_partitions(self) -> tuple[int, int]:
         """Make partitions ahead and drop old ones; return (created, dropped)."""
