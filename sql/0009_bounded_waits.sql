@@ -1,2 +1,1 @@
 -- Partitions, locks and liveness that keep nobody waiting.
-SELECT 1;

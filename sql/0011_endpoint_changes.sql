@@ -1,2 +1,1 @@
 -- Endpoints by differences; sealed headers.
-SELECT 1;

@@ -1,0 +1,167 @@
+"""Who owns a captured table gains no right by it: neither the CRM's statements, nor Postrider's own commands, run
+what that owner defines with more rights than postrider_capture has."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from postrider.domain.errors import UsageError
+from postrider.store.captures import Captures
+from postrider.store.database import Connection, Database, DatabaseError
+from tests.integration.test_capture import captures
+
+NOW = datetime(2026, 3, 15, tzinfo=UTC)
+OWNER = f"postrider_test_owner_{os.getpid()}"
+SECTION = """
+[[capture]]
+table = "crm.deals"
+object_type = "deal"
+[capture.columns]
+id = "id"
+title = "title"
+mood = "mood"
+client = { table = "crm.clients", where = { id = "client_id" }, columns = ["id", "name"] }
+"""
+# What an attacker tries when code of his is run: to become superuser, as himself or as who he could be again; to
+# leave a trap for the end of the transaction; and to free whatever confined him for the next time.
+EVIL = f"""
+CREATE SCHEMA crm AUTHORIZATION {OWNER};
+SET SESSION AUTHORIZATION {OWNER};
+CREATE SEQUENCE crm.runs;
+GRANT USAGE ON SCHEMA crm TO PUBLIC;
+GRANT ALL ON SEQUENCE crm.runs TO PUBLIC;
+CREATE FUNCTION crm.seize() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM nextval('crm.runs');
+  BEGIN EXECUTE 'ALTER ROLE {OWNER} SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+  BEGIN
+    PERFORM set_config('role', 'none', false);
+    EXECUTE 'ALTER ROLE {OWNER} SUPERUSER';
+  EXCEPTION WHEN OTHERS THEN NULL; END;
+END $$;
+CREATE FUNCTION crm.spring() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM crm.seize(); RETURN NULL; END';
+CREATE TABLE crm.traps (n integer);
+GRANT ALL ON crm.traps TO PUBLIC;
+CREATE CONSTRAINT TRIGGER spring AFTER INSERT ON crm.traps DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW EXECUTE FUNCTION crm.spring();
+CREATE FUNCTION crm.evil() RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+  f regprocedure;
+BEGIN
+  PERFORM crm.seize();
+  BEGIN INSERT INTO crm.traps VALUES (1); EXCEPTION WHEN OTHERS THEN NULL; END;
+  BEGIN PERFORM set_config('search_path', 'crm, pg_catalog', false); EXCEPTION WHEN OTHERS THEN NULL; END;
+  FOR f IN SELECT p.oid FROM pg_proc AS p WHERE p.prosecdef AND pg_has_role(p.proowner, 'USAGE')
+           AND p.prorettype <> 'trigger'::regtype LOOP
+    BEGIN EXECUTE format('ALTER FUNCTION %s SECURITY INVOKER', f); EXCEPTION WHEN OTHERS THEN NULL; END;
+  END LOOP;
+  RETURN true;
+END $$;
+CREATE FUNCTION crm.evil(text) RETURNS text LANGUAGE sql AS 'SELECT CASE WHEN crm.evil() THEN $1 END';
+CREATE TABLE crm.clients (id bigint PRIMARY KEY, name text);
+INSERT INTO crm.clients VALUES (7, 'Acme');
+"""
+DEALS = "CREATE TABLE crm.deals (id bigint PRIMARY KEY, title text, client_id bigint, mood %s);"
+TYPES = {
+    "plain": "CREATE DOMAIN crm.mood AS text;",
+    "enum with a cast to json": """
+        CREATE TYPE crm.mood AS ENUM ('good', 'bad');
+        CREATE FUNCTION crm.as_json(crm.mood) RETURNS json LANGUAGE sql AS $$
+          SELECT CASE WHEN crm.evil() THEN '"seen"'::json END $$;
+        CREATE CAST (crm.mood AS json) WITH FUNCTION crm.as_json(crm.mood);""",
+    "enum with a cast to text": """
+        CREATE TYPE crm.mood AS ENUM ('good', 'bad');
+        CREATE FUNCTION crm.as_text(crm.mood) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+          SELECT CASE WHEN crm.evil() THEN 'seen' END $$;
+        CREATE CAST (crm.mood AS text) WITH FUNCTION crm.as_text(crm.mood) AS IMPLICIT;""",
+    "domain with a check": "CREATE DOMAIN crm.mood AS text CHECK (crm.evil());",
+    "composite of such a domain": """
+        CREATE DOMAIN crm.inner_mood AS text CHECK (crm.evil());
+        CREATE TYPE crm.mood AS (one crm.inner_mood);""",
+}
+SWAPS = {
+    "nothing": "SELECT",
+    "view": """DROP TABLE crm.clients;
+        CREATE VIEW crm.clients AS SELECT 7::bigint AS id, crm.evil('x') AS name;
+        GRANT ALL ON crm.clients TO PUBLIC;""",
+    "row security": """ALTER TABLE crm.clients ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY one ON crm.clients USING (crm.evil());""",
+    "an operator": """CREATE FUNCTION crm.eq(bigint, bigint) RETURNS boolean LANGUAGE sql AS 'SELECT crm.evil()';
+        CREATE OPERATOR crm.= (FUNCTION = crm.eq, LEFTARG = bigint, RIGHTARG = bigint);""",
+}
+
+
+def as_owner(dsn: str) -> str:
+    parts = urlsplit(dsn)
+    host = f"{OWNER}@{parts.netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=host, query=urlencode(parse_qsl(parts.query))))
+
+
+class Crm:
+    """A superuser's connection, the CRM owner's, and the captures as the superuser handles them."""
+
+    def __init__(self, root: Connection, owner: Connection, store: Captures) -> None:
+        self.root = root
+        self.owner = owner
+        self.store = store
+
+    async def owner_is_superuser(self) -> bool:
+        found: bool = await self.root.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = $1", OWNER)
+        return found
+
+    async def runs(self) -> int:
+        """How often the owner's code ran, also where that was rolled back."""
+        count: int = await self.root.fetchval(
+            "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM crm.runs"
+        )
+        return count
+
+
+@asynccontextmanager
+async def crm_of(dsn: str, mood: str = TYPES["plain"]) -> AsyncIterator[Crm]:
+    root = await asyncpg.connect(dsn)
+    database = Database(dsn, pool_size=2, pooled=True)
+    await database.open()
+    await root.execute(f"CREATE ROLE {OWNER} LOGIN")
+    try:
+        await root.execute(EVIL + mood + DEALS % "crm.mood" + "RESET SESSION AUTHORIZATION")
+        owner = await asyncpg.connect(as_owner(dsn))
+        try:
+            yield Crm(root, owner, Captures(database))
+        finally:
+            await owner.close()
+    finally:
+        await database.close()
+        await root.execute(f"DROP OWNED BY {OWNER} CASCADE; DROP ROLE {OWNER}")
+        await root.close()
+
+
+async def everything_is_done(crm: Crm, swap: str, mood: str) -> None:
+    """All that runs on an owner's table: plan and apply, statements, rows set aside, recovery, and all again."""
+    await crm.store.plan(captures(SECTION))
+    await crm.store.apply(captures(SECTION), NOW)
+    await crm.owner.execute(swap)
+    await crm.owner.execute("INSERT INTO crm.deals (id, title, client_id) VALUES (1, 'a', 7), (2, 'b', 7)")
+    await crm.owner.execute(f"UPDATE crm.deals SET mood = '{mood}'")
+    await crm.owner.execute("UPDATE crm.deals SET title = repeat('x', 2000000) WHERE id = 1")
+    for section in (SECTION, SECTION.replace('mood = "mood"\n', "")):
+        await crm.store.recover(limit=100, name=None, after=0)
+        with suppress(UsageError, DatabaseError):
+            await crm.store.plan(captures(section))
+        with suppress(UsageError, DatabaseError):
+            await crm.store.apply(captures(section), NOW)
+
+
+@pytest.mark.parametrize("mood", TYPES)
+@pytest.mark.parametrize("swap", SWAPS)
+async def test_a_table_owner_gains_no_right_by_a_capture(database_dsn: str, mood: str, swap: str) -> None:
+    async with crm_of(database_dsn, TYPES[mood]) as crm:
+        await everything_is_done(crm, SWAPS[swap], "(good)" if mood.startswith("composite") else "good")
+        assert not await crm.owner_is_superuser()
+        if mood != "plain" or swap == "row security":
+            assert await crm.runs() > 0, "the attack was not tried"
