@@ -94,6 +94,9 @@ class Crm:
         await self.connection.execute("DELETE FROM postrider.outbox")
         for statement in statements:
             await self.connection.execute(statement)
+        return await self.events()
+
+    async def events(self) -> list[dict[str, Any]]:
         rows = await self.connection.fetch("SELECT * FROM postrider.outbox ORDER BY id, type")
         names = ("data", "previous_attributes", "actor", "related")
         return [

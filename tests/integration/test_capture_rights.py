@@ -1,4 +1,4 @@
-"""Who owns a captured table gains no right by it: neither the CRM's statements, nor Postrider's own commands, run
+"""Who owns a captured table gains no right by it: neither the CRM's statements nor Postrider's commands run
 what that owner defines with more rights than postrider_capture has."""
 
 import os
@@ -27,8 +27,8 @@ title = "title"
 mood = "mood"
 client = { table = "crm.clients", where = { id = "client_id" }, columns = ["id", "name"] }
 """
-# What an attacker tries when code of his is run: to become superuser, as himself or as who he could be again; to
-# leave a trap for the end of the transaction; and to free whatever confined him for the next time.
+# What an attacker tries when code of his is run: to become superuser, as himself or as who he could be again;
+# to leave a trap for the end of the transaction; and to free whatever confined him for the next time.
 EVIL = f"""
 CREATE SCHEMA crm AUTHORIZATION {OWNER};
 SET SESSION AUTHORIZATION {OWNER};
@@ -44,7 +44,8 @@ BEGIN
     EXECUTE 'ALTER ROLE {OWNER} SUPERUSER';
   EXCEPTION WHEN OTHERS THEN NULL; END;
 END $$;
-CREATE FUNCTION crm.spring() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM crm.seize(); RETURN NULL; END';
+CREATE FUNCTION crm.spring() RETURNS trigger LANGUAGE plpgsql AS
+  'BEGIN PERFORM crm.seize(); RETURN NULL; END';
 CREATE TABLE crm.traps (n integer);
 GRANT ALL ON crm.traps TO PUBLIC;
 CREATE CONSTRAINT TRIGGER spring AFTER INSERT ON crm.traps DEFERRABLE INITIALLY DEFERRED
@@ -91,7 +92,8 @@ SWAPS = {
         GRANT ALL ON crm.clients TO PUBLIC;""",
     "row security": """ALTER TABLE crm.clients ENABLE ROW LEVEL SECURITY;
         CREATE POLICY one ON crm.clients USING (crm.evil());""",
-    "an operator": """CREATE FUNCTION crm.eq(bigint, bigint) RETURNS boolean LANGUAGE sql AS 'SELECT crm.evil()';
+    "an operator": """
+        CREATE FUNCTION crm.eq(bigint, bigint) RETURNS boolean LANGUAGE sql AS 'SELECT crm.evil()';
         CREATE OPERATOR crm.= (FUNCTION = crm.eq, LEFTARG = bigint, RIGHTARG = bigint);""",
 }
 
@@ -142,7 +144,7 @@ async def crm_of(dsn: str, mood: str = TYPES["plain"]) -> AsyncIterator[Crm]:
 
 
 async def everything_is_done(crm: Crm, swap: str, mood: str) -> None:
-    """All that runs on an owner's table: plan and apply, statements, rows set aside, recovery, and all again."""
+    """All that runs on an owner's table: plan and apply, statements, recovery, and plan and apply again."""
     await crm.store.plan(captures(SECTION))
     await crm.store.apply(captures(SECTION), NOW)
     await crm.owner.execute(swap)
@@ -165,3 +167,166 @@ async def test_a_table_owner_gains_no_right_by_a_capture(database_dsn: str, mood
         assert not await crm.owner_is_superuser()
         if mood != "plain" or swap == "row security":
             assert await crm.runs() > 0, "the attack was not tried"
+
+
+async def test_a_looked_up_relation_has_to_be_a_table(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.owner.execute("ALTER TABLE crm.clients RENAME TO people")
+        for kind in ("VIEW", "MATERIALIZED VIEW"):
+            await crm.owner.execute(f"CREATE {kind} crm.clients AS SELECT * FROM crm.people")
+            with pytest.raises(UsageError, match=r"crm\.clients is not a table, so it can't be looked up"):
+                await crm.store.apply(captures(SECTION), NOW)
+            await crm.owner.execute(f"DROP {kind} crm.clients")
+
+
+async def test_a_view_in_the_place_of_a_looked_up_table_is_not_read(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.store.apply(captures(SECTION), NOW)
+        await crm.owner.execute(
+            """DROP TABLE crm.clients; CREATE VIEW crm.clients AS SELECT 7::bigint AS id, crm.evil('x') AS name;
+               INSERT INTO crm.deals (id, client_id) VALUES (1, 7)"""
+        )
+        assert await crm.runs() == 0
+        (row,) = await crm.store.list_rejections(10)
+        assert "permission denied" in row.reason
+
+
+async def test_a_capture_that_a_superuser_owns_is_told_and_mended(database_dsn: str) -> None:
+    async with crm_of(database_dsn, TYPES["enum with a cast to json"]) as crm:
+        await crm.store.apply(captures(SECTION), NOW)
+        await crm.root.execute("ALTER FUNCTION postrider.capture_deal() OWNER TO postgres")
+        (step,) = await crm.store.plan(captures(SECTION))
+        assert step.action == "change"
+        assert "run with the rights of postgres" in step.diff[0]
+        await crm.store.apply(captures(SECTION), NOW)
+        (step,) = await crm.store.plan(captures(SECTION))
+        assert step.action == "keep"
+        await crm.root.execute("ALTER FUNCTION postrider.capture_deal() SECURITY INVOKER")
+        (step,) = await crm.store.plan(captures(SECTION))
+        assert step.action == "change"
+
+
+async def test_a_right_that_is_gone_is_told_and_mended(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.store.apply(captures(SECTION), NOW)
+        await crm.owner.execute("DROP TABLE crm.clients; CREATE TABLE crm.clients (id bigint, name text)")
+        (step,) = await crm.store.plan(captures(SECTION))
+        assert step.diff == (
+            'postrider_capture lacks SELECT ("id") ON crm.clients',
+            'postrider_capture lacks SELECT ("name") ON crm.clients',
+        )
+        await crm.store.apply(captures(SECTION), NOW)
+        await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
+        assert await crm.store.list_rejections(10) == []
+
+
+@pytest.mark.parametrize(
+    ("flaw", "mend", "told"),
+    [
+        (
+            "ALTER ROLE postrider_capture SUPERUSER",
+            "ALTER ROLE postrider_capture NOSUPERUSER",
+            "is a superuser",
+        ),
+        ("ALTER ROLE postrider_capture LOGIN", "ALTER ROLE postrider_capture NOLOGIN", "can log in"),
+        (
+            "ALTER ROLE postrider_capture BYPASSRLS",
+            "ALTER ROLE postrider_capture NOBYPASSRLS",
+            "row security",
+        ),
+        (
+            "GRANT pg_read_all_data TO postrider_capture",
+            "REVOKE pg_read_all_data FROM postrider_capture",
+            "is a member of pg_read_all_data",
+        ),
+    ],
+)
+async def test_a_privileged_role_may_not_own_captures(
+    database_dsn: str, flaw: str, mend: str, told: str
+) -> None:
+    async with crm_of(database_dsn) as crm:
+        # Roles are the whole server's: other tests must not see this one.
+        async with crm.root.transaction():
+            await crm.root.execute(flaw)
+            assert told in await crm.root.fetchval("SELECT postrider.role_flaw('postrider_capture')")
+            await crm.root.execute(mend)
+            assert await crm.root.fetchval("SELECT postrider.role_flaw('postrider_capture')") is None
+
+
+async def test_a_capture_needs_no_superuser_but_membership(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.root.execute(
+            f"""ALTER SCHEMA postrider OWNER TO {OWNER};
+                GRANT ALL ON ALL TABLES IN SCHEMA postrider TO {OWNER};
+                GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postrider TO {OWNER}"""
+        )
+        database = Database(as_owner(database_dsn), pool_size=1, pooled=True)
+        await database.open()
+        try:
+            store = Captures(database)
+            with pytest.raises(DatabaseError, match="is not a member of postrider_capture") as caught:
+                await store.apply(captures(SECTION), NOW)
+            assert f'GRANT postrider_capture TO "{OWNER}"' in caught.value.hint
+            await crm.root.execute(f"GRANT postrider_capture TO {OWNER}")
+            await store.apply(captures(SECTION), NOW)
+            await store.apply(captures(SECTION.replace('mood = "mood"\n', "")), NOW)
+            await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
+            assert await crm.root.fetchval("SELECT data->'client'->>'name' FROM postrider.outbox") == "Acme"
+            await store.drop([], NOW)
+        finally:
+            await database.close()
+
+
+async def test_drop_takes_the_rights_back_that_no_other_capture_needs(database_dsn: str) -> None:
+    rights = """SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
+        WHERE attrelid = 'crm.clients'::regclass AND attnum > 0
+          AND has_column_privilege('postrider_capture', attrelid, attnum, 'SELECT')"""
+    other = SECTION.replace('object_type = "deal"', 'object_type = "sale"').replace(
+        '["id", "name"]', '["id"]'
+    )
+    async with crm_of(database_dsn) as crm:
+        await crm.root.execute("REVOKE USAGE ON SCHEMA crm FROM PUBLIC")
+        await crm.store.apply(captures(SECTION + other), NOW)
+        assert await crm.root.fetchval(rights) == ["id", "name"]
+        await crm.store.drop(["deal"], NOW)
+        assert await crm.root.fetchval(rights) == ["id"]
+        await crm.store.apply((), NOW)
+        assert await crm.root.fetchval(rights) is None
+        assert not await crm.root.fetchval("SELECT has_schema_privilege('postrider_capture', 'crm', 'USAGE')")
+
+
+async def test_each_role_has_only_the_rights_that_its_functions_need(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        readable = await crm.root.fetch(
+            """SELECT r.rolname || ' ' || c.relname || coalesce('.' || a.attname, '') AS one
+               FROM pg_roles AS r, pg_class AS c
+               LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
+               WHERE c.relnamespace = 'postrider'::regnamespace AND c.relkind IN ('r', 'p', 'v')
+                 AND r.rolname IN ('postrider_writer', 'postrider_capture', 'postrider_prober')
+                 AND (has_column_privilege(r.oid, c.oid, a.attnum, 'SELECT')
+                      OR has_any_column_privilege(r.oid, c.oid, 'UPDATE')
+                      OR has_table_privilege(r.oid, c.oid, 'DELETE,TRUNCATE,TRIGGER'))"""
+        )
+        assert {
+            row["one"].rpartition(".")[0] if "daemon" not in row["one"] else row["one"] for row in readable
+        } == {
+            "postrider_capture daemon.idle",
+            "postrider_prober daemon.idle",
+            "postrider_writer daemon.idle",
+            "postrider_writer idempotency",
+            "postrider_writer event_type",
+            "postrider_writer catalogue",
+        }
+        owners = await crm.root.fetch(
+            """SELECT DISTINCT r.rolname FROM pg_proc AS p JOIN pg_roles AS r ON r.oid = p.proowner
+               WHERE p.pronamespace = 'postrider'::regnamespace AND p.prosecdef"""
+        )
+        assert {row["rolname"] for row in owners} == {
+            "postrider_owner",
+            "postrider_writer",
+            "postrider_prober",
+        }
+        assert not await crm.root.fetch(
+            """SELECT FROM pg_proc AS p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
+               WHERE p.pronamespace = 'postrider'::regnamespace AND a.grantee = 0 AND p.prosecdef"""
+        )
