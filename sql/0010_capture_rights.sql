@@ -41,14 +41,16 @@ BEGIN
           NULL;  -- another database of this server is being migrated at the same moment
         WHEN insufficient_privilege THEN
           RAISE EXCEPTION 'the role % does not exist and % may not create it', role, current_user
-            USING HINT = format('Let a superuser run: CREATE ROLE %I NOLOGIN; GRANT %I TO %I;  then migrate again.',
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = format('Let a superuser run: CREATE ROLE %I NOLOGIN; GRANT %I TO %I;  then migrate again.',
                                 role, role, current_user);
       END;
     END IF;
     flaw := postrider.role_flaw(role, CASE role WHEN 'postrider_prober' THEN 'postrider_capture' END);
     IF flaw IS NOT NULL THEN
       RAISE EXCEPTION 'the role % %, so it may not own functions of Postrider', role, flaw
-        USING HINT = 'Take that from the role, as in ALTER ROLE … NOLOGIN NOSUPERUSER or REVOKE, and migrate again.';
+        USING ERRCODE = 'insufficient_privilege',
+              HINT = 'Take that from the role, as in ALTER ROLE … NOLOGIN NOSUPERUSER or REVOKE, and migrate again.';
     END IF;
     -- Who gives functions to a role has to be able to become that role.
     IF NOT pg_has_role(role, 'USAGE') THEN
@@ -59,7 +61,8 @@ BEGIN
           NULL;
         WHEN insufficient_privilege THEN
           RAISE EXCEPTION '% is not a member of the role %', current_user, role
-            USING HINT = format('Let a superuser run: GRANT %I TO %I;  then migrate again.', role, current_user);
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = format('Let a superuser run: GRANT %I TO %I;  then migrate again.', role, current_user);
       END;
     END IF;
   END LOOP;
@@ -72,7 +75,8 @@ BEGIN
         NULL;
       WHEN insufficient_privilege THEN
         RAISE EXCEPTION '% may not make postrider_prober a member of postrider_capture', current_user
-          USING HINT = 'Let a superuser run: GRANT postrider_capture TO postrider_prober;  then migrate again.';
+          USING ERRCODE = 'insufficient_privilege',
+                HINT = 'Let a superuser run: GRANT postrider_capture TO postrider_prober;  then migrate again.';
     END;
   END IF;
 END

@@ -183,7 +183,8 @@ async def test_a_view_in_the_place_of_a_looked_up_table_is_not_read(database_dsn
     async with crm_of(database_dsn) as crm:
         await crm.store.apply(captures(SECTION), NOW)
         await crm.owner.execute(
-            """DROP TABLE crm.clients; CREATE VIEW crm.clients AS SELECT 7::bigint AS id, crm.evil('x') AS name;
+            """DROP TABLE crm.clients;
+               CREATE VIEW crm.clients AS SELECT 7::bigint AS id, crm.evil('x') AS name;
                INSERT INTO crm.deals (id, client_id) VALUES (1, 7)"""
         )
         assert await crm.runs() == 0
@@ -244,13 +245,12 @@ async def test_a_right_that_is_gone_is_told_and_mended(database_dsn: str) -> Non
 async def test_a_privileged_role_may_not_own_captures(
     database_dsn: str, flaw: str, mend: str, told: str
 ) -> None:
-    async with crm_of(database_dsn) as crm:
-        # Roles are the whole server's: other tests must not see this one.
-        async with crm.root.transaction():
-            await crm.root.execute(flaw)
-            assert told in await crm.root.fetchval("SELECT postrider.role_flaw('postrider_capture')")
-            await crm.root.execute(mend)
-            assert await crm.root.fetchval("SELECT postrider.role_flaw('postrider_capture')") is None
+    # Roles are the whole server's: other tests must not see this one.
+    async with crm_of(database_dsn) as crm, crm.root.transaction():
+        await crm.root.execute(flaw)
+        assert told in await crm.root.fetchval("SELECT postrider.role_flaw('postrider_capture')")
+        await crm.root.execute(mend)
+        assert await crm.root.fetchval("SELECT postrider.role_flaw('postrider_capture')") is None
 
 
 async def test_a_capture_needs_no_superuser_but_membership(database_dsn: str) -> None:
@@ -273,6 +273,24 @@ async def test_a_capture_needs_no_superuser_but_membership(database_dsn: str) ->
             await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
             assert await crm.root.fetchval("SELECT data->'client'->>'name' FROM postrider.outbox") == "Acme"
             await store.drop([], NOW)
+        finally:
+            await database.close()
+
+
+async def test_a_daemons_login_plans_and_recovers(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.store.apply(captures(SECTION), NOW)
+        await crm.owner.execute("INSERT INTO crm.deals (id, title) VALUES (1, repeat('x', 2000000))")
+        shorter = SECTION.replace('title = "title"\n', "")
+        await crm.store.apply(captures(shorter), NOW)
+        # The same login, now as the daemon's.
+        await crm.root.execute(f"GRANT postrider_daemon TO {OWNER}; REASSIGN OWNED BY {OWNER} TO postgres")
+        database = Database(as_owner(database_dsn), pool_size=1, pooled=True)
+        await database.open()
+        try:
+            (step,) = await Captures(database).plan(captures(shorter))
+            assert step.action == "keep"
+            assert (await Captures(database).recover(limit=10)).events == 1
         finally:
             await database.close()
 

@@ -87,12 +87,13 @@ class Recovery:
 async def recover(database: Database, *, limit: int, name: str | None, after: int | None) -> Recovery:
     """Make events of up to `limit` rows, oldest first, in their order: those of one capture, or of all; those
     whose time has come, or with `after` all that follow this id."""
+    async with database.connection() as pooled:
+        candidates = await pooled.fetch(_CANDIDATES, limit, after, name, MAX_BATCH_BYTES)
+    if not candidates:
+        return Recovery(0, 0, 0, None)
     with translated_errors():
         connection = await database.dedicated()
         try:
-            candidates = await connection.fetch(_CANDIDATES, limit, after, name, MAX_BATCH_BYTES)
-            if not candidates:
-                return Recovery(0, 0, 0, None)
             made: list[asyncpg.Record] = []
             problems: dict[int, str | None] = {}
             for capture in dict.fromkeys(row["capture"] for row in candidates):
