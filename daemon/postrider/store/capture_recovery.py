@@ -22,8 +22,9 @@ MAX_BACKOFF_S = 3600
 # Those whose capture is not applied wait until it is.
 _CANDIDATES = """
 SELECT id, capture FROM (
-  SELECT id, capture, sum(pg_column_size(r.*)) OVER (ORDER BY id) - pg_column_size(r.*) AS bytes_before
-  FROM postrider.capture_rejected AS r
+  SELECT id, capture, sum(size.bytes) OVER (ORDER BY id) - size.bytes AS bytes_before
+  FROM postrider.capture_rejected AS r CROSS JOIN LATERAL (
+    SELECT coalesce(pg_column_size(r.old_row), 0) + coalesce(pg_column_size(r.new_row), 0) AS bytes) AS size
   WHERE (old_row IS NOT NULL OR new_row IS NOT NULL)
     AND CASE WHEN $2::bigint IS NULL THEN due <= now() ELSE id > $2 END
     AND capture = coalesce($3, capture)
