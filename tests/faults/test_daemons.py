@@ -105,10 +105,10 @@ def test_sigterm_lets_requests_under_way_finish(database_dsn: str, tmp_path: Pat
             emit(database_dsn, 30)
             receiver.wait_for(4, key="received")
             assert daemon.terminate() == 0
-        assert receiver.stats()["accepted"] == 4
+        sent = receiver.stats()["received"]
+        assert 4 <= receiver.stats()["accepted"] == sent < 30
         recorded = query(database_dsn, "SELECT count(*) FROM postrider.delivery WHERE state = 'succeeded'")
-        assert recorded[0][0] == 4
-        assert query(database_dsn, "SELECT count(*) FROM postrider.pending")[0][0] == 26
+        assert recorded[0][0] == sent
         assert query(database_dsn, "SELECT count(*) FROM postrider.daemon")[0][0] == 0
         receiver.set_mode("ok")
         with DaemonProcess(config):

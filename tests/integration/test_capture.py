@@ -94,6 +94,9 @@ class Crm:
         await self.connection.execute("DELETE FROM postrider.outbox")
         for statement in statements:
             await self.connection.execute(statement)
+        return await self.events()
+
+    async def events(self) -> list[dict[str, Any]]:
         rows = await self.connection.fetch("SELECT * FROM postrider.outbox ORDER BY id, type")
         names = ("data", "previous_attributes", "actor", "related")
         return [
@@ -212,7 +215,7 @@ async def test_a_statement_on_many_rows_is_one_insert(database_dsn: str) -> None
     async with crm_of(database_dsn) as crm:
         await crm.apply(DEALS)
         await crm.connection.execute(
-            """CREATE TABLE inserts (n integer);
+            """CREATE TABLE inserts (n integer); GRANT INSERT ON inserts TO PUBLIC;
                CREATE FUNCTION count_insert() RETURNS trigger LANGUAGE plpgsql AS
                  'BEGIN INSERT INTO public.inserts VALUES (1); RETURN NULL; END';
                CREATE TRIGGER count_insert AFTER INSERT ON postrider.outbox

@@ -90,6 +90,38 @@ def test_a_user_without_rights_is_told_what_is_missing(empty_database_dsn: str, 
         execute(server_dsn, "DROP ROLE postrider_migration_test")
 
 
+def test_who_migrates_may_be_no_superuser_but_has_to_belong_to_the_roles(
+    database_dsn: str, empty_database_dsn: str, server_dsn: str
+) -> None:
+    assert database_dsn, "so that the roles exist"
+    role, roles = (
+        "postrider_migrating_test",
+        "postrider_owner, postrider_writer, postrider_capture, postrider_prober",
+    )
+
+    async def run(connection: Connection) -> str:
+        await connection.execute(f"SET ROLE {role}")
+        await migrate(connection, MIGRATIONS)
+        await connection.execute("SELECT postrider.create_partition('outbox', current_date + 40)")
+        return str(await connection.fetchval("SELECT postrider.emit('deal.updated', '{}')"))
+
+    execute(server_dsn, f"DROP ROLE IF EXISTS {role}", f"CREATE ROLE {role}")
+    try:
+        execute(
+            empty_database_dsn,
+            "DO $$ BEGIN EXECUTE format("
+            f"'GRANT CREATE ON DATABASE %I TO {role}', current_database()); END $$",
+        )
+        with pytest.raises(DatabaseError, match="is not a member of the role postrider_owner") as caught:
+            with_connection(empty_database_dsn, run)
+        assert f"GRANT postrider_owner TO {role}" in caught.value.hint
+        execute(server_dsn, f"GRANT {roles} TO {role}")
+        assert with_connection(empty_database_dsn, run).startswith("evt_")
+    finally:
+        execute(empty_database_dsn, f"DROP OWNED BY {role} CASCADE")
+        execute(server_dsn, f"DROP ROLE {role}")
+
+
 def test_files_are_numbered_without_a_gap() -> None:
     names = sorted(path.name for path in sql_dir().glob("[0-9]*.sql"))
     assert [int(re.match(r"\d{4}", name)[0]) for name in names] == list(range(1, len(names) + 1))  # type: ignore[index]

@@ -38,7 +38,17 @@ class OwnServer:
         subprocess.run(
             [
                 POSTGRES_VERSIONS[18] / "pg_ctl",
-                *("-D", self._data, "-m", mode, "-w", "-l", self._data / "log", *options, "restart"),
+                *(
+                    "-D",
+                    str(self._data),
+                    "-m",
+                    mode,
+                    "-w",
+                    "-l",
+                    str(self._data / "log"),
+                    *options,
+                    "restart",
+                ),
             ],
             check=True,
             stdout=subprocess.DEVNULL,

@@ -21,6 +21,8 @@ from postrider.store.captures import Captures, Step
 
 _SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "drop": ("-", "red"), "keep": ("=", "")}
 
+RETRY_BATCH = 500
+
 
 @click.group()
 def capture() -> None:
@@ -52,8 +54,10 @@ async def plan(with_sql: bool, config_path: Path | None, as_json: bool) -> None:
 async def apply(config_path: Path | None, as_json: bool) -> None:
     """Create, change and drop triggers as the configuration says, in one transaction.
 
-    The user has to own the captured tables and the schema postrider, as for `migrate`. It waits at most
-    5 s for running writes of a table, and then changes nothing.
+    The user has to be a superuser; or to own the tables and the schema postrider, and be a member of
+    postrider_capture. The triggers run with the rights of postrider_capture, whoever applies them: it may
+    insert events, and read the columns that the sections look up. It waits at most 5 s for running writes of
+    a table, and then changes nothing.
 
     Example: POSTRIDER_DATABASE_DSN=postgresql://postgres@/crm postrider capture apply
     """
@@ -65,18 +69,20 @@ async def apply(config_path: Path | None, as_json: bool) -> None:
 
 @capture.command()
 @click.argument("names", metavar="[NAME]…", nargs=-1)
+@click.option("--with-rejected", is_flag=True, help="Delete the rows that they set aside, too.")
 @config_option
 @json_option
 @run_async
-async def drop(names: Sequence[str], config_path: Path | None, as_json: bool) -> None:
-    """Remove every trace of captures, by name or all: triggers, functions, and what they set aside.
+async def drop(names: Sequence[str], with_rejected: bool, config_path: Path | None, as_json: bool) -> None:
+    """Remove captures, by name or all: triggers, functions, and the rights that these needed.
 
-    Events that they emitted stay. The configuration is not looked at, and not changed.
+    Events that they emitted stay, and so do rows that they set aside: these become events when a capture of
+    that name is applied again. The configuration is not looked at, and not changed.
 
     Example: postrider capture drop deal
     """
     async with open_stores(config_path) as stores:
-        steps = await Captures(stores.database).drop(names, stores.clock.now())
+        steps = await Captures(stores.database).drop(names, stores.clock.now(), with_rejected=with_rejected)
     _print(steps, as_json=as_json, with_sql=False)
 
 
@@ -100,6 +106,39 @@ async def rejected(limit: int, config_path: Path | None, as_json: bool) -> None:
         [(each.at, each.capture, each.operation, each.object_id, each.reason) for each in rows],
         empty="none: every captured row became an event",
     )
+
+
+@capture.command()
+@click.argument("name", required=False)
+@config_option
+@json_option
+@run_async
+async def retry(name: str | None, config_path: Path | None, as_json: bool) -> None:
+    """Make events of the rows that were set aside, of one capture or all, oldest first.
+
+    A running daemon does so by itself, less often the more often it failed. Rows of which no event can
+    be made stay, with the reason.
+
+    Example: postrider capture retry deal
+    """
+    rows = events = kept = 0
+    last: int | None = 0
+    async with open_stores(config_path) as stores:
+        captures = Captures(stores.database)
+        while last is not None:
+            batch = await captures.recover(limit=RETRY_BATCH, name=name, after=last)
+            rows, events, kept, last = (
+                rows + batch.rows,
+                events + batch.events,
+                kept + batch.kept,
+                batch.last,
+            )
+    if as_json:
+        print_json({"rows": rows, "events": events, "kept": kept})
+        return
+    click.echo(f"{rows} rows were made into {events} events; {kept} stay set aside")
+    if kept:
+        click.echo("`postrider capture rejected` lists them", err=True)
 
 
 def check_event_types(stores: Stores) -> None:

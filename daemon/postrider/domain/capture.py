@@ -20,6 +20,8 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_.]*")
+_OBJECT_TYPE = re.compile(r"(?=.{1,128}$)[a-zA-Z0-9_]+(?:\.[a-zA-Z0-9_]+)*")
+"""No longer than `emit` takes it."""
 _TYPE = re.compile(r"[a-zA-Z0-9_]+(?:\.[a-zA-Z0-9_]+)*")
 
 
@@ -153,7 +155,7 @@ class _Reader:
             "table object_type name key object_id workspace timestamps columns actor related events derived",
         )
         table = self._text(section, "table", path)
-        object_type = self._text(section, "object_type", path, _TYPE, "an object type such as deal")
+        object_type = self._text(section, "object_type", path, _OBJECT_TYPE, "an object type such as deal")
         default_name = (object_type or "").replace(".", "_").lower()
         name = section.get("name", default_name)
         if not isinstance(name, str) or not _NAME.fullmatch(name):

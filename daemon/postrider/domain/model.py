@@ -28,6 +28,8 @@ DEFAULT_WORKSPACE = "default"
 MAX_DATA_BYTES = 1_048_576
 """Largest JSON columns of an event together, in bytes of text; `postrider.emit` in sql/ holds the same
 number."""
+MAX_OBJECT_TYPE_LENGTH, MAX_OBJECT_ID_LENGTH, MAX_WORKSPACE_ID_LENGTH = 128, 512, 256
+"""Characters; `postrider.emit` in sql/ holds the same numbers."""
 MAX_DATA_DEPTH = 512
 """Deepest nesting of `data` that is sent: receivers' JSON parsers give up soon after."""
 

@@ -2,21 +2,36 @@
 
 import difflib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 
 import asyncpg
 
-from postrider.domain.capture import Capture, Column, Entry, Fields, Lookup
-from postrider.store.capture_sql import (
-    Statements,
-    create_statements,
-)
-from postrider.store.capture_values import ColumnFacts, TableFacts, sql_value
+from postrider.domain.capture import Capture, Column, Entry, Fields, Lookup, local_columns
+from postrider.store.capture_rows import named_columns
+from postrider.store.capture_sql import CAPTURE_ROLE, Statements, create_statements
+from postrider.store.capture_values import ColumnFacts, TableFacts, quoted, sql_value
 from postrider.store.database import Connection
 
+_TABLE = """
+SELECT c.oid, c.relkind::text AS kind, format('%I.%I', s.nspname, c.relname) AS name, s.nspname AS schema
+FROM pg_class AS c JOIN pg_namespace AS s ON s.oid = c.relnamespace
+WHERE c.oid = CASE WHEN cardinality(parse_ident($1)) = 1 THEN to_regclass('public.' || $1)
+                   ELSE to_regclass($1) END
+"""
+
 _COLUMNS = """
-SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type
-FROM pg_attribute AS a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type, s.nspname AS schema
+FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+  JOIN pg_namespace AS s ON s.oid = t.typnamespace
+WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+"""
+
+_LACKING = """
+SELECT g.place - 1 AS place FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
+  AS g (schema, relation, attribute, place)
+WHERE NOT CASE WHEN g.relation IS NULL THEN has_schema_privilege('postrider_capture', g.schema, 'USAGE')
+               ELSE has_column_privilege('postrider_capture', g.relation, g.attribute, 'SELECT') END
 """
 
 _UNIQUE_KEYS = """
@@ -27,67 +42,131 @@ WHERE i.indrelid = $1::oid AND i.indisunique AND i.indisvalid AND i.indpred IS N
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A right of postrider_capture: to use a schema, or to read a column of a table in it."""
+
+    schema: str
+    relation: str | None = None
+    """Qualified and quoted."""
+    column: str | None = None
+
+    def __str__(self) -> str:
+        if self.relation is None:
+            return f"USAGE ON SCHEMA {quoted(self.schema)}"
+        return f"SELECT ({quoted(self.column or '')}) ON {self.relation}"
+
+    @property
+    def statement(self) -> str:
+        return f"GRANT {self} TO {CAPTURE_ROLE}"
+
+
 class CaptureInspector:
-    """Looks a section's tables up, and notes every mistake."""
+    """Looks a section's tables up, and notes every mistake.
+
+    It runs nothing that a table's owner can define but by `postrider.evaluate`.
+    """
 
     def __init__(self, connection: Connection, capture: Capture) -> None:
         self._connection = connection
-        self._capture = capture
+        self.capture = capture
         self.tables: dict[str, TableFacts] = {}
         self.mistakes: list[str] = []
+        self.grants: tuple[Grant, ...] = ()
+        self.lacking: tuple[Grant, ...] = ()
+        """Those of `grants` that the role does not have."""
 
     async def statements(self) -> Statements | None:
-        capture = self._capture
-        oid = await self._look_up(capture.table, f"capture {capture.name}: table", "rp")
+        """What creates the capture; None if there are mistakes. Names mean, from here to the end of the
+        transaction, what they mean in the capture's functions."""
+        await self._connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+        capture = self.capture
+        oid = await self._look_up(capture.table, f"capture {capture.name}: table", "captured")
         if oid is None:
             return None
         for lookup in _lookups(capture):
             if lookup.table not in self.tables:
-                await self._look_up(lookup.table, f"capture {capture.name}", "rpvmf")
+                await self._look_up(lookup.table, f"capture {capture.name}", "looked up")
         if self.mistakes:
             return None
         self._check_columns()
         if not self.mistakes:
             await self._check_key(oid)
-            await self._check_values()
         if self.mistakes:
             return None
-        statements = create_statements(capture, self.tables)
-        await self._probe(statements)
-        return statements
+        self.grants = self._needed_grants()
+        self.lacking = await self._lacking_grants()
+        async with self._undone():
+            await self._try_to_grant()
+            await self._find_comparable()
+            await self._check_values()
+            statements = create_statements(capture, self.tables)
+            await self._probe(statements)
+        return None if self.mistakes else statements
 
-    async def _look_up(self, name: str, where: str, kinds: str) -> int | None:
-        row = await self._connection.fetchrow(
-            """SELECT c.oid, c.relkind::text AS kind, format('%I.%I', s.nspname, c.relname) AS name
-               FROM pg_class AS c JOIN pg_namespace AS s ON s.oid = c.relnamespace
-               WHERE c.oid = to_regclass($1)""",
-            name,
-        )
+    async def _look_up(self, name: str, where: str, to_be: str) -> int | None:
+        row = await self._connection.fetchrow(_TABLE, name)
         if row is None:
             self.mistakes.append(f"{where}: there is no table {name}{await self._nearest_table(name)}")
             return None
-        if row["kind"] not in kinds:
-            self.mistakes.append(f"{where}: {name} is not a table, so it can't be captured")
+        if row["kind"] not in ("r", "p"):
+            # A view would run what its owner makes of it later.
+            self.mistakes.append(f"{where}: {name} is not a table, so it can't be {to_be}")
             return None
-        async with self._as_in_the_function():
-            columns = await self._connection.fetch(_COLUMNS, row["oid"])
+        columns = await self._connection.fetch(_COLUMNS, row["oid"])
         self.tables[name] = TableFacts(
             row["name"],
-            {
-                each["attname"]: ColumnFacts(each["type"], await self._comparable(each["type"]))
-                for each in columns
-            },
+            row["schema"],
+            {each["attname"]: ColumnFacts(each["type"], each["schema"]) for each in columns},
         )
         oid: int = row["oid"]
         return oid
 
+    def _needed_grants(self) -> tuple[Grant, ...]:
+        """What postrider_capture has to be allowed for this section's events to be made."""
+        own = self.tables[self.capture.table]
+        schemas = [own.columns[name].schema for name in named_columns(self.capture)]
+        columns = []
+        for lookup in _lookups(self.capture):
+            table = self.tables[lookup.table]
+            schemas.append(table.schema)
+            read = [*lookup.where, *local_columns(lookup.entry), *([lookup.order] if lookup.order else [])]
+            schemas += [table.columns[name].schema for name in read]
+            columns += [Grant(table.schema, table.name, name) for name in read]
+        wanted = [Grant(schema) for schema in schemas if schema != "pg_catalog"] + columns
+        return tuple(dict.fromkeys(wanted))
+
+    async def _lacking_grants(self) -> tuple[Grant, ...]:
+        rows = await self._connection.fetch(
+            _LACKING,
+            [each.schema for each in self.grants],
+            [each.relation for each in self.grants],
+            [each.column for each in self.grants],
+        )
+        return tuple(self.grants[row["place"]] for row in rows)
+
     @asynccontextmanager
-    async def _as_in_the_function(self) -> AsyncIterator[None]:
-        """Names mean what they mean in the trigger's function. An error leaves the transaction usable."""
-        async with self._connection.transaction():
-            await self._connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+    async def _undone(self) -> AsyncIterator[None]:
+        """A part of the transaction that leaves nothing, and lets an error inside end just itself."""
+        transaction = self._connection.transaction()
+        await transaction.start()
+        try:
             yield
-            await self._connection.execute("SET LOCAL search_path TO DEFAULT")
+        finally:
+            await transaction.rollback()
+
+    async def _try_to_grant(self) -> None:
+        """Before `apply` the role may read nothing yet. Who may not grant learns then what is missing."""
+        for grant in self.lacking:
+            with suppress(asyncpg.InsufficientPrivilegeError):
+                async with self._connection.transaction():
+                    await self._connection.execute(grant.statement)
+
+    async def _plan(self, query: str) -> None:
+        """Let PostgreSQL read a query. It may run what the tables' owner defined, so it does with few rights,
+        and leaves nothing: not even a trigger that waits for the end of the transaction."""
+        async with self._undone():
+            await self._connection.fetch("SELECT line FROM postrider.evaluate($1) AS plan (line text)", query)
 
     async def _nearest_table(self, name: str) -> str:
         rows = await self._connection.fetch(
@@ -99,21 +178,25 @@ class CaptureInspector:
         nearest = difflib.get_close_matches(name, [row["name"] for row in rows], n=1, cutoff=0.5)
         return f"; did you mean {nearest[0]}?" if nearest else ""
 
-    async def _comparable(self, type_name: str) -> bool:
-        """Whether the type has an equality operator where the trigger's function looks for one."""
-        try:
-            async with self._as_in_the_function():
-                await self._connection.execute(f"SELECT NULL::{type_name} IS DISTINCT FROM NULL::{type_name}")  # noqa: S608
+    async def _find_comparable(self) -> None:
+        """Which columns have an equality operator where the trigger's function looks for one."""
+        name = self.capture.table
+        facts = self.tables[name]
+        columns = dict(facts.columns)
+        for column in named_columns(self.capture):
+            try:
                 # Grouping also asks for the equality of what an array or a row consists of.
-                await self._connection.execute(
-                    f"SELECT x FROM (SELECT NULL::{type_name} AS x) AS t GROUP BY x"  # noqa: S608
+                await self._plan(
+                    "EXPLAIN SELECT x IS DISTINCT FROM x "  # noqa: S608
+                    f"FROM (SELECT NULL::{columns[column].type} AS x OFFSET 0) AS t GROUP BY x"
                 )
-        except asyncpg.PostgresError:
-            return False
-        return True
+            except asyncpg.PostgresError:
+                continue
+            columns[column] = replace(columns[column], comparable=True)
+        self.tables[name] = replace(facts, columns=columns)
 
     def _check_columns(self) -> None:
-        capture, table = self._capture, self._capture.table
+        capture, table = self.capture, self.capture.table
         path = f"capture {capture.name}"
         for name in capture.key:
             self._check(table, name, f"{path}: key")
@@ -150,33 +233,33 @@ class CaptureInspector:
         """Let PostgreSQL read the function's statements before a CRM's transaction runs them."""
         for probe in statements.probes:
             try:
-                async with self._as_in_the_function():
-                    await self._connection.execute(probe)
+                await self._plan(probe)
             except asyncpg.InsufficientPrivilegeError:
                 return  # `apply` says which right is missing
             except asyncpg.PostgresError as error:
-                self.mistakes.append(f"capture {self._capture.name}: its columns don't fit together: {error}")
+                self.mistakes.append(f"capture {self.capture.name}: its columns don't fit together: {error}")
                 return
 
     async def _check_key(self, oid: int) -> None:
-        key = set(self._capture.key)
+        key = set(self.capture.key)
         rows = await self._connection.fetch(_UNIQUE_KEYS, oid)
         if not any(set(row["columns"] or ()) == key for row in rows):
             self.mistakes.append(
-                f"capture {self._capture.name}: key: {self._capture.table} has no unique index on "
-                f"{', '.join(self._capture.key)}; name its primary key"
+                f"capture {self.capture.name}: key: {self.capture.table} has no unique index on "
+                f"{', '.join(self.capture.key)}; name its primary key"
             )
 
     async def _check_values(self) -> None:
-        for derived in self._capture.derived:
-            column = self.tables[self._capture.table].columns[derived.column]
+        for derived in self.capture.derived:
+            column = self.tables[self.capture.table].columns[derived.column]
             for value in derived.becomes:
                 try:
-                    async with self._as_in_the_function():
-                        await self._connection.execute(f"SELECT NULL::{column.type} IN ({sql_value(value)})")
+                    await self._plan(f"EXPLAIN SELECT NULL::{column.type} IN ({sql_value(value)})")
+                except asyncpg.InsufficientPrivilegeError:
+                    return
                 except asyncpg.PostgresError as error:
                     self.mistakes.append(
-                        f"capture {self._capture.name}: derived {derived.type}: {value!r} is no value of "
+                        f"capture {self.capture.name}: derived {derived.type}: {value!r} is no value of "
                         f"{derived.column} ({column.type}): {error}"
                     )
 

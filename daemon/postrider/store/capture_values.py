@@ -29,7 +29,9 @@ _FORMATS: Mapping[Timestamps, str] = {
 class ColumnFacts:
     type: str
     """As format_type writes it."""
-    comparable: bool
+    schema: str
+    """Where the type is, or the type of an array's elements."""
+    comparable: bool = False
     """It has an equality operator."""
 
 
@@ -37,6 +39,7 @@ class ColumnFacts:
 class TableFacts:
     name: str
     """Qualified and quoted."""
+    schema: str
     columns: Mapping[str, ColumnFacts]
 
 

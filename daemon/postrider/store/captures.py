@@ -3,8 +3,8 @@ what triggers set aside."""
 
 import difflib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,26 +13,27 @@ import asyncpg
 from postrider.domain.capture import Capture
 from postrider.domain.errors import UsageError
 from postrider.store.capture_inspector import CaptureInspector
-from postrider.store.capture_sql import (
-    TRIGGER_PREFIX,
-    Statements,
-    drop_statement,
-)
-from postrider.store.capture_values import TableFacts
+from postrider.store.capture_recovery import Recovery, recover
+from postrider.store.capture_sql import CAPTURE_ROLE, TRIGGER_PREFIX, Statements, drop_statements
+from postrider.store.capture_values import quoted
 from postrider.store.database import Connection, Database, DatabaseError
 
 APPLY_LOCK_TIMEOUT = "5s"
 """How long `apply` waits for writers of a CRM's table; those who come meanwhile wait behind it."""
 
 _APPLIED = """
-SELECT c.name, c.table_name, c.section::text AS section, c.checksum,
+SELECT c.name, c.table_name, c.section::text AS section, c.checksum, c.grants,
   (SELECT count(*) FROM pg_trigger AS t JOIN pg_class AS r ON r.oid = t.tgrelid
      JOIN pg_namespace AS s ON s.oid = r.relnamespace
    WHERE t.tgname IN ($1::text || c.name || '_insert', $1 || c.name || '_update', $1 || c.name || '_delete')
      AND t.tgenabled <> 'D' AND format('%I.%I', s.nspname, r.relname) = c.table_name) AS triggers,
-  (SELECT md5(p.prosrc) FROM pg_proc AS p
-   WHERE p.pronamespace = 'postrider'::regnamespace AND p.proname = 'capture_' || c.name) AS function_md5
-FROM postrider.capture AS c ORDER BY c.name
+  f.bodies, f.owners, f.confined
+FROM postrider.capture AS c CROSS JOIN LATERAL (
+  SELECT array_agg(p.prosrc ORDER BY p.pronargs) AS bodies, string_agg(DISTINCT o.rolname, ', ') AS owners,
+    bool_and(p.prosecdef AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig)) AS confined
+  FROM pg_proc AS p JOIN pg_roles AS o ON o.oid = p.proowner
+  WHERE p.pronamespace = 'postrider'::regnamespace AND p.proname = 'capture_' || c.name) AS f
+ORDER BY c.name
 """
 
 
@@ -48,6 +49,9 @@ class Step:
     diff: tuple[str, ...]
     """The section's lines that differ, as `-` and `+`; or why an equal section has to be applied again."""
     statements: tuple[str, ...]
+    grants: tuple[str, ...]
+    """What postrider_capture needs for it, as GRANT says it."""
+    checksum: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +78,18 @@ class Captures:
     async def apply(self, captures: Sequence[Capture], now: datetime) -> list[Step]:
         """Do what `plan` says, all of it or nothing; return the steps."""
         async with _changing(self._database) as connection:
+            await _demand_membership(connection)
             steps = await _plan(connection, captures)
             sections = {capture.name: capture.section for capture in captures}
             for step in steps:
                 await _execute(connection, step, sections.get(step.name, {}), now)
         return steps
 
-    async def drop(self, names: Sequence[str] | None, now: datetime) -> list[Step]:
-        """Remove captures and every trace of them, by name or all; return the steps."""
+    async def drop(
+        self, names: Sequence[str] | None, now: datetime, *, with_rejected: bool = False
+    ) -> list[Step]:
+        """Remove captures, by name or all; return the steps. What they set aside stays, and becomes events
+        when a capture of that name is applied again, unless `with_rejected`."""
         async with _changing(self._database) as connection:
             applied = await connection.fetch(_APPLIED, TRIGGER_PREFIX)
             known = {row["name"] for row in applied}
@@ -90,10 +98,20 @@ class Captures:
                     f"there is no capture {unknown[0]!r} in the database",
                     f"Applied are: {', '.join(sorted(known)) or 'none'}.",
                 )
-            steps = [_drop_step(row) for row in applied if not names or row["name"] in names]
+            going = [row for row in applied if not names or row["name"] in names]
+            kept = {grant for row in applied if row not in going for grant in row["grants"]}
+            steps = [_drop_step(row, kept) for row in going]
             for step in steps:
                 await _execute(connection, step, {}, now)
+                if with_rejected:
+                    await connection.execute(
+                        "DELETE FROM postrider.capture_rejected WHERE capture = $1", step.name
+                    )
         return steps
+
+    async def recover(self, *, limit: int, name: str | None = None, after: int | None = None) -> Recovery:
+        """Make events of the oldest rows that were set aside; see `capture_recovery`."""
+        return await recover(self._database, limit=limit, name=name, after=after)
 
     async def log_rejections(self, limit: int) -> list[Rejection]:
         """What was set aside and not yet told; it counts as told from now on."""
@@ -143,7 +161,26 @@ async def _changing(database: Database) -> AsyncIterator[Connection]:
             ) from cause
 
 
+async def _demand_membership(connection: Connection) -> None:
+    """Raise DatabaseError unless this user may give functions to postrider_capture."""
+    mode = "SET" if connection.get_server_version().major >= 16 else "MEMBER"
+    row = await connection.fetchrow(
+        "SELECT current_user AS name, pg_has_role($1, $2) AS may", CAPTURE_ROLE, mode
+    )
+    if row is not None and not row["may"]:
+        raise DatabaseError(
+            f"{row['name']} is not a member of {CAPTURE_ROLE}, which has to own the functions of captures; "
+            "nothing was changed",
+            f"Let a superuser run: GRANT {CAPTURE_ROLE} TO {quoted(row['name'])};  then apply again.",
+        )
+
+
 async def _plan(connection: Connection, captures: Sequence[Capture]) -> list[Step]:
+    if flaw := await connection.fetchval("SELECT postrider.role_flaw($1)", CAPTURE_ROLE):
+        raise UsageError(
+            f"the role {CAPTURE_ROLE} {flaw}: what a table's owner defines would run with its rights",
+            "Take that from the role, as in ALTER ROLE … NOLOGIN NOSUPERUSER, or REVOKE.",
+        )
     wanted = {}
     mistakes: list[str] = []
     for capture in captures:
@@ -151,7 +188,7 @@ async def _plan(connection: Connection, captures: Sequence[Capture]) -> list[Ste
         statements = await inspector.statements()
         mistakes += inspector.mistakes
         if statements is not None:
-            wanted[capture.name] = (capture, inspector.tables[capture.table], statements)
+            wanted[capture.name] = (inspector, statements)
     if mistakes:
         raise UsageError(
             "the [[capture]] sections don't fit the database:\n"
@@ -160,38 +197,55 @@ async def _plan(connection: Connection, captures: Sequence[Capture]) -> list[Ste
         )
     rows = await connection.fetch(_APPLIED, TRIGGER_PREFIX)
     applied = {row["name"]: row for row in rows}
+    kept = {str(grant) for inspector, _ in wanted.values() for grant in inspector.grants}
     steps = [
-        await _step(connection, capture, facts, statements, applied.get(name))
-        for name, (capture, facts, statements) in wanted.items()
+        _step(inspector, statements, applied.get(name), kept)
+        for name, (inspector, statements) in wanted.items()
     ]
-    return steps + [_drop_step(row) for row in rows if row["name"] not in wanted]
+    return steps + [_drop_step(row, kept) for row in rows if row["name"] not in wanted]
 
 
-async def _step(
-    connection: Connection,
-    capture: Capture,
-    facts: TableFacts,
-    statements: Statements,
-    row: asyncpg.Record | None,
+def _step(
+    inspector: CaptureInspector, statements: Statements, row: asyncpg.Record | None, kept: Set[str]
 ) -> Step:
-    types = tuple(capture.event_types)
+    capture, facts = inspector.capture, inspector.tables[inspector.capture.table]
+    grants = tuple(str(grant) for grant in inspector.grants)
+    create = (*(grant.statement for grant in inspector.lacking), *statements.create)
+
+    def step(action: str, diff: Sequence[str] = (), todo: tuple[str, ...] = ()) -> Step:
+        types = tuple(capture.event_types)
+        return Step(capture.name, facts.name, action, types, tuple(diff), todo, grants, statements.checksum)
+
     if row is None:
-        return Step(capture.name, facts.name, "create", types, (), statements.create)
-    body = await connection.fetchval("SELECT md5($1::text)", f"\n{statements.function_body}\n")
+        return step("create", (), create)
+    bodies = [f"\n{body}\n" for body in statements.function_bodies]
     triggers = sum(each.startswith("CREATE TRIGGER") for each in statements.create)
     diff = _diff(json.loads(row["section"]), capture.section)
-    if row["checksum"] != statements.checksum:
+    if row["owners"] not in (None, CAPTURE_ROLE):
+        diff.append(f"its functions run with the rights of {row['owners']}, not with those of {CAPTURE_ROLE}")
+    elif row["checksum"] != statements.checksum:
         diff = diff or ["the tables, or Postrider, have changed since it was applied"]
-    elif row["function_md5"] != body or row["triggers"] != triggers or row["table_name"] != facts.name:
-        diff = ["its function or its triggers are missing, disabled or not as they were applied"]
-    else:
-        return Step(capture.name, facts.name, "keep", types, (), ())
-    statements_again = (drop_statement(capture.name), *statements.create)
-    return Step(capture.name, facts.name, "change", types, tuple(diff), statements_again)
+    elif (
+        row["bodies"] != bodies
+        or not row["confined"]
+        or row["triggers"] != triggers
+        or row["table_name"] != facts.name
+    ):
+        diff.append("its functions or its triggers are missing, disabled or not as they were applied")
+    diff += [f"{CAPTURE_ROLE} lacks {grant}" for grant in inspector.lacking]
+    if not diff:
+        return step("keep")
+    return step("change", diff, (*_undo(row, kept), *create))
 
 
-def _drop_step(row: asyncpg.Record) -> Step:
-    return Step(row["name"], row["table_name"], "drop", (), (), (drop_statement(row["name"]),))
+def _drop_step(row: asyncpg.Record, kept: Set[str]) -> Step:
+    return Step(row["name"], row["table_name"], "drop", (), (), _undo(row, kept), (), "")
+
+
+def _undo(row: asyncpg.Record, kept: Set[str]) -> tuple[str, ...]:
+    """`kept`: grants that captures need afterwards."""
+    gone = (grant for grant in row["grants"] if grant not in kept)
+    return (*drop_statements(row["name"]), *(f"REVOKE {grant} FROM {CAPTURE_ROLE}" for grant in gone))
 
 
 def _diff(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
@@ -204,24 +258,27 @@ def _diff(before: Mapping[str, object], after: Mapping[str, object]) -> list[str
 
 async def _execute(connection: Connection, step: Step, section: Mapping[str, object], now: datetime) -> None:
     for statement in step.statements:
-        await connection.execute(statement)
+        if statement.startswith(("REVOKE SELECT", "REVOKE USAGE")):
+            # The table may be gone, and the right with it.
+            with suppress(
+                asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError
+            ):
+                async with connection.transaction():
+                    await connection.execute(statement)
+        else:
+            await connection.execute(statement)
     if step.action in ("create", "change"):
         await connection.execute(
-            """INSERT INTO postrider.capture (name, table_name, section, checksum, applied_at)
-               VALUES ($1, $2, $3::text::json, $4, $5)
+            """INSERT INTO postrider.capture (name, table_name, section, checksum, grants, applied_at)
+               VALUES ($1, $2, $3::text::json, $4, $5, $6)
                ON CONFLICT (name) DO UPDATE SET table_name = excluded.table_name, section = excluded.section,
-                 checksum = excluded.checksum, applied_at = excluded.applied_at""",
+                 checksum = excluded.checksum, grants = excluded.grants, applied_at = excluded.applied_at""",
             step.name,
             step.table,
             json.dumps(section, ensure_ascii=False, default=str),
-            _checksum_of(step),
+            step.checksum,
+            list(step.grants),
             now,
         )
     elif step.action == "drop":
         await connection.execute("DELETE FROM postrider.capture WHERE name = $1", step.name)
-        await connection.execute("DELETE FROM postrider.capture_rejected WHERE capture = $1", step.name)
-
-
-def _checksum_of(step: Step) -> str:
-    created = tuple(each for each in step.statements if not each.startswith("DROP"))
-    return Statements("", created).checksum
