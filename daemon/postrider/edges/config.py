@@ -224,6 +224,7 @@ class NetworkConfig:
     https_only: bool = key(_boolean, True)
     allow: tuple[Network, ...] = key(_list(_network), ())
     deny: tuple[Network, ...] = key(_list(_network), ())
+    allow_ports: tuple[int, ...] = key(_list(_integer(1, 65_535)), ())
     proxy: str | None = key(_url("http"), None, secret=True)
     ca_file: str | None = key(_readable_file, None)
 
