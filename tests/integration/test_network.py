@@ -584,6 +584,7 @@ BAD_URLS = [
     "http://example.com:99999/",
     "http://example.com:x/",
     "http://[::1/",
+    "http://[]]/",
     "http://user:hunter2@example.com/",
     "http://hunter2@example.com/",
     "http://example.com/#hunter2",
