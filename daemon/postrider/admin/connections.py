@@ -91,7 +91,10 @@ class _Connection(asyncio.Protocol):
         self._handler.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
-        self._handler.data_received(data)
+        try:
+            self._handler.data_received(data)
+        except ValueError:  # some releases of aiohttp let out what a target that is no URL raises
+            self._transport.abort()
 
     def eof_received(self) -> bool | None:
         return self._handler.eof_received()
