@@ -13,10 +13,11 @@ from postrider import __version__
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import DeliveryState
 from postrider.domain.sealing import Sealer, parse_key
-from postrider.edges.addresses import AddressPolicy, AddressVerdict
+from postrider.edges.addresses import AddressPolicy, explain
 from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
 from postrider.edges.config import Config
 from postrider.edges.dialect_files import default_dialect, load_dialects
+from postrider.edges.dialing import BlockedAddressError
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import NetworkOptions, WebhookClient
 from postrider.edges.resources import sql_dir
@@ -81,9 +82,14 @@ def read_sealer(config: Config) -> Sealer:
     return Sealer(parse_key(text, str(path)))
 
 
+def address_policy(config: Config) -> AddressPolicy:
+    network = config.network
+    return AddressPolicy(map(str, network.allow), map(str, network.deny), network.allow_ports)
+
+
 def network_options(config: Config) -> NetworkOptions:
     return NetworkOptions(
-        policy=AddressPolicy(map(str, config.network.allow), map(str, config.network.deny)),
+        policy=address_policy(config),
         timeout=config.delivery.timeout,
         connect_timeout=config.delivery.connect_timeout,
         max_response_bytes=config.delivery.max_response_bytes,
@@ -374,7 +380,7 @@ class Daemon:
                 await asyncio.sleep(START_RETRY_S)
 
     async def _open_client(self, config: Config) -> WebhookClient:
-        client = WebhookClient(network_options(config), on_blocked=self._count_blocked)
+        client = WebhookClient(network_options(config), on_blocked=self._note_blocked)
         await client.__aenter__()
         self._clients.append(client)
         return client
@@ -388,8 +394,15 @@ class Daemon:
         for client in list(self._clients):
             await self._close_client(client)
 
-    def _count_blocked(self, verdict: AddressVerdict) -> None:
-        self.metrics.blocked.labels(verdict.value).inc()
+    def _note_blocked(self, error: BlockedAddressError) -> None:
+        """The delivery's reason names no inner address; this is for the operator."""
+        self.metrics.blocked.labels(error.verdict.value).inc()
+        log.warning(
+            "address.blocked",
+            host=error.host,
+            address=error.address,
+            reason=explain(error.address, error.verdict),
+        )
 
     def _look_again(self) -> None:
         """Rows may have been freed."""

@@ -38,11 +38,11 @@ def test_each_sick_endpoint_fails_alone_and_says_why(database_dsn: str, tmp_path
             add_endpoint(database_dsn, url, "sick.*"): (kind, reason)
             for url, kind, reason in (
                 ("http://nonexistent.invalid/", "dns", "name lookup failed"),
-                ("http://127.0.0.1:1/", "connect", "refused"),
+                ("http://127.0.0.1:2/", "connect", "refused"),
                 (receiver.url("/never"), "timeout", "within 1 s"),
                 (receiver.url("/garbage"), "protocol", ""),
                 (receiver.url("/reset"), "protocol", ""),
-                (f"http://127.9.0.1:{port}/denied", "blocked", "127.9.0.1"),
+                (f"http://127.9.0.1:{port}/denied", "blocked", "the network policy forbids (denied)"),
                 (receiver.url("/redirect"), "http", "redirects are not followed"),
             )
         }
@@ -53,6 +53,7 @@ def test_each_sick_endpoint_fails_alone_and_says_why(database_dsn: str, tmp_path
             receiver.wait_for(HEALTHY + 5, path="/healthy", timeout=20)
             assert_settled(database_dsn, ("succeeded", "failed"))
             assert daemon.process.poll() is None
+            assert {line["address"] for line in daemon.logged("address.blocked")} == {"127.9.0.1"}
         rows = query(
             database_dsn,
             """SELECT d.endpoint_id, d.state, d.reason, a.error_kind

@@ -1,10 +1,16 @@
 """The admin server: what a load balancer, systemd and Prometheus ask."""
 
 import json
+import resource
+import socket
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import execute
@@ -103,3 +109,114 @@ def test_a_port_in_use_is_a_clear_error(database_dsn: str, tmp_path: Path) -> No
             text = daemon.log_path.read_text()
             assert "admin.listen: can't listen" in text
             assert "Traceback" not in text
+
+
+HALF_REQUESTS = 900
+DESCRIPTORS = 256
+
+
+@contextmanager
+def running(dsn: str, directory: Path, **admin: str) -> Iterator[tuple[DaemonProcess, int]]:
+    """A daemon, and the port of its admin server."""
+    with DaemonProcess(write_config(directory, dsn, admin={"listen": "127.0.0.1:0", **admin})) as daemon:
+        port = int(admin_url(daemon).rpartition(":")[2])
+        daemon.wait_for_log("daemon.started")
+        yield daemon, port
+
+
+def answer_to(port: int, request: bytes) -> bytes:
+    """All that comes back until the server hangs up."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def status_for(port: int, host: str) -> int:
+    answer = answer_to(port, f"GET /healthz HTTP/1.1\r\n{host}Connection: close\r\n\r\n".encode())
+    return int(answer.split()[1])
+
+
+def test_half_requests_hold_few_descriptors_and_keep_no_good_one_out(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    with running(database_dsn, tmp_path) as (daemon, port), ExitStack() as stack:
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+        for _ in range(HALF_REQUESTS):
+            half = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            half.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert get(f"http://127.0.0.1:{port}", path)[0] == 200
+        assert len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir())) < 128
+
+
+@pytest.mark.parametrize(
+    ("begun", "drip"),
+    [
+        (b"", b""),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"X: 1\r\n"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET", b" "),
+    ],
+)
+def test_connection_without_a_complete_request_is_closed(
+    database_dsn: str, tmp_path: Path, begun: bytes, drip: bytes
+) -> None:
+    with (
+        running(database_dsn, tmp_path) as (_, port),
+        socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection,
+        suppress(ConnectionError),
+    ):
+        connection.sendall(begun)
+        ends_at = time.monotonic() + 60
+        while time.monotonic() < ends_at:
+            try:
+                if not connection.recv(65_536):
+                    return
+            except TimeoutError:
+                connection.sendall(drip)  # more of a head wins no more time
+        pytest.fail("it is still open")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x16\x03\x01\x02\x00 a TLS client\r\n\r\n",
+        b"GET /healthz\r\n\r\n",
+        b"GET /healthz HTTP/9.9\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 5000 + b"\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /healthz HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+    ],
+)
+def test_malformed_request_is_no_event_of_the_log(
+    database_dsn: str, tmp_path: Path, request_bytes: bytes
+) -> None:
+    with running(database_dsn, tmp_path) as (daemon, port):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(request_bytes)
+            connection.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):
+                while connection.recv(65_536):
+                    pass
+        assert status_for(port, "Host: localhost\r\n") == 200
+        assert daemon.terminate() == 0
+        text = daemon.log_path.read_text()
+        assert "Traceback" not in text
+        assert "library.message" not in text
+
+
+def test_only_names_of_its_own_are_answered(database_dsn: str, tmp_path: Path) -> None:
+    own = ["127.0.0.1", "localhost", "LocalHost", "[::1]", "127.8.8.8", "hooks.example", "Hooks.Example"]
+    foreign = ["evil.example", "10.0.0.1", "localhost.evil.example", "a b", "[", ""]
+    with running(database_dsn, tmp_path, public_url="https://hooks.example/admin") as (_, port):
+        for host in own:
+            assert status_for(port, f"Host: {host}\r\n") == 200
+            assert status_for(port, f"Host: {host}:{port}\r\n") == 200
+        for host in foreign:
+            assert status_for(port, f"Host: {host}\r\n") in (400, 421)
+            assert status_for(port, f"Host: {host}:{port}\r\n") in (400, 421)
+        assert b"200 OK" in answer_to(port, b"GET /healthz HTTP/1.0\r\n\r\n")  # a load balancer's check

@@ -13,7 +13,9 @@ from tests.support.receiver_process import ReceiverProcess
 
 @pytest.fixture
 def cli(database_dsn: str, tmp_path: Path) -> Cli:
-    return Cli(write_config(tmp_path, database_dsn, retry={"schedule": ["0s"]}))
+    config = write_config(tmp_path, database_dsn, retry={"schedule": ["0s"]})
+    config.chmod(0o600)
+    return Cli(config)
 
 
 def test_an_endpoint_from_add_to_delete(cli: Cli) -> None:
@@ -70,6 +72,12 @@ def test_bounds_of_an_endpoint_are_set_kept_and_lifted(cli: Cli) -> None:
         ),
         (["endpoint", "add", "--url", "https://x.example/", "--events", "*", "--header", "Host: y"], "Host"),
         (["endpoint", "add", "--url", "https://x.example/", "--events", "*", "--rate", "5"], "such as 5/s"),
+        (
+            ["endpoint", "add", "--url", "https://10.0.0.1/", "--events", "*"],
+            "10.0.0.1/32 to network.allow",
+        ),
+        (["endpoint", "add", "--url", "https://a.example:25/", "--events", "*"], "network.allow_ports"),
+        (["endpoint", "add", "--url", "https://010.0.0.1/", "--events", "*"], "leading zero"),
         (["endpoint", "show", "ep_1"], "16 hexadecimal digits"),
         (["endpoint", "show", "ep_00000000000000ff"], "there is no endpoint"),
         (["event", "show", "evt_" + "0" * 32], "there is no event"),
@@ -82,6 +90,14 @@ def test_bounds_of_an_endpoint_are_set_kept_and_lifted(cli: Cli) -> None:
 )
 def test_a_mistake_is_explained(cli: Cli, arguments: list[str], said: str) -> None:
     assert said in cli(*arguments, exit_code=2)
+
+
+def test_an_endpoint_is_not_moved_to_an_address_that_is_never_sent_to(cli: Cli) -> None:
+    ep = cli.json("endpoint", "add", "--url", "https://example.com/h", "--events", "*")["id"]
+    said = cli("endpoint", "update", ep, "--url", "http://169.254.169.254/latest", exit_code=2)
+    assert "169.254.169.254 is cloud-metadata" in said
+    assert "allow" not in said
+    assert cli.json("endpoint", "show", ep)["url"] == "https://example.com/h"
 
 
 def test_a_support_person_finds_out_why_it_failed_and_sends_it_again(
@@ -115,5 +131,42 @@ def test_check_finds_everything_in_order_but_no_daemon(cli: Cli) -> None:
 
 
 def test_check_names_an_endpoint_that_can_not_be_reached(cli: Cli) -> None:
-    cli("endpoint", "add", "--url", "http://127.0.0.1:1/", "--events", "*")
+    cli("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*")
     assert "no connection" in cli("check", exit_code=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "level", "hint"),
+    [
+        (0o600, "ok", ""),
+        (0o640, "ok", ""),
+        (0o644, "warn", "chmod g-w,o= "),
+        (0o660, "warn", "chmod g-w,o= "),
+        (0o622, "fail", "chmod g-w,o= "),
+    ],
+)
+def test_check_warns_of_secrets_that_other_users_can_read_or_change(
+    database_dsn: str, tmp_path: Path, mode: int, level: str, hint: str
+) -> None:
+    key_file = tmp_path / "a key"
+    key_file.write_text("A" * 43 + "=\n")
+    key_file.chmod(mode)
+    config = write_config(tmp_path, database_dsn, secrets={"key_file": str(key_file)})
+    config.write_text('#dsn = "postgresql://postrider:hunter2@localhost/crm"\n' + config.read_text())
+    config.chmod(mode)
+    printed = Cli(config)("check", "--json", exit_code=int(level == "fail"))
+    found = {finding["what"]: finding for finding in json.loads(printed)}
+    for what, path in (("configuration file", f"{config}"), ("key file", f"'{key_file}'")):
+        assert found[what]["level"] == level
+        assert found[what]["hint"] == (hint and hint + path) or level == "ok"
+
+
+def test_check_lets_everybody_read_a_configuration_without_a_password(
+    database_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, "postgresql://postrider@localhost/crm")
+    config.chmod(0o644)
+    monkeypatch.setenv("POSTRIDER_DATABASE_DSN", database_dsn)
+    found = Cli(config).json("check")
+    assert found[1]["what"] == "configuration file"
+    assert found[1]["level"] == "ok"

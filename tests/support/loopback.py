@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from postrider.domain.model import AttemptResult, ErrorKind, Failure, Reply
-from postrider.edges.addresses import AddressPolicy, AddressVerdict
+from postrider.edges.addresses import AddressPolicy
+from postrider.edges.dialing import BlockedAddressError
 from postrider.edges.network import NetworkOptions, WebhookClient
 
 LOOPBACK = AddressPolicy(allow=["127.0.0.0/8", "::1/128"])
@@ -98,7 +99,7 @@ def client(
     max_response_bytes: int = 1000,
     proxy: str | None = None,
     ca_file: str | None = None,
-    on_blocked: Callable[[AddressVerdict], None] | None = None,
+    on_blocked: Callable[[BlockedAddressError], None] | None = None,
 ) -> WebhookClient:
     options = NetworkOptions(policy, timeout, connect_timeout, max_response_bytes, proxy, ca_file)
     return WebhookClient(options, on_blocked)

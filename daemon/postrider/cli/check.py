@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import shlex
 import ssl
-from collections.abc import AsyncIterator
+import stat
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +17,7 @@ from postrider.app import network_options, read_sealer
 from postrider.cli.common import config_option, json_option, print_json, run_async
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import EndpointState, endpoint_public_id
-from postrider.edges.config import Config, load_config
+from postrider.edges.config import Config, config_source, holds_password, load_config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
@@ -86,6 +88,8 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
         yield Finding("fail", "configuration", error.message, error.hint)
         return
     yield Finding("ok", "configuration", "valid")
+    for finding in _permission_findings(config_path, config):
+        yield finding
     if spoken.sending_addresses:
         promised = ", ".join(spoken.sending_addresses)
         yield Finding(
@@ -122,6 +126,27 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
                 )
     finally:
         await database.close()
+
+
+def _permission_findings(config_path: Path | None, config: Config) -> Iterator[Finding]:
+    """Whether other users can read what is secret, or change what the daemon obeys."""
+    source = config_source(config_path, os.environ)
+    if source.exists():
+        yield _permission_finding("configuration file", source, secret=holds_password(source))
+    if config.secrets.key_file is not None:
+        yield _permission_finding("key file", Path(config.secrets.key_file), secret=True)
+
+
+def _permission_finding(what: str, path: Path, *, secret: bool) -> Finding:
+    mode = path.stat().st_mode
+    hint = f"chmod {'g-w,o=' if secret else 'go-w'} {shlex.quote(str(path))}"
+    if mode & stat.S_IWOTH:
+        return Finding("fail", what, f"every user can change {path}", hint)
+    if secret and mode & stat.S_IROTH:
+        return Finding("warn", what, f"{path} holds a secret, and every user can read it", hint)
+    if mode & stat.S_IWGRP:
+        return Finding("warn", what, f"the group of {path} can change it", hint)
+    return Finding("ok", what, "its permissions are narrow enough")
 
 
 async def _database_findings(connection: Connection, dsn: str) -> AsyncIterator[Finding]:

@@ -47,7 +47,7 @@ async def _serve(config: Config, read_config: Callable[[], Config]) -> None:
     daemon = Daemon(config)
     async with AsyncExitStack() as stack:
         if config.admin.listen:
-            await stack.enter_async_context(AdminServer(daemon, config.admin.listen))
+            await stack.enter_async_context(AdminServer(daemon, config.admin))
         await _run_until_stopped(daemon, read_config)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from postrider.app import address_policy
 from postrider.cli.common import (
     config_option,
     json_option,
@@ -102,11 +103,12 @@ async def add(
     rate_per_s = _rate(rate)
     async with open_stores(config_path) as stores:
         spoken = known_dialect(dialect or stores.config.dialect.default, stores.config)
+        _check_url(url, stores.config)
         _warn_of_http(url, spoken, stores.config)
         new = Endpoint(
             id=secrets.randbits(63) or 1,
             workspace_id=workspace,
-            url=_checked_url(url, stores.config),
+            url=url,
             patterns=_patterns(events, spoken),
             exclusions=_patterns(exclude, spoken) if exclude else (),
             dialect=spoken.name,
@@ -165,6 +167,7 @@ async def update(
         before = (await living(stores, endpoint_id)).endpoint
         spoken = known_dialect(dialect or before.dialect, stores.config)
         if url is not None:
+            _check_url(url, stores.config)
             _warn_of_http(url, spoken, stores.config)
         patterns = _patterns(events, spoken) if events is not None else None
         if dialect is not None:
@@ -183,7 +186,7 @@ async def update(
         await stores.endpoints.update(
             endpoint_id,
             stores.clock.now(),
-            url=_checked_url(url, stores.config) if url is not None else None,
+            url=url,
             description=description,
             patterns=patterns,
             exclusions=(_patterns(exclude, spoken) if exclude else ()) if exclude is not None else None,
@@ -213,9 +216,8 @@ def _tell_of_handshake(ep: str, dialect: Dialect, problem: str | None) -> None:
     raise click.exceptions.Exit(1)
 
 
-def _checked_url(url: str, config: Config) -> str:
-    check_url(url, config.network.https_only)
-    return url
+def _check_url(url: str, config: Config) -> None:
+    check_url(url, config.network.https_only, address_policy(config))
 
 
 def _warn_of_http(url: str, dialect: Dialect, config: Config) -> None:

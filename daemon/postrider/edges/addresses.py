@@ -19,6 +19,16 @@ from postrider.domain.errors import UsageError
 MAX_URL_LENGTH = 2048
 _URL_HINT = "Write it like https://host:8443/path."
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\\]")
+_NUMBER = re.compile(r"\d+|0[xX][0-9a-fA-F]*", re.ASCII)
+_LEADING_ZERO = re.compile(r"0\d+", re.ASCII)
+# What browsers refuse, because a server of another protocol could take a request for its own commands (WHATWG
+# Fetch, "port blocking"); and Redis and memcached, which read commands line by line too.
+_FOREIGN_PORTS = """
+    1 7 9 11 13 15 17 19 20 21 22 23 25 37 42 43 53 69 77 79 87 95 101 102 103 104 109 110 111 113 115
+    117 119 123 135 137 139 143 161 179 389 427 465 512 513 514 515 526 530 531 532 540 548 554 556 563
+    587 601 636 989 990 993 995 1719 1720 1723 2049 3659 4045 4190 5060 5061 6000 6566 6665 6666 6667
+    6668 6669 6679 6697 10080 6379 11211
+"""
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -36,6 +46,7 @@ class AddressVerdict(StrEnum):
     MULTICAST = "multicast"
     RESERVED = "reserved"
     UNSPECIFIED = "unspecified"
+    FOREIGN_PORT = "foreign-port"  # the port of another protocol
     TRANSLATED = "translated"  # a tunnel or translator behind it decides where packets end
     MALFORMED = "malformed"
 
@@ -86,16 +97,19 @@ class InsecureUrlError(UsageError):
 
 
 class AddressPolicy:
-    """The rules of `network.allow` and `network.deny` over the built-in tables.
+    """The rules of `network.allow`, `deny` and `allow_ports` over the built-in tables.
 
     `allow` lifts the built-in rules, `deny` wins over both; each is a list of CIDRs. An IPv6 address that
     carries an IPv4 address is judged by that one, though `deny` may name either.
     """
 
-    def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
+    def __init__(
+        self, allow: Iterable[str] = (), deny: Iterable[str] = (), allow_ports: Iterable[int] = ()
+    ) -> None:
         """Raises `UsageError` for a text that is no network."""
         self._allow = _networks("network.allow", allow)
         self._deny = _networks("network.deny", deny)
+        self._foreign_ports = set(map(int, _FOREIGN_PORTS.split())).difference(allow_ports)
 
     def verdict(self, address: str | Address) -> AddressVerdict:
         """Judge one address; a text may carry an IPv6 scope (`fe80::1%eth0`)."""
@@ -110,16 +124,33 @@ class AddressPolicy:
             return AddressVerdict.ALLOWED
         return _classify(inner)
 
+    def port_verdict(self, port: int) -> AddressVerdict:
+        return AddressVerdict.FOREIGN_PORT if port in self._foreign_ports else AddressVerdict.ALLOWED
+
 
 def explain(address: str, verdict: AddressVerdict) -> str:
-    """One sentence for the support person: why `address` got this verdict and what lifts it."""
+    """One sentence for the operator: why `address` got this verdict and what lifts it.
+
+    For a port, `address` is the port.
+    """
     match verdict:
         case AddressVerdict.DENIED:
             return f"{address} is denied by network.deny"
         case AddressVerdict.MALFORMED:
             return f"{address} is malformed; write the address in its standard form"
+        case AddressVerdict.METADATA:
+            return f"{address} is {verdict}: whoever reaches it may get this host's own credentials"
+        case AddressVerdict.FOREIGN_PORT:
+            return f"port {address} belongs to another protocol; add it to network.allow_ports to permit it"
         case _:
             return f"{address} is {verdict}; add it to network.allow to permit it"
+
+
+def explain_to_customer(verdict: AddressVerdict) -> str:
+    """The same for the endpoint's owner, whom neither inner addresses nor the configuration concern."""
+    if verdict is AddressVerdict.FOREIGN_PORT:
+        return "the port belongs to another protocol, and the network policy forbids it"
+    return f"the host leads to an address that the network policy forbids ({verdict})"
 
 
 def parse_url(url: str, https_only: bool) -> URL:
@@ -136,9 +167,32 @@ def parse_url(url: str, https_only: bool) -> URL:
     return parsed
 
 
-def check_url(url: str, https_only: bool) -> None:
-    """Raise `UsageError` where `url` can't be an endpoint's."""
-    parse_url(url, https_only)
+def check_url(url: str, https_only: bool, policy: AddressPolicy) -> None:
+    """Raise `UsageError` where `url` can't be an endpoint's, or will never be sent to under `policy`.
+
+    Names are not looked up: what they lead to may change at any time.
+    """
+    parsed = parse_url(url, https_only)
+    host, port = parsed.raw_host or "", parsed.port or 0
+    # A name of the loopback interface whatever the name servers say (RFC 6761).
+    address = "127.0.0.1" if f".{host}".endswith(".localhost") else host
+    verdict = policy.verdict(address)
+    if verdict not in (AddressVerdict.ALLOWED, AddressVerdict.MALFORMED):
+        sentence, _, hint = explain(address, verdict).partition("; ")
+        hint = hint and f"To permit it, add {_network_of(address)} to network.allow."
+        raise UsageError(
+            f"nothing will ever be sent to this URL: {sentence}",
+            hint or "Name a host on the public internet.",
+        )
+    if policy.port_verdict(port) is not AddressVerdict.ALLOWED:
+        raise UsageError(
+            f"nothing will ever be sent to this URL: port {port} belongs to another protocol",
+            f"To permit it, add {port} to network.allow_ports.",
+        )
+
+
+def _network_of(address: str) -> Network:
+    return ip_network(_inner(ip_address(address.partition("%")[0])))
 
 
 def _networks(setting: str, cidrs: Iterable[str]) -> tuple[Network, ...]:
@@ -193,9 +247,19 @@ def _parse(url: str) -> URL:
 
 
 def _with_plain_ipv4(url: URL, host: str) -> URL:
-    """Write 2130706433, 0x7f.1 and the like as the address that the system takes them for: 127.0.0.1."""
-    try:
-        dotted = socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
+    """Write 2130706433, 0x7f.1 and the like as the address that the system takes them for: 127.0.0.1.
+
+    A host that ends in a number is no name (WHATWG URL), and no reader may take it for another address.
+    """
+    parts = host.removesuffix(".").split(".")
+    if ":" in host or not _NUMBER.fullmatch(parts[-1]):
         return url
-    return url.with_host(dotted)
+    if any(_LEADING_ZERO.fullmatch(part) for part in parts):
+        raise UsageError(
+            "the URL's IPv4 address has a part with a leading zero, which some read as octal",
+            "Leave the zero out.",
+        )
+    try:
+        return url.with_host(socket.inet_ntoa(socket.inet_aton(".".join(parts))))
+    except OSError as error:
+        raise UsageError("the URL's host ends in a number, but is no IPv4 address", _URL_HINT) from error

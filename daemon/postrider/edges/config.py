@@ -224,6 +224,7 @@ class NetworkConfig:
     https_only: bool = key(_boolean, True)
     allow: tuple[Network, ...] = key(_list(_network), ())
     deny: tuple[Network, ...] = key(_list(_network), ())
+    allow_ports: tuple[int, ...] = key(_list(_integer(1, 65_535)), ())
     proxy: str | None = key(_url("http"), None, secret=True)
     ca_file: str | None = key(_readable_file, None)
 
@@ -291,19 +292,29 @@ _AT_MOST = {
 """Section and key whose value must not exceed that of another key of the section."""
 
 
+def config_source(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """The file that `load_config` reads."""
+    return path or Path(environ.get("POSTRIDER_CONFIG") or DEFAULT_PATH)
+
+
+def holds_password(file: Path) -> bool:
+    """Whether a URL in a configuration file, even one commented out, carries a password."""
+    return any(_PASSWORD.search(line) for line in file.read_text(encoding="utf-8").splitlines())
+
+
 def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     """Read `path`, else $POSTRIDER_CONFIG, else /etc/postrider/postrider.toml.
 
     $POSTRIDER_DATABASE_DSN overrides `database.dsn`, and alone is enough where no file was named and the
     default one does not exist. Raises UsageError with every mistake.
     """
-    named = path or (Path(environ["POSTRIDER_CONFIG"]) if environ.get("POSTRIDER_CONFIG") else None)
-    source = named or DEFAULT_PATH
+    source = config_source(path, environ)
+    named = path or environ.get("POSTRIDER_CONFIG")
     dsn = environ.get("POSTRIDER_DATABASE_DSN")
     try:
         text = source.read_text(encoding="utf-8")
     except FileNotFoundError:
-        if named is not None or not dsn:
+        if named or not dsn:
             raise UsageError(
                 f"there is no configuration file {source}",
                 "Write one with `postrider init FILE`, and name it with --config FILE or $POSTRIDER_CONFIG.",

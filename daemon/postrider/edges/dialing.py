@@ -1,4 +1,4 @@
-"""Opens connections for the HTTP client: name lookup, address policy, TCP, TLS and proxy, all by aiohttp.
+"""Opens connections for the HTTP client: name lookup, address policy; and TCP, TLS and proxy by aiohttp.
 
 Every address is judged right before a socket is opened for it, so no spelling of a URL, DNS answer or
 redirect gets around the policy.
@@ -7,7 +7,9 @@ redirect gets around the policy.
 import asyncio
 import socket
 import ssl
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
+from ipaddress import IPv6Address, ip_address
 
 import aiohttp
 from aiohttp import abc
@@ -15,16 +17,26 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from postrider.domain.errors import UsageError
-from postrider.edges.addresses import AddressPolicy, AddressVerdict, explain
+from postrider.edges.addresses import AddressPolicy, AddressVerdict, explain_to_customer
+from postrider.edges.resolving import Resolver
 
-_LOOKUP_THREADS = 64  # a name whose server is silent holds one until getaddrinfo gives up
+_LOOKUP_SHARE = 0.8
+"""How much of the time to connect a name lookup may take, so that its failure is told as such."""
+
+_UNLIMITED = aiohttp.ClientTimeout(total=None)
 
 
 class BlockedAddressError(OSError):
-    """The policy forbids an address. An `OSError`, so that aiohttp treats it as a failed connection."""
+    """The policy forbids an address. An `OSError`, so that aiohttp treats it as a failed connection.
 
-    def __init__(self, reason: str, verdict: AddressVerdict) -> None:
-        super().__init__(reason)
+    Its text is for the endpoint's owner, and names no address.
+    """
+
+    def __init__(self, host: str, address: str, verdict: AddressVerdict) -> None:
+        super().__init__(explain_to_customer(verdict))
+        self.host = host
+        self.address = address
+        """What was forbidden; it may be just the port."""
         self.verdict = verdict
 
 
@@ -32,22 +44,31 @@ class Dialer:
     """Make it in a running event loop."""
 
     def __init__(
-        self, policy: AddressPolicy, *, tls: ssl.SSLContext, proxy: URL | None, connect_timeout: float
+        self,
+        policy: AddressPolicy,
+        *,
+        tls: ssl.SSLContext,
+        proxy: URL | None,
+        connect_timeout: float,
+        name_servers: Sequence[str] = (),
     ) -> None:
-        """`proxy` is exempt from `policy`, which judges each target. `connect_timeout` is in seconds."""
+        """`proxy` is exempt from `policy`, which judges each target. `connect_timeout` is in seconds;
+        `name_servers` (address:port) stand in for the system's."""
         self._policy = policy
         self._proxy = proxy
         self._proxy_auth = None
         if proxy is not None and proxy.user is not None:
             self._proxy = proxy.with_user(None)
             self._proxy_auth = aiohttp.BasicAuth(proxy.user, proxy.password or "")
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
-        self._resolver = _StrictResolver(policy)
+        self._timeout = connect_timeout
+        self._names = Resolver(timeout=connect_timeout * _LOOKUP_SHARE, servers=name_servers)
+        self._targets = _ConnectorNames(self._names, policy)
         self._connector = aiohttp.TCPConnector(
             limit=0,
             ssl=tls,
+            use_dns_cache=False,
             # Behind a proxy the connector only ever looks up and connects to the proxy.
-            resolver=None if proxy else self._resolver,
+            resolver=_ConnectorNames(self._names, None) if proxy else self._targets,
             socket_factory=self._open_socket,
         )
 
@@ -56,6 +77,24 @@ class Dialer:
 
         Raises BlockedAddressError, other OSErrors and aiohttp.ClientError.
         """
+        _admit_port(self._policy, target)
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout):
+                try:
+                    return await self._connect(target)
+                except aiohttp.ClientConnectorDNSError:
+                    raise
+                except aiohttp.ClientConnectorError:
+                    # The host may have moved since its name was looked up.
+                    host = (self._proxy or target).raw_host or ""
+                    if not await self._names.is_outdated(host, started):
+                        raise
+                    return await self._connect(target)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError from error
+
+    async def _connect(self, target: URL) -> Connection:
         request = aiohttp.ClientRequest(
             "POST",
             target,
@@ -63,15 +102,13 @@ class Dialer:
             proxy=self._proxy,
             proxy_auth=self._proxy_auth,
         )
-        try:
-            return await self._connector.connect(request, [], self._timeout)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError from error
+        return await self._connector.connect(request, [], _UNLIMITED)
 
     async def judge(self, target: URL) -> None:
         """Raise for a target that the proxy must not be asked for."""
         if self._proxy is not None:
-            await self._resolver.resolve(target.raw_host or "", target.port or 0)
+            _admit_port(self._policy, target)
+            await self._targets.resolve(target.raw_host or "", target.port or 0)
 
     def request_start(self, target: URL) -> bytes:
         """The first lines of a request: what it asks for, of which host, and the proxy's permit."""
@@ -84,50 +121,47 @@ class Dialer:
 
     async def close(self) -> None:
         await self._connector.close()
-        await self._resolver.close()
+        self._names.close()
 
     def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = info
         if self._proxy is None:
-            _admit(self._policy, str(address[0]))
+            _admit(self._policy, str(address[0]), str(address[0]))
         return socket.socket(family, kind, protocol)
 
 
-class _StrictResolver(abc.AbstractResolver):
-    """Looks names up with the system's resolver; refuses a name of which any address is forbidden.
+class _ConnectorNames(abc.AbstractResolver):
+    """Answers aiohttp's connector; with a policy it refuses a name of which any address is forbidden."""
 
-    It has threads of its own: the event loop's few (libuv: two) would let one dead name server hold up
-    the lookups of all other endpoints.
-    """
-
-    def __init__(self, policy: AddressPolicy) -> None:
+    def __init__(self, names: Resolver, policy: AddressPolicy | None) -> None:
+        self._names = names
         self._policy = policy
-        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="lookup")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[abc.ResolveResult]:
-        answers = await asyncio.get_running_loop().run_in_executor(
-            self._threads,
-            lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG),
-        )
-        addresses = [str(answer[4][0]) for answer in answers]
-        for address in addresses:
-            _admit(self._policy, address, name=host)
+        addresses = await self._names.look_up(host)
+        if self._policy is not None:
+            for address in addresses:
+                _admit(self._policy, host, address)
         return [
             {
                 "hostname": host,
                 "host": address,
                 "port": port,
-                "family": answer[0],
-                "proto": answer[2],
+                "family": _family_of(address),
+                "proto": socket.IPPROTO_TCP,
                 "flags": socket.AI_NUMERICHOST,
             }
-            for answer, address in zip(answers, addresses, strict=True)
+            for address in addresses
         ]
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """The dialer closes the resolver."""
+
+
+def _family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if isinstance(ip_address(address), IPv6Address) else socket.AF_INET
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
@@ -157,8 +191,14 @@ def proxy_url(proxy: str | None) -> URL | None:
     return url
 
 
-def _admit(policy: AddressPolicy, address: str, name: str = "") -> None:
+def _admit(policy: AddressPolicy, host: str, address: str) -> None:
     verdict = policy.verdict(address)
     if verdict is not AddressVerdict.ALLOWED:
-        found = f"{name} resolves to a forbidden address: " if name and name != address else ""
-        raise BlockedAddressError(found + explain(address, verdict), verdict)
+        raise BlockedAddressError(host, address, verdict)
+
+
+def _admit_port(policy: AddressPolicy, target: URL) -> None:
+    port = target.port or 0
+    verdict = policy.port_verdict(port)
+    if verdict is not AddressVerdict.ALLOWED:
+        raise BlockedAddressError(target.raw_host or "", str(port), verdict)

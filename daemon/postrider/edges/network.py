@@ -20,7 +20,7 @@ from yarl import URL
 
 from postrider.domain.errors import HostExhausted, UsageError
 from postrider.domain.model import AttemptResult, ErrorKind, Failure, Reply
-from postrider.edges.addresses import AddressPolicy, AddressVerdict, InsecureUrlError, parse_url
+from postrider.edges.addresses import AddressPolicy, InsecureUrlError, parse_url
 from postrider.edges.dialing import BlockedAddressError, Dialer, proxy_url, tls_context
 from postrider.edges.http1 import (
     Answer,
@@ -61,6 +61,8 @@ class NetworkOptions:
     proxy looks the target's name up again, so it has to forbid what it must not reach."""
     ca_file: str | None = None
     """PEM certificates trusted besides the system's."""
+    name_servers: tuple[str, ...] = ()
+    """Name servers (address:port) instead of the system's."""
 
 
 class _Target:
@@ -78,7 +80,7 @@ class WebhookClient:
     """Sends webhooks over kept-alive connections. Use as an async context manager."""
 
     def __init__(
-        self, options: NetworkOptions, on_blocked: Callable[[AddressVerdict], None] | None = None
+        self, options: NetworkOptions, on_blocked: Callable[[BlockedAddressError], None] | None = None
     ) -> None:
         """`on_blocked` hears of each attempt that the policy stopped. Raises `UsageError` for a `ca_file`
         or `proxy` that can't be used."""
@@ -103,6 +105,7 @@ class WebhookClient:
             tls=self._tls,
             proxy=self._proxy,
             connect_timeout=self._options.connect_timeout,
+            name_servers=self._options.name_servers,
         )
         return self
 
@@ -245,7 +248,7 @@ class WebhookClient:
         match cause:
             case BlockedAddressError():
                 if self._on_blocked is not None:
-                    self._on_blocked(cause.verdict)
+                    self._on_blocked(cause)
                 return ErrorKind.BLOCKED, str(cause)
             case InsecureUrlError():
                 return ErrorKind.BLOCKED, cause.message

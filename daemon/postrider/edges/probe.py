@@ -3,11 +3,13 @@
 import asyncio
 import socket
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from postrider.domain.errors import UsageError
-from postrider.edges.addresses import AddressPolicy, AddressVerdict, explain, parse_url
+from postrider.edges.addresses import AddressPolicy, AddressVerdict, check_url, explain, parse_url
+from postrider.edges.resolving import Resolver
 
 EXPIRES_SOON_DAYS = 14
 
@@ -22,26 +24,23 @@ class Probe:
 async def probe(  # noqa: PLR0911 (one return for each way to fail)
     url: str, policy: AddressPolicy, *, https_only: bool, tls: ssl.SSLContext, timeout: float
 ) -> Probe:
-    """Look the host up, judge its addresses, and shake hands where the URL is https."""
+    """Look the host up, judge its addresses and port, and shake hands where the URL is https."""
     try:
+        check_url(url, https_only, policy)
         target = parse_url(url, https_only)
     except UsageError as error:
-        return Probe("fail", error.message)
+        return Probe("fail", f"{error.message}. {error.hint}")
     host, port = target.raw_host or "", target.port or 443
+    resolver = Resolver(timeout=timeout)
     try:
-        async with asyncio.timeout(timeout):
-            loop = asyncio.get_running_loop()
-            answers = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            for *_, address in answers:
-                verdict = policy.verdict(str(address[0]))
+        async with asyncio.timeout(timeout * 2):
+            addresses = await resolver.look_up(host)
+            for address in addresses:
+                verdict = policy.verdict(address)
                 if verdict is not AddressVerdict.ALLOWED:
-                    return Probe("fail", explain(str(address[0]), verdict))
+                    return Probe("fail", explain(address, verdict))
             context = tls if target.scheme == "https" else None
-            _, writer = await asyncio.open_connection(
-                str(answers[0][4][0]), port, ssl=context, server_hostname=host if context else None
-            )
-            certificate = writer.get_extra_info("peercert") or {}
-            writer.close()
+            certificate = await _shake_hands(addresses, port, context, host)
     except TimeoutError:
         return Probe("fail", f"no connection within {timeout:g} s")
     except socket.gaierror as error:
@@ -52,9 +51,30 @@ async def probe(  # noqa: PLR0911 (one return for each way to fail)
         )
     except OSError as error:
         return Probe("fail", f"no connection: {error.strerror or error}")
+    finally:
+        resolver.close()
     if not certificate:
         return Probe("ok", "reachable, without TLS")
     expires = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
     days = (expires - datetime.now(UTC)).days
     level = "warn" if days < EXPIRES_SOON_DAYS else "ok"
     return Probe(level, f"reachable; its certificate is valid for {days} more days")
+
+
+async def _shake_hands(
+    addresses: Sequence[str], port: int, context: ssl.SSLContext | None, host: str
+) -> dict[str, object]:
+    """Connect to the first address that answers; return the certificate, or nothing without TLS."""
+    for address in addresses:
+        try:
+            _, writer = await asyncio.open_connection(
+                address, port, ssl=context, server_hostname=host if context else None
+            )
+        except OSError:
+            if address == addresses[-1]:
+                raise
+            continue
+        certificate = writer.get_extra_info("peercert") or {}
+        writer.close()
+        return dict(certificate)
+    return {}
