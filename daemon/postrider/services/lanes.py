@@ -21,8 +21,9 @@ from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.policy import Outcome
 from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
-from postrider.services.lane import ANY_EVENT, Lane, Turns
+from postrider.services.lane import ANY_EVENT, Lane
 from postrider.services.ledger import Job, Ledger
+from postrider.services.turns import Turns
 
 JOBS_PER_SLOT = 8
 """At least so many may queue up for a slot of a lane that is not slow."""
@@ -32,10 +33,6 @@ PATIENCE_S = 0.1
 """How old the first job in the queue of a full lane may be."""
 SLOW_AFTER_S = 0.5
 """A request that is under way for so long, or an average above it, makes a lane slow."""
-SUSPECT_SHARE = 0.5
-"""Of the global slots, for all lanes together that are slow or did not answer yet."""
-FAILING_SHARE = 0.5
-"""Of these slots, for those of them whose endpoint was failing when the daemon began to know it."""
 TICK_S = 0.05
 MAX_LOOKED_AT = 1000
 """Lanes that are behind, at one look for some to refill."""
@@ -62,19 +59,13 @@ class Lanes:
         clock: Clock,
     ) -> None:
         self._capacity = capacity
-        self._suspect_slots = max(1, int(concurrency * SUSPECT_SHARE))
-        self._failing_slots = max(1, int(self._suspect_slots * FAILING_SHARE))
         self._endpoint_concurrency = endpoint_concurrency
         self._ledger = ledger
         self._clock = clock
         self._endpoints: dict[int, Endpoint] = {}
         self._lanes: dict[int, Lane] = {}
         """Of endpoints that had something to send."""
-        self._turns = Turns()
-        self._suspect_turns = Turns()
-        self._failing_turns = Turns()
-        self._suspect_running = 0
-        self._failing_running = 0
+        self._turns = Turns(concurrency)
         self._idle_takers: deque[asyncio.Future[None]] = deque()
         self._behind: dict[Lane, None] = {}
         """Those with deliveries in the database, in turn."""
@@ -234,7 +225,7 @@ class Lanes:
         lane.queue.append(job)
         self.queued += 1
         if len(lane.running) < lane.pace.limit:
-            self._give_turn(lane)
+            self._turns.give(lane)
             self._wake_taker()
         elif lane.pace.limit == 0:
             self._watch(lane)
@@ -242,7 +233,7 @@ class Lanes:
     async def take(self) -> Job | None:
         """The next job whose lane has a free slot, lanes taking turns; None when draining is over."""
         while True:
-            while (lane := self._next_lane()) is not None:
+            while (lane := self._turns.next()) is not None:
                 if not lane.ready:
                     continue
                 job = lane.queue.popleft()
@@ -253,9 +244,9 @@ class Lanes:
                 lane.pace.started(now)
                 self.queued -= 1
                 self.running += 1
-                self._count_running(lane, 1)
-                self._give_turn(lane)
-                if self._idle_takers and self._any_turn():
+                self._turns.count(lane, 1)
+                self._turns.give(lane)
+                if self._idle_takers and self._turns:
                     self._wake_taker()
                 return job
             if self._draining:
@@ -278,7 +269,7 @@ class Lanes:
         full = len(lane.running) >= lane.pace.limit
         del lane.running[job]
         self.running -= 1
-        self._count_running(lane, -1)
+        self._turns.count(lane, -1)
         if job.suspect_cost:
             self._ledger.mark(job, suspect=False)
         if outcome is not None:
@@ -291,7 +282,7 @@ class Lanes:
                 self._classify(lane, now)
             if lane.queue and lane.pace.resting(now):
                 self._give_back(lane)
-        self._give_turn(lane)
+        self._turns.give(lane)
         if self._room_wanted and not self.crowded:
             self._room_wanted = False
             self.on_room()
@@ -316,12 +307,12 @@ class Lanes:
             lane.pace.refresh(now)
             if lane.pace.state is not before:
                 self._announce(lane)
-            self._give_turn(lane)
+            self._turns.give(lane)
             if lane.waiting and self.room_of(lane) > 0:
                 self.on_refill()
             if not lane.running and lane.pace.limit and lane.pace.state is not PaceState.THROTTLED:
                 self._watched.discard(lane)
-        if self._any_turn():
+        if self._turns:
             self._wake_taker()
         if not self._watched:
             self._stirred.clear()
@@ -356,7 +347,7 @@ class Lanes:
             self._behind.pop(lane, None)
             returned = self._empty(lane)
             lane.spilled += len(returned)
-        self._give_turn(lane)
+        self._turns.give(lane)
         self._wake_taker()
         return returned
 
@@ -383,16 +374,10 @@ class Lanes:
         lane.slow = slow
         if (suspect, failing) == (lane.suspect, lane.failing):
             return
-        if lane.has_turn:
-            self._turns_of(lane).remove(lane)
-            lane.has_turn = False
-        self._count_running(lane, -len(lane.running))
-        lane.suspect, lane.failing = suspect, failing
-        self._count_running(lane, len(lane.running))
+        self._turns.reclassify(lane, suspect=suspect, failing=failing)
         for jobs in (lane.running, lane.queue):
             for job in jobs:
                 self._ledger.mark(job, suspect=suspect)
-        self._give_turn(lane)
 
     def _announce(self, lane: Lane) -> None:
         """Tell of a new state of a lane's pace; a lane that rests keeps nothing in memory."""
@@ -446,45 +431,6 @@ class Lanes:
     def _watch(self, lane: Lane) -> None:
         self._watched.add(lane)
         self._stirred.set()
-
-    def _count_running(self, lane: Lane, requests: int) -> None:
-        if lane.suspect:
-            self._suspect_running += requests
-            if lane.failing:
-                self._failing_running += requests
-
-    def _turns_of(self, lane: Lane) -> Turns:
-        if not lane.suspect:
-            return self._turns
-        return self._failing_turns if lane.failing else self._suspect_turns
-
-    def _any_turn(self) -> bool:
-        return bool(self._turns) or (
-            self._suspect_running < self._suspect_slots
-            and (bool(self._suspect_turns) or self._failing_may_run())
-        )
-
-    def _failing_may_run(self) -> bool:
-        return bool(self._failing_turns) and self._failing_running < self._failing_slots
-
-    def _next_lane(self) -> Lane | None:
-        # Suspects first, since their share is bounded, and behind busy lanes they might never have a turn.
-        room = self._suspect_running < self._suspect_slots
-        if room and self._suspect_turns:
-            lane = self._suspect_turns.pop()
-        elif room and self._failing_may_run():
-            lane = self._failing_turns.pop()
-        elif self._turns:
-            lane = self._turns.pop()
-        else:
-            return None
-        lane.has_turn = False
-        return lane
-
-    def _give_turn(self, lane: Lane) -> None:
-        if not lane.has_turn and lane.ready:
-            lane.has_turn = True
-            self._turns_of(lane).append(lane)
 
     def _wake_taker(self) -> None:
         while self._idle_takers:

@@ -1,0 +1,120 @@
+"""Whose turn it is: lanes that wait for a slot, and the shares of the slots that some of them have together.
+
+Workspaces take turns, and within each of them its lanes. Lanes that are slow, or never answered yet, come
+first, because their share is bounded and behind busy lanes they might never have a turn; of these, lanes
+whose endpoint was known to fail come last, and have a part of that share.
+"""
+
+from collections import deque
+
+from postrider.services.lane import Lane
+
+SUSPECT_SHARE = 0.5
+"""Of the slots, for all lanes together that are slow or did not answer yet."""
+FAILING_SHARE = 0.5
+"""Of these, for lanes among them whose endpoint was failing when the daemon began to know it."""
+
+
+class Queue:
+    """Lanes of one kind that wait for their turn."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, deque[Lane]] = {}
+        self._workspaces: deque[str] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._workspaces)
+
+    def append(self, lane: Lane) -> None:
+        workspace_id = lane.endpoint.workspace_id
+        lanes = self._lanes.get(workspace_id)
+        if lanes is None:
+            lanes = self._lanes[workspace_id] = deque()
+            self._workspaces.append(workspace_id)
+        lanes.append(lane)
+
+    def pop(self) -> Lane:
+        workspace_id = self._workspaces.popleft()
+        lanes = self._lanes[workspace_id]
+        lane = lanes.popleft()
+        if lanes:
+            self._workspaces.append(workspace_id)
+        else:
+            del self._lanes[workspace_id]
+        return lane
+
+    def remove(self, lane: Lane) -> None:
+        workspace_id = lane.endpoint.workspace_id
+        lanes = self._lanes[workspace_id]
+        lanes.remove(lane)
+        if not lanes:
+            del self._lanes[workspace_id]
+            self._workspaces.remove(workspace_id)
+
+
+class Turns:
+    def __init__(self, slots: int) -> None:
+        self._suspect_slots = max(1, int(slots * SUSPECT_SHARE))
+        self._failing_slots = max(1, int(self._suspect_slots * FAILING_SHARE))
+        self._proven = Queue()
+        self._suspect = Queue()
+        self._failing = Queue()
+        self._suspect_running = 0
+        self._failing_running = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Turns suspect={self._suspect_running}/{self._suspect_slots} "
+            f"failing={self._failing_running}/{self._failing_slots}>"
+        )
+
+    def __bool__(self) -> bool:
+        """Whether a lane may go on."""
+        return bool(self._proven) or (
+            self._suspect_running < self._suspect_slots and (bool(self._suspect) or self._failing_may_run())
+        )
+
+    def give(self, lane: Lane) -> None:
+        """Let a lane wait for its turn, if it has something to send and a slot free."""
+        if not lane.has_turn and lane.ready:
+            lane.has_turn = True
+            self._queue_of(lane).append(lane)
+
+    def next(self) -> Lane | None:
+        """The lane whose turn it is; it may have become unable to use it."""
+        room = self._suspect_running < self._suspect_slots
+        if room and self._suspect:
+            lane = self._suspect.pop()
+        elif room and self._failing_may_run():
+            lane = self._failing.pop()
+        elif self._proven:
+            lane = self._proven.pop()
+        else:
+            return None
+        lane.has_turn = False
+        return lane
+
+    def count(self, lane: Lane, requests: int) -> None:
+        """So many more requests of a lane are under way, or fewer."""
+        if lane.suspect:
+            self._suspect_running += requests
+            if lane.failing:
+                self._failing_running += requests
+
+    def reclassify(self, lane: Lane, *, suspect: bool, failing: bool) -> None:
+        """Take a lane from one kind to another."""
+        if lane.has_turn:
+            self._queue_of(lane).remove(lane)
+            lane.has_turn = False
+        self.count(lane, -len(lane.running))
+        lane.suspect, lane.failing = suspect, failing
+        self.count(lane, len(lane.running))
+        self.give(lane)
+
+    def _queue_of(self, lane: Lane) -> Queue:
+        if not lane.suspect:
+            return self._proven
+        return self._failing if lane.failing else self._suspect
+
+    def _failing_may_run(self) -> bool:
+        return bool(self._failing) and self._failing_running < self._failing_slots
