@@ -92,8 +92,8 @@ def test_unusable_payloads_fail_their_own_deliveries(database_dsn: str, tmp_path
             database_dsn, "SELECT reason FROM postrider.delivery WHERE state = 'failed' ORDER BY reason"
         )
         assert [row["reason"] for row in reasons] == [
-            "payload: data is 10,485,770 bytes; the limit is 1,048,576",
             "payload: data is nested 10,000 levels deep; the limit is 512",
+            "payload: its JSON has 10,485,770 bytes; the limit is 1,048,576",
         ]
 
 

@@ -167,17 +167,33 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Borrow a connection; DatabaseUnavailable when there is none or it breaks."""
+        async with self._borrow() as connection:
+            if self.pooled:
+                async with connection.transaction():
+                    await connection.execute(_local(self._settings))
+                    yield connection
+            else:
+                yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """A transaction that only reads, and sees the database as of one moment."""
+        async with (
+            self._borrow() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            if self.pooled:
+                await connection.execute(_local(self._settings))
+            yield connection
+
+    @asynccontextmanager
+    async def _borrow(self) -> AsyncIterator[Connection]:
         assert self._pool is not None, "open() comes first"
         losses = self._losses
         try:
             with translated_errors():
                 async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S + 1) as connection:
-                    if self.pooled:
-                        async with connection.transaction():
-                            await connection.execute(_local(self._settings))
-                            yield connection
-                    else:
-                        yield connection
+                    yield connection
         except DatabaseUnavailable as error:
             self.mark_lost(error)
             raise

@@ -96,10 +96,7 @@ class Endpoints:
     async def changes(self, since: Version | None) -> AsyncIterator[Changes]:
         """What changed since a version, as of one moment; all endpoints where nothing leads on from it,
         because it is too old, or was undone."""
-        async with (
-            self._database.connection() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
+        async with self._database.snapshot() as connection:
             row = await connection.fetchrow(
                 "SELECT version, revision, recent FROM postrider.endpoint_revision"
             )
