@@ -91,7 +91,7 @@ def test_a_daemon_with_a_key_leaves_no_secret_in_clear_text(
 
 def test_a_reload_that_brings_a_key_seals_too(database_dsn: str, tmp_path: Path, sealing: Path) -> None:
     config = write_config(tmp_path, database_dsn)
-    add_endpoint(database_dsn, "http://127.0.0.1:8999/", headers={"Authorization": TOKEN})
+    add_endpoint(database_dsn, "http://127.0.0.1:99/", headers={"Authorization": TOKEN})
     with DaemonProcess(config) as daemon:
         daemon.wait_for_log("daemon.started")
         assert TOKEN in stored(database_dsn)
@@ -109,7 +109,7 @@ def test_headers_that_an_older_release_writes_replace_sealed_ones(
         "endpoint",
         "add",
         "--url",
-        "http://127.0.0.1:8999/",
+        "http://127.0.0.1:99/",
         "--events",
         "*",
         "--header",
@@ -122,7 +122,7 @@ def test_headers_that_an_older_release_writes_replace_sealed_ones(
 def test_deleting_an_endpoint_deletes_its_headers(database_dsn: str, tmp_path: Path) -> None:
     cli = Cli(write_config(tmp_path, database_dsn))
     added = cli.json(
-        "endpoint", "add", "--url", "http://127.0.0.1:8999/", "--events", "*", "--header", f"X-Key: {TOKEN}"
+        "endpoint", "add", "--url", "http://127.0.0.1:99/", "--events", "*", "--header", f"X-Key: {TOKEN}"
     )
     assert TOKEN in stored(database_dsn)
     cli("endpoint", "delete", added["id"], "--yes")
@@ -131,7 +131,7 @@ def test_deleting_an_endpoint_deletes_its_headers(database_dsn: str, tmp_path: P
 
 def test_a_header_comes_from_stdin(database_dsn: str, tmp_path: Path) -> None:
     config = write_config(tmp_path, database_dsn)
-    command = ["endpoint", "add", "--url", "http://127.0.0.1:8999/", "--events", "*", "--header", "X-Key:@-"]
+    command = ["endpoint", "add", "--url", "http://127.0.0.1:99/", "--events", "*", "--header", "X-Key:@-"]
     done = subprocess.run(
         [sys.executable, "-m", "postrider", *command, "--config", str(config)],
         input=TOKEN + "\n",
@@ -155,7 +155,7 @@ def test_a_header_file_that_can_not_be_used_is_refused_without_a_word_of_it(
     lines.write_text("two\nlines of s3cr3t")
     for path, said in ((missing, "can't be read"), (empty, "is empty"), (lines, "line break")):
         refusal = cli(
-            "endpoint", "add", "--url", "http://127.0.0.1:8999/", "--events", "*", "--header", f"X-Key:@{path}",
+            "endpoint", "add", "--url", "http://127.0.0.1:99/", "--events", "*", "--header", f"X-Key:@{path}",
             exit_code=2,
         )  # fmt: skip
         assert said in refusal
