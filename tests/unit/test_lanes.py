@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome
-from postrider.services.lanes import PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
+from postrider.services.lanes import CATCH_UP, PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
 from postrider.services.ledger import SUSPECT_SHARE, HeldEvent, Job, Ledger
 from tests.support.clock import FakeClock
 
@@ -156,7 +156,11 @@ def test_a_full_lane_is_worth_waiting_for_where_the_daemon_is_the_bottleneck() -
     clock.advance(PATIENCE_S + 0.01)
     assert offer(lanes, target, patient=True) is Offer.FULL
     assert offer(lanes, target) is Offer.SPILLED
-    assert offer(lanes, target, patient=True) is Offer.SPILLED  # older ones are in the database by now
+    assert offer(lanes, target) is Offer.SPILLED
+    # Older ones are in the database by now, but so few that it will soon have caught up.
+    assert offer(lanes, target, patient=True) is Offer.FULL
+    lanes.mark_behind(1, uuid4(), CATCH_UP)
+    assert offer(lanes, target, patient=True) is Offer.SPILLED
     assert offer(lanes, other) is Offer.TAKEN
 
 

@@ -48,7 +48,7 @@ class SystemClock:
             return False
 
 
-HELD_S = 10.0
+HELD = timedelta(seconds=10)
 """So far a measurement may be off, and the time stands still instead of going back. More is a step of the
 database's clock, such as that of another server after a failover."""
 
@@ -66,10 +66,12 @@ class DatabaseClock:
             return self._host.now()
         theirs, at = self._anchor
         # From the measurement on it goes by the monotonic clock: a step of this host's changes nothing.
-        now = theirs + timedelta(seconds=self._host.monotonic() - at)
-        if not now < self._latest <= now + timedelta(seconds=HELD_S):
-            self._latest = now
-        return self._latest
+        now = theirs + timedelta(0, self._host.monotonic() - at)
+        latest = self._latest
+        if now < latest and latest - now <= HELD:
+            return latest
+        self._latest = now
+        return now
 
     def monotonic(self) -> float:
         return self._host.monotonic()

@@ -46,6 +46,8 @@ WINDOW_S = 0.1
 """Over which the rate, and the load, are measured."""
 SATURATED_FROM = 0.6
 """Share of a core that the daemon takes when it can't do more: the rest goes to waiting for the system."""
+LOAD_WINDOWS = 3
+"""The busiest of so many counts: others may have taken the core in one of them."""
 BUSY_POLL_S = 0.01
 ROOM_POLL_S = 0.02
 RECONCILE_S = 30.0
@@ -63,6 +65,8 @@ class DispatchCounts:
     claimed: int
     offered: int
     spilled: int
+    more: bool
+    """More events may be there to be claimed at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,8 +108,10 @@ class Dispatcher:
         self._reconcile_at = clock.monotonic() + RECONCILE_S
         self._small: deque[FanOut] = deque()
         self._large: deque[FanOut] = deque()
-        self._saturated = True
-        """The daemon as a whole is at its limit; taken for granted until it is measured."""
+        self._full: dict[int, None] = {}
+        """Endpoints whose lanes were found full at the last turn of the fan-outs."""
+        self._loads = deque([1.0] * LOAD_WINDOWS, LOAD_WINDOWS)
+        """Shares of a core that the daemon took lately; taken for all of it until it is measured."""
         self._measured_at, self._measured_cpu = clock.monotonic(), clock.cpu()
         self.turned_at = clock.monotonic()
         """When the claim loop turned last; the watchdog and /healthz look at it."""
@@ -114,6 +120,11 @@ class Dispatcher:
     def __repr__(self) -> str:
         state = "idle" if self._idle else "saturated" if self._saturated else "busy"
         return f"<Dispatcher {state} parked={len(self._small)} large={len(self._large)}>"
+
+    @property
+    def _saturated(self) -> bool:
+        """The daemon as a whole is at its limit."""
+        return max(self._loads) >= SATURATED_FROM
 
     def wake(self) -> None:
         self._wake.set()
@@ -126,10 +137,12 @@ class Dispatcher:
 
     async def run(self) -> None:
         began, seen, empty = self._clock.monotonic(), 0, 0
+        self._measured_at, self._measured_cpu = began, self._clock.cpu()
         while True:
             self.turned_at = self._clock.monotonic()
             self._wake.clear()  # before the claim: a wake-up that comes during it is not lost
-            claimed = (await self.run_once()).claimed
+            counts = await self.run_once()
+            claimed = counts.claimed
             seen, empty = seen + claimed, 0 if claimed else empty + 1
             passed = self._clock.monotonic() - began
             if claimed >= BUSY_FROM:
@@ -144,18 +157,18 @@ class Dispatcher:
                 continue
             if claimed < BUSY_FROM and self._idle:
                 await self._clock.wait(self._wake, BACKSTOP_S[min(empty, len(BACKSTOP_S) - 1)])
-            elif claimed < BATCH:
+            elif not counts.more:
                 await self._clock.wait(self._wake, BUSY_POLL_S)
 
     async def run_once(self) -> DispatchCounts:
         """Claim one batch when there is room for it, and go on with the fan-outs under way."""
         self._measure_load()
         may_claim = self._may_claim()
-        claimed = await self._claim() if may_claim else 0
+        claimed, more = await self._claim() if may_claim else (0, False)
         offered, spilled = await self._advance()
         if (self._small or self._large or not may_claim) and not (claimed or offered or spilled):
             await self._room_for_more()
-        return DispatchCounts(claimed, offered, spilled)
+        return DispatchCounts(claimed, offered, spilled, more)
 
     def _may_claim(self) -> bool:
         return (
@@ -165,23 +178,23 @@ class Dispatcher:
             and len(self._large) < MAX_LARGE
         )
 
-    async def _claim(self) -> int:
-        """Claim a batch of events; return how many there were."""
+    async def _claim(self) -> tuple[int, bool]:
+        """Claim a batch of events; return (how many there were, whether there may be more)."""
         owner = self._ledger.owner
         try:
             if self._in_doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
             claimed = await self._outbox.claim(owner, BATCH, self._ledger.claim_room())
             if claimed is None:
-                return 0
+                return 0, False
             recorded = await self._deliveries.recorded(claimed.redo) if claimed.redo else set()
             await self._subscriptions.reach(claimed.version)
         except BaseException:
             self._in_doubt = True
             raise
         if self._ledger.owner != owner:
-            return 0  # others took us for dead, and take the claim too
-        return self._take(claimed, recorded)
+            return 0, False  # others took us for dead, and take the claim too
+        return self._take(claimed, recorded), claimed.more
 
     def _take(self, claimed: ClaimedEvents, recorded: set[DeliveryKey]) -> int:
         """Hold what was claimed, and begin its fan-out; return how many events that are."""
@@ -211,6 +224,7 @@ class Dispatcher:
     async def _advance(self) -> tuple[int, int]:
         """Give each small fan-out a turn, and some of the large ones; return how many deliveries went (to
         lanes, to the database)."""
+        self._full.clear()
         to_lanes = to_database = in_a_row = 0
         for fan_outs, turns in ((self._small, len(self._small)), (self._large, SLICES)):
             for _ in range(min(turns, len(fan_outs))):
@@ -218,6 +232,9 @@ class Dispatcher:
                 if fan_outs is self._large and (self._lanes.crowded or self._recorder.congested):
                     break
                 fan_out = fan_outs.popleft()
+                if fan_out.endpoint_ids[fan_out.next] in self._full:
+                    fan_outs.append(fan_out)
+                    continue
                 taken, spilled = self._offer_slice(fan_out)
                 to_lanes += taken
                 to_database += spilled
@@ -242,6 +259,7 @@ class Dispatcher:
             while fan_out.next < end:
                 offer = self._offer(claimed, ids[fan_out.next], patient=patient)
                 if offer is Offer.FULL:
+                    self._full[ids[fan_out.next]] = None
                     break
                 fan_out.next += 1
                 taken += offer is Offer.TAKEN
@@ -277,14 +295,14 @@ class Dispatcher:
         now, cpu = self._clock.monotonic(), self._clock.cpu()
         passed = now - self._measured_at
         if passed >= WINDOW_S:
-            self._saturated = (cpu - self._measured_cpu) / passed >= SATURATED_FROM
+            self._loads.append((cpu - self._measured_cpu) / passed)
             self._measured_at, self._measured_cpu = now, cpu
 
     async def _room_for_more(self) -> None:
         """Wait until the lanes have room again; or a moment, since that may change otherwise."""
         self.turned_at = self._clock.monotonic()
         self._room.clear()
-        self._lanes.want_room()
+        self._lanes.want_room(next(iter(self._full), None))
         await self._clock.wait(self._room, ROOM_POLL_S)
 
     async def _reconcile(self) -> None:

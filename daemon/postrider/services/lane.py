@@ -15,8 +15,8 @@ _NO_EVENT = UUID(int=(1 << 128) - 1)
 
 class Lane:
     __slots__ = (
-        "endpoint", "failing", "floor", "has_turn", "pace", "queue", "running", "slow", "spilled", "suspect",
-        "waiting",
+        "backlog", "endpoint", "failing", "floor", "has_turn", "pace", "queue", "running", "slow", "spilled",
+        "suspect", "waiting",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, pace: Pace) -> None:
@@ -32,6 +32,8 @@ class Lane:
         """Deliveries on their way there, not yet recorded."""
         self.floor = _NO_EVENT
         """No delivery that waits in the database is of an event with a smaller id, as far as is known."""
+        self.backlog = 0.0
+        """How many deliveries wait in the database; infinite where that is not known."""
         self.slow = False
         self.suspect = True
         """Slow, or never seen to answer: it shares its slots, and memory, with others of the kind."""
@@ -72,15 +74,17 @@ class Lane:
     def troubled(self) -> bool:
         return self.state != "open"
 
-    def expect(self, event_id: UUID = ANY_EVENT) -> None:
-        """Deliveries of this event, and perhaps of later ones, wait in the database."""
+    def expect(self, event_id: UUID, deliveries: float) -> None:
+        """So many more deliveries, of this event or later ones, wait in the database."""
         self.waiting = True
         self.floor = min(self.floor, event_id)
+        self.backlog += deliveries
 
     def expect_none(self) -> None:
         """No delivery waits in the database that is not heard of after this."""
         self.waiting = False
         self.floor = _NO_EVENT
+        self.backlog = 0.0
 
     def report(self) -> LaneReport:
         match self.state:

@@ -8,6 +8,7 @@ lane can't take goes to the database, and is fetched from there as there is room
 """
 
 import asyncio
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -31,6 +32,8 @@ QUEUE_S = 0.25
 """And as many as take so long, going by its latency: a lane that turns slow has little to give back."""
 PATIENCE_S = 0.1
 """How old the first job in the queue of a full lane may be."""
+CATCH_UP = 1000
+"""Deliveries in the database, for which a lane that is behind is waited for if the daemon is at its limit."""
 SLOW_AFTER_S = 0.5
 """A request that is under way for so long, or an average above it, makes a lane slow."""
 TICK_S = 0.05
@@ -78,6 +81,7 @@ class Lanes:
         self.on_room: Callable[[], None] = lambda: None
         """Called once when the room that was asked for has come about."""
         self._room_wanted = False
+        self._awaited: int | None = None
         self.on_refill: Callable[[], None] = lambda: None
         """Called when a lane that is behind runs out of jobs."""
         self.on_return: Callable[[Job], None] = lambda _job: None
@@ -125,9 +129,10 @@ class Lanes:
         """Half of the capacity is used up."""
         return self.queued > self._capacity // 2
 
-    def want_room(self) -> None:
-        """Ask for `on_room`: when half of the capacity is free again."""
+    def want_room(self, endpoint_id: int | None) -> None:
+        """Ask for `on_room`: when that lane is half empty, or without one, when all lanes together are."""
         self._room_wanted = True
+        self._awaited = endpoint_id
 
     def refillable(self, most: int) -> list[Lane]:
         """Some lanes that could do with what waits for them in the database; they take turns."""
@@ -151,13 +156,13 @@ class Lanes:
         """How many open lanes do not keep up, by their state."""
         return Counter(lane.state for lane in self._lanes.values() if lane.open and lane.troubled)
 
-    def mark_behind(self, endpoint_id: int, event_id: UUID = ANY_EVENT) -> bool:
-        """Note that deliveries of an endpoint wait in the database, those of this event or later ones; False
-        if there is no such endpoint."""
+    def mark_behind(self, endpoint_id: int, event_id: UUID = ANY_EVENT, deliveries: float = math.inf) -> bool:
+        """Note that so many more deliveries of an endpoint, of this event or later ones, wait in the
+        database; False if there is no such endpoint."""
         lane = self.lane(endpoint_id)
         if lane is None:
             return False
-        lane.expect(event_id)
+        lane.expect(event_id, deliveries)
         if lane.open:
             self._behind[lane] = None
         return True
@@ -171,7 +176,14 @@ class Lanes:
         lane = self._lanes.get(endpoint_id)
         if lane is not None:
             lane.spilled = max(0, lane.spilled - 1)
-        self.mark_behind(endpoint_id, event_id)
+        self.mark_behind(endpoint_id, event_id, 1)
+
+    def mark_found(self, endpoint_id: int) -> bool:
+        """Note that deliveries of an endpoint were found waiting in the database; False if there is no such
+        endpoint."""
+        lane = self.lane(endpoint_id)
+        known = lane is not None and lane.waiting
+        return self.mark_behind(endpoint_id, deliveries=0 if known else math.inf)
 
     def update(self, changed: Iterable[Endpoint], gone: Iterable[int] = ()) -> list[Job]:
         """Take over endpoints that are new or changed, and forget those that are `gone`; return the jobs of
@@ -203,11 +215,11 @@ class Lanes:
         """
         lane = self.lane(job.endpoint_id)
         assert lane is not None
-        if lane.open and not lane.behind and self._ledger.admits(suspect=lane.suspect):
-            if self.room_of(lane) > 0:
+        if lane.open and self._ledger.admits(suspect=lane.suspect):
+            if not lane.behind and self.room_of(lane) > 0:
                 self.push(lane, job)
                 return Offer.TAKEN
-            if not self._keeps_waiting(lane, SLOW_AFTER_S if patient else PATIENCE_S):
+            if self._is_worth_waiting_for(lane, patient=patient):
                 return Offer.FULL
         lane.spilled += 1
         return Offer.SPILLED
@@ -283,7 +295,7 @@ class Lanes:
             if lane.queue and lane.pace.resting(now):
                 self._give_back(lane)
         self._turns.give(lane)
-        if self._room_wanted and not self.crowded:
+        if self._room_wanted and self._has_room(lane):
             self._room_wanted = False
             self.on_room()
         if lane.waiting and len(lane.queue) <= lane.pace.limit:
@@ -412,13 +424,22 @@ class Lanes:
             lane.spilled += 1
             self.on_return(job)
 
-    def _keeps_waiting(self, lane: Lane, patience_s: float) -> bool:
-        """Whether a full lane is not worth waiting for."""
+    def _is_worth_waiting_for(self, lane: Lane, *, patient: bool) -> bool:
+        """Whether a lane that takes nothing now will do so in a moment."""
         if lane.slow or lane.pace.rate is not None or lane.pace.state is PaceState.BROKEN:
-            return True
-        if not lane.pace.limit or not lane.queue:
-            return True
-        return self._clock.monotonic() - lane.queue[0].queued_at > patience_s
+            return False
+        if not lane.pace.limit:
+            return False
+        if lane.behind and (not patient or lane.backlog + lane.spilled > CATCH_UP):
+            return False
+        age = self._clock.monotonic() - lane.queue[0].queued_at if lane.queue else 0.0
+        return age <= (SLOW_AFTER_S if patient else PATIENCE_S)
+
+    def _has_room(self, lane: Lane) -> bool:
+        """Whether this lane, of which a request ended, makes the room that was asked for."""
+        if self._awaited is None:
+            return not self.crowded
+        return lane.endpoint.id == self._awaited and self.room_of(lane) >= len(lane.queue)
 
     def _empty(self, lane: Lane) -> list[Job]:
         jobs = list(lane.queue)

@@ -138,7 +138,7 @@ class Scheduler:
                 self._rescan_at = self._clock.monotonic() + RESCAN_S
         cancelled = 0
         for endpoint_id in found:
-            if not self._lanes.mark_behind(endpoint_id):
+            if not self._lanes.mark_found(endpoint_id):
                 count = await self._endpoints.cancel_deleted(endpoint_id, self._clock.now())
                 if count:
                     endpoint = endpoint_public_id(endpoint_id)
@@ -182,6 +182,7 @@ class Scheduler:
             WaitingWanted(lane.endpoint.id, min(self._lanes.room_of(lane), REFILL_BATCH), lane.floor)
             for lane in lanes
         ]
+        backlogs = {lane.endpoint.id: lane.backlog for lane in lanes}
         for lane in lanes:
             self._lanes.mark_caught_up(lane)  # before the claim: what is left waiting during it is not missed
         claimed: list[ClaimedDelivery] | None = None
@@ -193,7 +194,9 @@ class Scheduler:
             for want in wanted:
                 floor = _rest_from(want, claimed, most_bytes)
                 if floor is not None:
-                    self._lanes.mark_behind(want.endpoint_id, floor)
+                    taken = sum(each.endpoint_id == want.endpoint_id for each in claimed or ())
+                    rest = max(1, backlogs[want.endpoint_id] - taken)
+                    self._lanes.mark_behind(want.endpoint_id, floor, rest)
         events = await self._read([each.event_id for each in claimed])
         if self._ledger.owner != owner:
             return 0  # others took us for dead, and take these too

@@ -130,6 +130,8 @@ class ClaimedEvents:
     """Events in the queue that the outbox does not have."""
     version: UUID
     """Of the endpoints, as of the claim."""
+    more: bool
+    """It took as much as it might: there may be more."""
 
 
 BACKLOG_LIMIT = 1_000_000
@@ -188,7 +190,9 @@ class Outbox:
         if events is None:
             events = [_event(row) for row in rows if row["id"] is not None]
         redo = [row["event_id"] for row in rows if row["redo"]]
-        return ClaimedEvents(claim_id, events, redo, len(rows) - len(events), rows[0]["version"])
+        read = sum(each.data_bytes for each in events if each.data is not None)
+        more = len(rows) == limit or read >= most_bytes
+        return ClaimedEvents(claim_id, events, redo, len(rows) - len(events), rows[0]["version"], more)
 
     async def _claim(self, limit: int, arguments: tuple[object, ...], events: str) -> list[asyncpg.Record]:
         async with self._database.connection() as connection:
