@@ -406,6 +406,7 @@ class Daemon:
 
     def _look_again(self) -> None:
         """Rows may have been freed."""
+        self.outbox.look_at_all()
         self.dispatcher.wake()
         self.scheduler.rescan()
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from postrider.domain.model import Attempt, DeliveryState, Reply, parse_event_id
+from postrider.domain.timeshare import TimeShare
 from postrider.store.daemons import Daemons
 from postrider.store.database import Database
 from postrider.store.deliveries import ClaimProgress, Deliveries, DeliveryResult, WaitingWanted
@@ -21,6 +22,8 @@ from tests.support.stage import eventually, staged
 
 NOW = datetime.now(UTC)
 BYTES = 1_000_000
+FAKES = range(1, 6)
+"""Ids of daemons that live, as far as anybody can tell."""
 
 
 class Stores:
@@ -57,6 +60,12 @@ async def open_stores(dsn: str) -> AsyncIterator[Stores]:
     database = Database(dsn, pool_size=8)
     await database.open()
     try:
+        async with database.connection() as connection:
+            await connection.execute(
+                """INSERT INTO postrider.daemon (id, hostname, pid, version, started_at, heartbeat_at, pooled)
+                   OVERRIDING SYSTEM VALUE
+                   SELECT id, 'here', 1, '0', now(), now(), true FROM generate_series(1, 5) AS id"""
+            )
         yield Stores(database)
     finally:
         await database.close()
@@ -179,18 +188,24 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
 
         await eventually(rescued, [(dead, 2)])
         assert len(await stores.outbox.claims(living)) == 1
-        assert [row.id for row in await stores.daemons.list_daemons()] == [living]
+        assert {row.id for row in await stores.daemons.list_daemons()} == {living, *FAKES}
         assert not await stores.daemons.resume(sessions[1], dead)
         await sessions[1].close()
 
     run(database_dsn, story)
 
 
-def test_what_was_claimed_by_a_daemon_unaware_that_it_was_struck_out_is_rescued(database_dsn: str) -> None:
+def test_a_daemon_that_was_struck_out_claims_nothing_and_what_it_held_is_rescued(database_dsn: str) -> None:
     emit(database_dsn, 2)
 
     async def story(stores: Stores) -> None:
-        await stores.claim(4711)
+        assert await stores.outbox.claim(4711, 10, BYTES) is None
+        async with stores.database.connection() as connection:
+            await connection.execute(
+                """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
+                   INSERT INTO postrider.claim (id, owner, event_ids)
+                   SELECT 1, 4711, array_agg(event_id) FROM gone"""
+            )
         assert [(each.daemon_id, each.events) for each in await stores.daemons.rescue(0, NOW)] == [(4711, 2)]
         assert len((await eventually_claimed(stores, 1)).events) == 2
 
@@ -300,7 +315,8 @@ def test_an_event_from_a_clock_that_runs_ahead_does_not_hide_those_after_it(data
 
     async def story(stores: Stores) -> None:
         await stores.claim(1)
-        stores.outbox._full_at = float("inf")  # no look at all of the queue comes to help
+        stores.outbox._full_looks = TimeShare(0.0001, 1e9)
+        stores.outbox._full_looks.spent(0, 1e9)  # no look at all of the queue comes to help
         missed = 0
         for _ in range(20):
             await asyncio.to_thread(emit, database_dsn)

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome
 from postrider.services.lanes import CATCH_UP, PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
-from postrider.services.ledger import SUSPECT_SHARE, HeldEvent, Job, Ledger
+from postrider.services.ledger import SLOW_SHARE, UNTRIED_SHARE, HeldEvent, Job, Ledger
 from tests.support.clock import FakeClock
 
 
@@ -215,10 +215,10 @@ def test_a_lane_is_refilled_from_the_first_event_that_waits_for_it() -> None:
     earlier, later = UUID(int=7), UUID(int=9)
     lanes.mark_behind(1, later)
     lanes.mark_behind(1, earlier)
-    (lane,) = lanes.refillable(10)
+    (lane,), _ = lanes.refillable(10)
     assert lane.floor == earlier
     lanes.mark_caught_up(lane)
-    assert lanes.refillable(10) == []
+    assert lanes.refillable(10) == ([], False)
     lanes.mark_behind(1, later)
     assert lane.floor == later
 
@@ -227,8 +227,9 @@ def test_lanes_that_are_behind_take_turns_to_be_refilled() -> None:
     lanes, _ = lanes_for(*map(endpoint, range(1, 6)))
     for number in range(1, 6):
         lanes.mark_behind(number)
-    turns = [[lane.endpoint.id for lane in lanes.refillable(2)] for _ in range(3)]
-    assert turns == [[1, 2], [3, 4], [5, 1]]
+    turns = [lanes.refillable(2) for _ in range(3)]
+    assert [[lane.endpoint.id for lane in found] for found, _ in turns] == [[1, 2], [3, 4], [5, 1]]
+    assert all(more for _, more in turns)
 
 
 def test_a_lane_that_closes_gives_back_its_jobs_and_is_behind_when_it_reopens() -> None:
@@ -242,9 +243,9 @@ def test_a_lane_that_closes_gives_back_its_jobs_and_is_behind_when_it_reopens() 
     assert offer(lanes, target) is Offer.SPILLED
     lanes.recorded_waiting(1, uuid4())
     lanes.recorded_waiting(1, uuid4())
-    assert lanes.refillable(10) == []
+    assert lanes.refillable(10) == ([], False)
     assert lanes.update([target]) == []
-    assert [lane.endpoint.id for lane in lanes.refillable(10)] == [1]
+    assert [lane.endpoint.id for lane in lanes.refillable(10)[0]] == [1]
     assert asked == ["refill"]
     assert lanes.queued == 0
 
@@ -360,16 +361,53 @@ def test_an_endpoint_that_waits_for_a_share_held_by_the_silent_keeps_nobody_wait
     run(story())
 
 
-def test_slow_lanes_leave_half_of_the_memory_to_others() -> None:
+def test_lanes_that_never_answered_and_slow_ones_leave_memory_to_each_other_and_to_the_rest() -> None:
     async def story() -> None:
-        slow, healthy = [endpoint(number) for number in range(1, 4)], endpoint(100)
-        lanes, clock = lanes_for(*slow, healthy)
+        untried, slow, healthy = endpoint(1), [endpoint(2), endpoint(3)], endpoint(100)
+        lanes, clock = lanes_for(untried, *slow, healthy, concurrency=64)
         await prove(lanes, clock, healthy)
-        held = 0
-        while lanes.offer(job(slow[held % 3], cost=1 << 20), patient=False) is Offer.TAKEN:
-            held += 1
-        assert held == SUSPECT_SHARE >> 20
+        await prove(lanes, clock, *slow, latency_s=1.0)
+
+        def held(*targets: Endpoint) -> int:
+            count = 0
+            while lanes.offer(job(targets[count % len(targets)], 1 << 20), patient=False) is Offer.TAKEN:
+                count += 1
+            return count
+
+        assert held(untried) == UNTRIED_SHARE >> 20
+        assert held(*slow) <= SLOW_SHARE >> 20
         assert lanes.offer(job(healthy, cost=1 << 20), patient=False) is Offer.TAKEN
+
+    run(story())
+
+
+def test_a_lane_that_is_behind_is_refilled_though_more_is_on_its_way_to_the_database() -> None:
+    target = endpoint(1)
+    lanes, _ = lanes_for(target)
+    lanes.mark_behind(1)
+    assert offer(lanes, target) is Offer.SPILLED
+    found, _ = lanes.refillable(10)
+    assert [lane.endpoint.id for lane in found] == [1]
+
+
+def test_what_silent_lanes_hold_does_not_crowd_out_the_others() -> None:
+    silent, healthy = [endpoint(number) for number in range(1, 300)], endpoint(1000)
+    lanes, _ = lanes_for(*silent, healthy, capacity=1000)
+    for target in silent:
+        taken(lanes, target)
+    assert lanes.queued > 1000
+    assert not lanes.crowded
+
+
+def test_an_endpoint_that_moves_to_another_workspace_keeps_its_turn() -> None:
+    async def story() -> None:
+        target = endpoint(1)
+        lanes, _ = lanes_for(target)
+        taken(lanes, target, 2)
+        lanes.update([replace(target, workspace_id="other")])
+        (first,) = await take(lanes, 1)
+        lanes.done(first, OK)
+        assert len(await take(lanes, 1)) == 1
 
     run(story())
 

@@ -1,28 +1,30 @@
 """From the outbox to the lanes: claims a batch of pending events, matches each to its endpoints (fan-out)
 and offers the deliveries to their lanes; what a lane can't take goes to the database as waiting.
 
-It waits for no lane in particular. An event for very many endpoints is fanned out by and by, between the
-claims of others. Where the daemon as a whole can do no more, claims wait.
+It waits for a lane only where the daemon as a whole can do no more, or for a moment. An event for very many
+endpoints is fanned out bit by bit, between the claims of others.
 
 Woken by the listener, and by room in the lanes; it polls while it is busy, and once a second when idle.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 import structlog
 
-from postrider.domain.model import DeliveryState, Event
+from postrider.domain.model import DeliveryState, Endpoint
 from postrider.edges.clock import Clock
 from postrider.services.lanes import Lanes, Offer
 from postrider.services.ledger import ClaimedEvent, Job, Ledger
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
+from postrider.services.turns import Queue
 from postrider.store.daemons import Daemons
-from postrider.store.deliveries import Deliveries, DeliveryKey
+from postrider.store.deliveries import Deliveries
 from postrider.store.outbox import ClaimedEvents, Outbox
 
 BATCH = 512
@@ -35,8 +37,10 @@ SLICES = 8
 """Of large fan-outs, between two claims."""
 MAX_PARKED = 512
 """Events that may wait for lanes which are full for a moment, while others are claimed."""
-MAX_LARGE = 1024
+MAX_LARGE = 16_384
 """Large fan-outs under way while others are claimed."""
+MAX_LOOKED_UP = 50_000
+"""Deliveries that were perhaps recorded before, at one look, the first event's excepted."""
 BUSY_FROM = 32
 """A claim of this many events means that polling finds more than notifications would."""
 BUSY_RATE, IDLE_RATE = 1000, 500
@@ -67,6 +71,8 @@ class DispatchCounts:
     spilled: int
     more: bool
     """More events may be there to be claimed at once."""
+    held_up: bool
+    """There was no room to claim."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,9 +80,22 @@ class FanOut:
     """An event on its way to the lanes of its endpoints."""
 
     claimed: ClaimedEvent
-    endpoint_ids: Sequence[int]
+    endpoints: Sequence[Endpoint]
+    """As they were when it was claimed; all events that match the same ones share the sequence."""
     next: int = 0
     """The first of them that it was not offered to."""
+    redo: bool = False
+    """Some of its deliveries may be recorded, and are to be looked up before it goes on."""
+    recorded: frozenset[int] = frozenset()
+    """Endpoints that it was recorded for before."""
+
+    @property
+    def workspace_id(self) -> str:
+        return self.claimed.held.event.workspace_id
+
+    @property
+    def over(self) -> bool:
+        return self.next >= len(self.endpoints)
 
 
 class Dispatcher:
@@ -107,7 +126,7 @@ class Dispatcher:
         self._in_doubt = False
         self._reconcile_at = clock.monotonic() + RECONCILE_S
         self._small: deque[FanOut] = deque()
-        self._large: deque[FanOut] = deque()
+        self._large: Queue[FanOut] = Queue()
         self._full: dict[int, None] = {}
         """Endpoints whose lanes were found full at the last turn of the fan-outs."""
         self._loads = deque([1.0] * LOAD_WINDOWS, LOAD_WINDOWS)
@@ -133,6 +152,7 @@ class Dispatcher:
         """Memory and database may differ about our claims: compare them before the next one."""
         self._in_doubt = True
         self._idle = None
+        self._outbox.look_at_all()
         self._wake.set()
 
     async def run(self) -> None:
@@ -153,7 +173,7 @@ class Dispatcher:
                 await self._set_idle(seen / passed < (BUSY_RATE if self._idle else IDLE_RATE))
             if passed >= WINDOW_S:
                 began, seen = self._clock.monotonic(), 0
-            if self._small or self._large:
+            if counts.held_up or self._small or self._large:
                 continue
             if claimed < BUSY_FROM and self._idle:
                 await self._clock.wait(self._wake, BACKSTOP_S[min(empty, len(BACKSTOP_S) - 1)])
@@ -168,7 +188,7 @@ class Dispatcher:
         offered, spilled = await self._advance()
         if (self._small or self._large or not may_claim) and not (claimed or offered or spilled):
             await self._room_for_more()
-        return DispatchCounts(claimed, offered, spilled, more)
+        return DispatchCounts(claimed, offered, spilled, more, not may_claim)
 
     def _may_claim(self) -> bool:
         return (
@@ -187,79 +207,108 @@ class Dispatcher:
             claimed = await self._outbox.claim(owner, BATCH, self._ledger.claim_room())
             if claimed is None:
                 return 0, False
-            recorded = await self._deliveries.recorded(claimed.redo) if claimed.redo else set()
             await self._subscriptions.reach(claimed.version)
         except BaseException:
             self._in_doubt = True
             raise
         if self._ledger.owner != owner:
             return 0, False  # others took us for dead, and take the claim too
-        return self._take(claimed, recorded), claimed.more
+        return self._take(claimed), claimed.more
 
-    def _take(self, claimed: ClaimedEvents, recorded: set[DeliveryKey]) -> int:
+    def _take(self, claimed: ClaimedEvents) -> int:
         """Hold what was claimed, and begin its fan-out; return how many events that are."""
-        targets = [self._targets(event, recorded) for event in claimed.events]
+        endpoints = [self._subscriptions.match(each.workspace_id, each.type) for each in claimed.events]
         claim = self._ledger.take_claim(
             claimed.claim_id,
-            [(event, len(found)) for event, found in zip(claimed.events, targets, strict=True)],
+            [(event, len(found)) for event, found in zip(claimed.events, endpoints, strict=True)],
             claimed.missing,
         )
         if claimed.missing:
             log.error("event.missing", events=claimed.missing, reason="their outbox rows are gone")
             self._recorder.finish(claim, claimed.missing)
-        for event, found in zip(claim.events, targets, strict=True):
-            if found:
-                (self._small if len(found) < LARGE_FROM else self._large).append(FanOut(event, found))
-            else:
+        redo = set(claimed.redo)
+        for event, found in zip(list(claim.events), endpoints, strict=True):
+            if not found:
                 self._recorder.finish_event(event)
+                continue
+            fan_out = FanOut(event, found, redo=event.held.event.id in redo)
+            if len(found) < LARGE_FROM:
+                self._small.append(fan_out)
+            else:
+                self._large.append(fan_out.workspace_id, fan_out)
         return len(claimed.events) + claimed.missing
-
-    def _targets(self, event: Event, recorded: set[DeliveryKey]) -> Sequence[int]:
-        """The endpoints of an event, less those of which something is recorded already."""
-        found = self._subscriptions.match(event.workspace_id, event.type)
-        if not recorded:
-            return [endpoint.id for endpoint in found]
-        return [endpoint.id for endpoint in found if (event.id, endpoint.id) not in recorded]
 
     async def _advance(self) -> tuple[int, int]:
         """Give each small fan-out a turn, and some of the large ones; return how many deliveries went (to
         lanes, to the database)."""
         self._full.clear()
         to_lanes = to_database = in_a_row = 0
-        for fan_outs, turns in ((self._small, len(self._small)), (self._large, SLICES)):
-            for _ in range(min(turns, len(fan_outs))):
-                # Large fan-outs leave half of the lanes' capacity to others.
-                if fan_outs is self._large and (self._lanes.crowded or self._recorder.congested):
-                    break
-                fan_out = fan_outs.popleft()
-                if fan_out.endpoint_ids[fan_out.next] in self._full:
-                    fan_outs.append(fan_out)
-                    continue
+        for _ in range(len(self._small)):
+            if self._small[0].redo:
+                await self._look_up_recorded(self._small)
+            fan_out = self._small.popleft()
+            if fan_out.endpoints[fan_out.next].id not in self._full:
                 taken, spilled = self._offer_slice(fan_out)
-                to_lanes += taken
-                to_database += spilled
-                if fan_out.next < len(fan_out.endpoint_ids):
-                    fan_outs.append(fan_out)
+                to_lanes, to_database = to_lanes + taken, to_database + spilled
                 in_a_row += taken + spilled
-                if in_a_row >= SLICE:
-                    in_a_row = 0
-                    await asyncio.sleep(0)
+            if not fan_out.over:
+                self._small.append(fan_out)
+            if in_a_row >= SLICE:
+                in_a_row = 0
+                await asyncio.sleep(0)
+        for _ in range(min(SLICES, len(self._large))):
+            # They leave half of the lanes' capacity to others.
+            if self._lanes.crowded or self._recorder.congested:
+                break
+            fan_out = self._large.pop()
+            try:
+                if fan_out.redo:
+                    await self._look_up_recorded([fan_out])
+                taken, spilled = self._offer_slice(fan_out)
+                to_lanes, to_database = to_lanes + taken, to_database + spilled
+            finally:
+                if not fan_out.over:
+                    self._large.append(fan_out.workspace_id, fan_out, first=True)
+            await asyncio.sleep(0)
         return to_lanes, to_database
+
+    async def _look_up_recorded(self, fan_outs: Iterable[FanOut]) -> None:
+        """Find out for which endpoints the first of these, and some more, were recorded before."""
+        chosen: list[FanOut] = []
+        deliveries = 0
+        for fan_out in fan_outs:
+            deliveries += len(fan_out.endpoints)
+            if chosen and deliveries > MAX_LOOKED_UP:
+                break
+            if fan_out.redo:
+                chosen.append(fan_out)
+        keys = await self._deliveries.recorded([each.claimed.held.event.id for each in chosen])
+        found: defaultdict[UUID, set[int]] = defaultdict(set)
+        for event_id, endpoint_id in keys:
+            found[event_id].add(endpoint_id)
+        for fan_out in chosen:
+            fan_out.redo = False
+            fan_out.recorded = frozenset(found[fan_out.claimed.held.event.id])
 
     def _offer_slice(self, fan_out: FanOut) -> tuple[int, int]:
         """Offer an event to some more of its endpoints; return how many (lanes took it, are to wait)."""
-        claimed, ids = fan_out.claimed, fan_out.endpoint_ids
+        claimed, endpoints = fan_out.claimed, fan_out.endpoints
         if claimed.lost:
-            fan_out.next = len(ids)
+            fan_out.next = len(endpoints)
             return 0, 0
-        taken = spilled = 0
-        end = min(len(ids), fan_out.next + SLICE)
-        patient = self._saturated and len(ids) < LARGE_FROM
+        taken = spilled = skipped = 0
+        end = min(len(endpoints), fan_out.next + SLICE)
+        patient = self._saturated and len(endpoints) < LARGE_FROM
         try:
             while fan_out.next < end:
-                offer = self._offer(claimed, ids[fan_out.next], patient=patient)
+                endpoint_id = endpoints[fan_out.next].id
+                if endpoint_id in fan_out.recorded:
+                    skipped += 1
+                    fan_out.next += 1
+                    continue
+                offer = self._offer(claimed, endpoint_id, patient=patient)
                 if offer is Offer.FULL:
-                    self._full[ids[fan_out.next]] = None
+                    self._full[endpoint_id] = None
                     break
                 fan_out.next += 1
                 taken += offer is Offer.TAKEN
@@ -269,6 +318,8 @@ class Dispatcher:
             self._ledger.abandon(claimed.claim)
             self._in_doubt = True
             raise
+        if skipped:
+            self._recorder.finish_recorded(claimed, skipped)
         return taken, spilled
 
     def _offer(self, claimed: ClaimedEvent, endpoint_id: int, *, patient: bool) -> Offer:
@@ -308,6 +359,7 @@ class Dispatcher:
     async def _reconcile(self) -> None:
         """Abandon claims of which the database counts less than was recorded, and give back those that we
         don't know: a crash, or an answer that was cut off, made the difference."""
+        self._in_doubt = False  # first: a doubt that comes meanwhile is not lost
         known = self._ledger.claims()
         found = await self._outbox.claims(self._ledger.owner)
         undone = self._ledger.abandon_undone(found, known)
@@ -315,7 +367,7 @@ class Dispatcher:
         if stray:
             events = await self._outbox.release(self._ledger.owner, stray)
             log.info("claims.reconciled", events=events, undone=undone)
-        self._in_doubt = False
+            self._outbox.look_at_all()
         self._reconcile_at = self._clock.monotonic() + RECONCILE_S
 
     async def _set_idle(self, idle: bool) -> None:

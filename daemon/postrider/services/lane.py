@@ -6,7 +6,7 @@ from uuid import UUID
 from postrider.domain.model import Endpoint
 from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.status import LaneReport
-from postrider.services.ledger import Job
+from postrider.services.ledger import Job, Share
 
 TROUBLES = ("throttled", "broken", "recovering", "slow", "limited", "behind")
 ANY_EVENT = UUID(int=0)
@@ -54,6 +54,13 @@ class Lane:
     def behind(self) -> bool:
         """Older deliveries than those to come are in the database: new ones have to queue up there."""
         return self.waiting or self.spilled > 0
+
+    @property
+    def share(self) -> Share:
+        """Of memory, to which its deliveries count."""
+        if not self.suspect:
+            return Share.FREE
+        return Share.SLOW if self.slow else Share.UNTRIED
 
     @property
     def ready(self) -> bool:

@@ -77,6 +77,8 @@ class Lanes:
         self._stirred = asyncio.Event()
         self._draining = False
         self.queued = 0
+        self._suspect_queued = 0
+        """Of these, in lanes that are slow or never answered."""
         self.running = 0
         self.on_room: Callable[[], None] = lambda: None
         """Called once when the room that was asked for has come about."""
@@ -122,29 +124,34 @@ class Lanes:
         depth = window * JOBS_PER_SLOT
         if pace.latency:
             depth = max(depth, int(window / pace.latency * QUEUE_S))
-        return max(window, min(depth, (self._capacity - self.queued) // 2)) - queued
+        used = self.queued if lane.suspect else self.queued - self._suspect_queued
+        return max(window, min(depth, (self._capacity - used) // 2)) - queued
 
     @property
     def crowded(self) -> bool:
-        """Half of the capacity is used up."""
-        return self.queued > self._capacity // 2
+        """Lanes that answer have used up half of the capacity."""
+        return self.queued - self._suspect_queued > self._capacity // 2
 
     def want_room(self, endpoint_id: int | None) -> None:
         """Ask for `on_room`: when that lane is half empty, or without one, when all lanes together are."""
         self._room_wanted = True
         self._awaited = endpoint_id
 
-    def refillable(self, most: int) -> list[Lane]:
-        """Some lanes that could do with what waits for them in the database; they take turns."""
+    def refillable(self, most: int) -> tuple[list[Lane], bool]:
+        """Some lanes that could do with what waits for them in the database, taking turns; and whether there
+        may be more."""
         found: list[Lane] = []
-        for lane in list(islice(self._behind, MAX_LOOKED_AT)):
+        looked_at = list(islice(self._behind, MAX_LOOKED_AT))
+        for lane in looked_at:
             if len(found) == most:
-                break
+                return found, True
             del self._behind[lane]
             self._behind[lane] = None
-            if not lane.spilled and len(lane.queue) <= lane.pace.limit and self.room_of(lane) > 0:
+            # What is on its way to the database may be overtaken rather than that the lane stands still.
+            current = not lane.spilled or not lane.queue
+            if current and len(lane.queue) <= lane.pace.limit and self.room_of(lane) > 0:
                 found.append(lane)
-        return found
+        return found, len(self._behind) > len(looked_at)
 
     def trouble(self) -> list[LaneReport]:
         """The open lanes that do not keep up, at most `MAX_REPORTED`, those with most work first."""
@@ -215,7 +222,7 @@ class Lanes:
         """
         lane = self.lane(job.endpoint_id)
         assert lane is not None
-        if lane.open and self._ledger.admits(suspect=lane.suspect):
+        if lane.open and self._ledger.admits(lane.share):
             if not lane.behind and self.room_of(lane) > 0:
                 self.push(lane, job)
                 return Offer.TAKEN
@@ -233,9 +240,9 @@ class Lanes:
     def push(self, lane: Lane, job: Job) -> None:
         job.queued_at = self._clock.monotonic()
         if lane.suspect:
-            self._ledger.mark(job, suspect=True)
+            self._ledger.mark(job, lane.share)
         lane.queue.append(job)
-        self.queued += 1
+        self._count_queued(lane, 1)
         if len(lane.running) < lane.pace.limit:
             self._turns.give(lane)
             self._wake_taker()
@@ -254,7 +261,7 @@ class Lanes:
                 if len(lane.running) == 1:
                     self._watch(lane)
                 lane.pace.started(now)
-                self.queued -= 1
+                self._count_queued(lane, -1)
                 self.running += 1
                 self._turns.count(lane, 1)
                 self._turns.give(lane)
@@ -282,8 +289,8 @@ class Lanes:
         del lane.running[job]
         self.running -= 1
         self._turns.count(lane, -1)
-        if job.suspect_cost:
-            self._ledger.mark(job, suspect=False)
+        if job.share_cost:
+            self._ledger.unmark(job)
         if outcome is not None:
             now = self._clock.monotonic()
             before = lane.pace.state
@@ -293,7 +300,7 @@ class Lanes:
             if lane.suspect:
                 self._classify(lane, now)
             if lane.queue and lane.pace.resting(now):
-                self._give_back(lane)
+                self.give_back(lane)
         self._turns.give(lane)
         if self._room_wanted and self._has_room(lane):
             self._room_wanted = False
@@ -344,6 +351,7 @@ class Lanes:
 
     def _change(self, lane: Lane, endpoint: Endpoint, now: float) -> list[Job]:
         """Take over a changed endpoint; return the jobs of its lane if it closed."""
+        self._turns.withdraw(lane)
         reopened = not lane.open and endpoint.open
         ceiling = endpoint.concurrency or self._endpoint_concurrency
         if reopened or endpoint.url != lane.endpoint.url:
@@ -378,18 +386,21 @@ class Lanes:
         if slow:
             if lane.pace.state is not PaceState.BROKEN:  # which was told
                 log.info("lane.slow", endpoint=endpoint, latency_ms=latency_ms)
-            self._give_back(lane)
+            self.give_back(lane)
         elif lane.pace.state is not PaceState.BROKEN:
             log.info("lane.fast", endpoint=endpoint, latency_ms=latency_ms)
 
     def _set_class(self, lane: Lane, *, suspect: bool, slow: bool, failing: bool) -> None:
+        before = lane.share
         lane.slow = slow
-        if (suspect, failing) == (lane.suspect, lane.failing):
-            return
-        self._turns.reclassify(lane, suspect=suspect, failing=failing)
-        for jobs in (lane.running, lane.queue):
-            for job in jobs:
-                self._ledger.mark(job, suspect=suspect)
+        if (suspect, failing) != (lane.suspect, lane.failing):
+            self._count_queued(lane, -len(lane.queue))
+            self._turns.reclassify(lane, suspect=suspect, failing=failing)
+            self._count_queued(lane, len(lane.queue))
+        if lane.share is not before:
+            for jobs in (lane.running, lane.queue):
+                for job in jobs:
+                    self._ledger.mark(job, lane.share)
 
     def _announce(self, lane: Lane) -> None:
         """Tell of a new state of a lane's pace; a lane that rests keeps nothing in memory."""
@@ -410,17 +421,17 @@ class Lanes:
                 log.info("lane.recovering", **facts)
             case PaceState.OPEN:
                 log.info("lane.recovered", **facts)
-        self._give_back(lane)
+        self.give_back(lane)
         self._watch(lane)
 
-    def _give_back(self, lane: Lane) -> None:
+    def give_back(self, lane: Lane) -> None:
         """Return to the database what a lane in trouble has too much of."""
         excess = max(0, -self.room_of(lane))
-        while lane.queue and (excess > 0 or (lane.suspect and not self._ledger.admits(suspect=True))):
+        while lane.queue and (excess > 0 or not self._ledger.admits(lane.share)):
             excess -= 1
             job = lane.queue.pop()
-            self.queued -= 1
-            self._ledger.mark(job, suspect=False)
+            self._count_queued(lane, -1)
+            self._ledger.unmark(job)
             lane.spilled += 1
             self.on_return(job)
 
@@ -444,10 +455,15 @@ class Lanes:
     def _empty(self, lane: Lane) -> list[Job]:
         jobs = list(lane.queue)
         lane.queue.clear()
-        self.queued -= len(jobs)
+        self._count_queued(lane, -len(jobs))
         for job in jobs:
-            self._ledger.mark(job, suspect=False)
+            self._ledger.unmark(job)
         return jobs
+
+    def _count_queued(self, lane: Lane, jobs: int) -> None:
+        self.queued += jobs
+        if lane.suspect:
+            self._suspect_queued += jobs
 
     def _watch(self, lane: Lane) -> None:
         self._watched.add(lane)

@@ -1,12 +1,14 @@
 """What this daemon holds in memory: claimed events, claimed deliveries, and the bytes that they take.
 
-The ledger alone changes any of it and alone does the arithmetic. Memory is bounded by `MEMORY_BYTES`: a part
-is kept free of large events, so that claims never wait for them, and lanes that are slow, or never answered
-yet, share a part, so that their payloads don't keep those of others out.
+The ledger alone changes any of it and alone does the arithmetic. Events and bodies take at most
+`MEMORY_BYTES`: a part is kept free of large events, so that claims never wait for them; lanes that are slow
+have a part together, and lanes that never answered yet another one, so that their payloads don't keep those
+of others out.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from uuid import UUID
 
 from postrider.domain.model import Event
@@ -16,8 +18,10 @@ MEMORY_BYTES = 64 * MIB
 """For events and the bodies made of them."""
 LARGE_SHARE = 48 * MIB
 """Of it for all but claims."""
-SUSPECT_SHARE = 24 * MIB
-"""Of it for lanes that are slow or never answered."""
+SLOW_SHARE = 16 * MIB
+"""Of it for lanes that are slow."""
+UNTRIED_SHARE = 8 * MIB
+"""Of it for lanes that never answered yet."""
 CLAIM_BYTES = 4 * MIB
 """JSON that one claim reads at most."""
 REFILL_BYTES = 4 * MIB
@@ -29,6 +33,14 @@ _OVERHEAD_BYTES = 1024
 DeliveryKey = tuple[UUID, int]
 
 
+class Share(Enum):
+    """Of memory: whose deliveries are counted together."""
+
+    FREE = 0  # of lanes that answer: bounded by all memory
+    SLOW = SLOW_SHARE
+    UNTRIED = UNTRIED_SHARE
+
+
 @dataclass(slots=True, eq=False)
 class Claim:
     """A batch of events, held in the database by one row."""
@@ -38,7 +50,8 @@ class Claim:
     """What it takes to complete it: one result for each delivery, and one for an event that has none."""
     recorded: int = 0
     """Results that are committed, as far as we were told. The database has a count of its own."""
-    events: "list[ClaimedEvent]" = field(default_factory=list, repr=False)
+    events: "dict[ClaimedEvent, None]" = field(default_factory=dict, repr=False)
+    """Those that are in memory for it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,8 +92,9 @@ class Job:
     """Set while nothing of this delivery is recorded: its event's claim holds it, and later its own row."""
     withdrawn: bool = False
     """Its own row is ours no more."""
-    suspect_cost: int = 0
-    """Bytes that it takes of the share of lanes that are slow or never answered."""
+    share: Share = Share.FREE
+    share_cost: int = 0
+    """Bytes that it takes of its share."""
     queued_at: float = 0.0
     taken_at: float = 0.0
 
@@ -99,7 +113,7 @@ class Ledger:
     def __init__(self) -> None:
         self.owner = 0
         self.bytes = 0
-        self.suspect_bytes = 0
+        self.share_bytes = dict.fromkeys(Share, 0)
         self._claims: dict[int, Claim] = {}
         self._claimed: dict[UUID, ClaimedEvent] = {}
         self._held: dict[UUID, HeldEvent] = {}
@@ -108,7 +122,8 @@ class Ledger:
     def __repr__(self) -> str:
         return (
             f"<Ledger owner={self.owner} events={len(self._claimed)} deliveries={len(self._deliveries)} "
-            f"bytes={self.bytes} suspect={self.suspect_bytes}>"
+            f"bytes={self.bytes} slow={self.share_bytes[Share.SLOW]} "
+            f"untried={self.share_bytes[Share.UNTRIED]}>"
         )
 
     # What there is room for, in bytes of JSON.
@@ -117,16 +132,16 @@ class Ledger:
         """For one claim; 0 while it has to wait."""
         return min(CLAIM_BYTES, (MEMORY_BYTES - self.bytes) // 2)
 
-    def refill_room(self, *, suspect: bool) -> int:
+    def refill_room(self, share: Share) -> int:
         """For deliveries of lanes of one kind; less than 1 while they have to wait."""
         free = LARGE_SHARE - self.bytes
-        if suspect:
-            free = min(free, SUSPECT_SHARE - self.suspect_bytes)
+        if share is not Share.FREE:
+            free = min(free, share.value - self.share_bytes[share])
         return min(REFILL_BYTES, free // 2)
 
-    def admits(self, *, suspect: bool) -> bool:
-        """Whether a lane may take on more."""
-        return not suspect or self.suspect_bytes < SUSPECT_SHARE
+    def admits(self, share: Share) -> bool:
+        """Whether a lane of that kind may take on more."""
+        return share is Share.FREE or self.share_bytes[share] < share.value
 
     # Claims of events.
 
@@ -145,7 +160,7 @@ class Ledger:
                 self._lose(twin)
             claimed = ClaimedEvent(self._hold(event), claim, deliveries)
             self._claimed[event.id] = claimed
-            claim.events.append(claimed)
+            claim.events[claimed] = None
             claim.results += max(1, deliveries)
         return claim
 
@@ -163,7 +178,7 @@ class Ledger:
 
     def abandon(self, claim: Claim) -> None:
         """Hold a claim no longer: results of its events do not count."""
-        for claimed in claim.events:
+        for claimed in list(claim.events):
             self._lose(claimed)
         if self.holds(claim):
             del self._claims[claim.id]
@@ -207,11 +222,16 @@ class Ledger:
 
     # Whose bytes they are.
 
-    def mark(self, job: Job, *, suspect: bool) -> None:
-        """Count a job to the share of slow lanes, or no longer."""
-        cost = job.held.cost if suspect else 0
-        self.suspect_bytes += cost - job.suspect_cost
-        job.suspect_cost = cost
+    def mark(self, job: Job, share: Share) -> None:
+        """Count a job to a share, and no longer to the one before."""
+        self.share_bytes[job.share] -= job.share_cost
+        job.share, job.share_cost = share, job.held.cost
+        self.share_bytes[share] += job.share_cost
+
+    def unmark(self, job: Job) -> None:
+        """Count a job to no share: its lane holds it no more."""
+        self.share_bytes[job.share] -= job.share_cost
+        job.share_cost = 0
 
     def keep_body(self, held: HeldEvent, dialect: str, body: bytes) -> None:
         """Keep a rendered body; the first one is in the event's cost already."""
@@ -237,7 +257,7 @@ class Ledger:
         if held is None:
             held = self._held[event.id] = HeldEvent(event, 2 * _stored_bytes(event) + _OVERHEAD_BYTES)
             self.bytes += held.cost
-        elif held.event.data is None and event.data is not None:
+        elif held.event.data is None and (event.data is not None or event.problem is not None):
             cost = 2 * _stored_bytes(event) + _OVERHEAD_BYTES
             self.bytes += cost - held.cost
             held.event, held.cost = event, cost
@@ -259,6 +279,7 @@ class Ledger:
         if self._claimed.get(claimed.held.event.id) is claimed:
             del self._claimed[claimed.held.event.id]
             self._let_go(claimed.held)
+        claimed.claim.events.pop(claimed, None)
 
 
 def _stored_bytes(event: Event) -> int:

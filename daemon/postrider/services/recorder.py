@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from uuid import UUID
 
 import msgspec
@@ -18,6 +19,7 @@ import structlog
 from postrider.domain.model import (
     Attempt,
     DeliveryState,
+    Reply,
     delivery_public_id,
     endpoint_public_id,
     event_public_id,
@@ -26,13 +28,17 @@ from postrider.domain.policy import Outcome
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.services.ledger import Claim, ClaimedEvent, Job, Ledger
-from postrider.store.database import DatabaseUnavailable
-from postrider.store.deliveries import ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
+from postrider.store.deliveries import UNWRITABLE, ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
 
 LINGER_S = 0.05
 BATCH = 1000
+BATCH_BYTES = 4 * 1024 * 1024
+"""Of what receivers answered, the last result of a batch excepted."""
 CONGESTED_FROM = 4 * BATCH
 """Results that wait to be recorded; with so many, nothing more is claimed: a kill would send it all again."""
+
+FULL_FROM_BYTES = 32 * 1024 * 1024
+"""With so much of what receivers answered nothing more is sent."""
 
 log = structlog.get_logger()
 
@@ -57,10 +63,11 @@ class Recorder:
         self._metrics = metrics
         self._entries: list[Entry] = []
         self._empty: list[tuple[Claim, int]] = []
-        """Claims, with how many of their events need no delivery."""
+        """Claims, with how many of their results need not be written."""
         self._wake = asyncio.Event()
         self._many = asyncio.Event()
         self._batch = BATCH
+        self._bytes = 0
         self._writing = asyncio.Lock()
         self.on_waiting: Callable[[int, UUID], None] = lambda _endpoint_id, _event_id: None
         self.on_retrying: Callable[[datetime], None] = lambda _due: None
@@ -78,6 +85,10 @@ class Recorder:
     @property
     def congested(self) -> bool:
         return len(self._entries) >= CONGESTED_FROM
+
+    @property
+    def full(self) -> bool:
+        return self._bytes >= FULL_FROM_BYTES
 
     def put(
         self,
@@ -103,7 +114,9 @@ class Recorder:
             claim_id=source.claim.id if source is not None else None,
             bytes=event.data_bytes,
         )
-        self._entries.append(Entry(job, result, outcome))
+        entry = Entry(job, result, outcome)
+        self._entries.append(entry)
+        self._bytes += _answer_bytes(entry)
         self._wake.set()
         # What waits in the database is not sent before it is there.
         if len(self._entries) >= BATCH or (state is DeliveryState.WAITING and event.data is None):
@@ -114,8 +127,13 @@ class Recorder:
         self._ledger.settle_event(claimed, 0)
         self.finish(claimed.claim, 1)
 
+    def finish_recorded(self, claimed: ClaimedEvent, results: int) -> None:
+        """Queue the end of so many deliveries of an event that were recorded under an earlier claim."""
+        self._ledger.settle_event(claimed, results)
+        self.finish(claimed.claim, results)
+
     def finish(self, claim: Claim, events: int) -> None:
-        """Queue the end of so many events of a claim that need no delivery."""
+        """Queue the end of so many events, or deliveries, of a claim that need nothing."""
         self._empty.append((claim, events))
         self._wake.set()
 
@@ -135,22 +153,19 @@ class Recorder:
     async def _write_batch(self) -> RecordCounts:
         self._wake.clear()
         self._many.clear()
-        entries = self._entries[: self._batch]
+        entries = self._next_batch()
         empty = list(self._empty)
         current = [entry for entry in entries if not entry.job.lost]
         try:
             written = await self._write(current, empty)
         except BaseException as error:
             self._wake.set()
-            if (
-                not isinstance(error, Exception)
-                or isinstance(error, DatabaseUnavailable)
-                or not self._narrow_down(entries, error)
-            ):
+            if not isinstance(error, UNWRITABLE) or not self._narrow_down(entries, error):
                 raise
             return RecordCounts(0, 0)
         self._batch = min(BATCH, self._batch * 2)
         del self._entries[: len(entries)], self._empty[: len(empty)]
+        self._bytes -= sum(map(_answer_bytes, entries))
         if self._entries:
             self._wake.set()
         for entry in entries:
@@ -158,6 +173,13 @@ class Recorder:
                 self._ledger.release(entry.job)
             self._announce(entry, fenced=(entry.result.event_id, entry.result.endpoint_id) not in written)
         return RecordCounts(len(written), len(entries) - len(written))
+
+    def _next_batch(self) -> list[Entry]:
+        entries = self._entries[: self._batch]
+        if self._bytes <= BATCH_BYTES:
+            return entries
+        taken = accumulate(map(_answer_bytes, entries), initial=0)
+        return [entry for entry, before in zip(entries, taken, strict=False) if before < BATCH_BYTES]
 
     def _narrow_down(self, entries: list[Entry], error: Exception) -> bool:
         """Find the result that can't be written, to be written without what the receiver sent; False if that
@@ -170,6 +192,7 @@ class Recorder:
         log.error("attempt.unrecorded", **_facts(entries[0]), reason=str(error))
         reason = f"the attempt can't be recorded: {type(error).__name__}"
         result = msgspec.structs.replace(entries[0].result, attempt=None, reason=reason)
+        self._bytes -= _answer_bytes(entries[0])
         self._entries[0] = msgspec.structs.replace(entries[0], result=result)
         return True
 
@@ -247,6 +270,14 @@ class Recorder:
         self._metrics.deliveries.counts[result.state.value] += 1
         if entry.outcome is not None:
             self.on_outcome(job, entry.outcome)
+
+
+def _answer_bytes(entry: Entry) -> int:
+    """What a receiver answered, as it lies in memory: up to two bytes a character."""
+    attempt = entry.result.attempt
+    if attempt is None or not isinstance(attempt.result, Reply):
+        return 0
+    return 2 * (len(attempt.result.body) + len(attempt.result.headers))
 
 
 def _facts(entry: Entry) -> dict[str, object]:

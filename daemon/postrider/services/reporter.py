@@ -6,6 +6,7 @@ It wakes by itself every few seconds.
 import asyncio
 
 from postrider.domain.status import DaemonReport
+from postrider.domain.timeshare import TimeShare
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
@@ -19,6 +20,8 @@ from postrider.store.outbox import Backlog, Outbox
 REPORT_S = 5.0
 BACKLOG_SHARE = 0.02
 """Of the time goes into counting the backlog, which beside an old snapshot passes over what was there."""
+BACKLOG_S = 60.0
+"""It is counted at least so often."""
 
 
 class Reporter:
@@ -48,7 +51,7 @@ class Reporter:
         self._counts: dict[str, int] = {}
         self._counted_at: float | None = None
         self._backlog = Backlog(0, None)
-        self._backlog_at = 0.0
+        self._counts_of_backlog = TimeShare(BACKLOG_SHARE, BACKLOG_S)
 
     def __repr__(self) -> str:
         return f"<Reporter {self._backlog}>"
@@ -78,10 +81,9 @@ class Reporter:
 
     async def _count_backlog(self) -> Backlog:
         started = self._clock.monotonic()
-        if started >= self._backlog_at:
+        if self._counts_of_backlog.due(started):
             self._backlog = await self._outbox.backlog()
-            ended = self._clock.monotonic()
-            self._backlog_at = ended + (ended - started) / BACKLOG_SHARE
+            self._counts_of_backlog.spent(started, self._clock.monotonic())
         return self._backlog
 
     def _measure(self) -> DaemonReport:

@@ -17,9 +17,8 @@ from postrider.domain.model import Event, emitted_at_s, endpoint_public_id
 from postrider.edges.clock import Clock
 from postrider.services.lane import Lane
 from postrider.services.lanes import Lanes
-from postrider.services.ledger import LANE_BYTES, Ledger
+from postrider.services.ledger import LANE_BYTES, Ledger, Share
 from postrider.services.recorder import Recorder
-from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import ClaimedDelivery, Deliveries, WaitingWanted
 from postrider.store.endpoints import Endpoints
 from postrider.store.outbox import Outbox
@@ -118,7 +117,7 @@ class Scheduler:
             cancelled = await self._find_waiting()
             promoted = await self._promote()
             refilled = await self._refill()
-        except DatabaseUnavailable:
+        except BaseException:
             self._in_doubt = True
             raise
         return ScheduleCounts(promoted, refilled, cancelled)
@@ -162,18 +161,23 @@ class Scheduler:
 
     async def _refill(self) -> int:
         """Claim waiting deliveries of some lanes, and queue them."""
-        lanes = self._lanes.refillable(REFILL_LANES)
-        self._short = bool(lanes) and self._recorder.congested
-        if not lanes or self._short:
+        lanes, more = self._lanes.refillable(REFILL_LANES)
+        self._short = self._recorder.congested and bool(lanes)
+        if self._short:
             return 0
         refilled = 0
-        for suspect in (False, True):
-            chosen = [lane for lane in lanes if lane.suspect is suspect]
-            most_bytes = self._ledger.refill_room(suspect=suspect)
+        for share in Share:
+            # Asked now: what was refilled before this took its time.
+            chosen = [lane for lane in lanes if lane.share is share and self._lanes.room_of(lane) > 0]
+            most_bytes = self._ledger.refill_room(share)
             if chosen and most_bytes < 1:
                 self._short = True  # asked again soon
             elif chosen:
                 refilled += await self._refill_lanes(chosen, most_bytes)
+        if more and refilled:
+            self._wake.set()
+        elif more:
+            self._short = True
         return refilled
 
     async def _refill_lanes(self, lanes: Sequence[Lane], most_bytes: int) -> int:
@@ -210,6 +214,8 @@ class Scheduler:
             else:
                 self._ledger.release(job)
                 unwanted.append(job.key)
+        for lane in lanes:
+            self._lanes.give_back(lane)  # it may have turned slow meanwhile
         if unwanted:
             await self._deliveries.release(owner, unwanted)
         return len(claimed)
@@ -229,12 +235,12 @@ class Scheduler:
         """Give back deliveries that the database thinks we hold, and we don't: a crash, or an answer that was
         cut off, made the difference."""
         owner = self._ledger.owner
+        self._in_doubt = False  # first: a doubt that comes meanwhile is not lost
         stray = await self._deliveries.owned(owner) - self._ledger.delivery_keys()
         if stray:
             await self._deliveries.release(owner, stray)
             log.info("claims.reconciled", deliveries=len(stray))
             self.rescan()
-        self._in_doubt = False
         self._reconcile_at = self._clock.monotonic() + RECONCILE_S
 
     def _seconds_to_next(self) -> float:

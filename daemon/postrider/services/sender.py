@@ -36,6 +36,7 @@ from postrider.services.ledger import HeldEvent, Job, Ledger
 from postrider.services.recorder import Recorder
 from postrider.services.subscriptions import Subscriptions
 
+FULL_POLL_S = 0.05
 EXHAUSTED_PAUSE_S = 0.25
 EXHAUSTED_DELAY_S = 2.0
 """For a delivery that this host has no descriptor or port for."""
@@ -119,8 +120,13 @@ class Sender:
                 group.create_task(self._work())
 
     async def _work(self) -> None:
-        while await self._send_next():
-            pass
+        while True:
+            try:
+                if not await self._send_next():
+                    return
+            except Exception as error:
+                # A defect of ours. One worker's trouble may not end the others.
+                log.exception("sender.crashed", reason=str(error))
 
     async def _send_next(self) -> bool:
         # A coroutine of its own: a worker that waits keeps nothing of its last job alive.
@@ -129,7 +135,14 @@ class Sender:
             return False
         outcome = None
         try:
+            while self._recorder.full:
+                await self._clock.wait(asyncio.Event(), FULL_POLL_S)
             outcome = await self.run_once(job)
+        except Exception:
+            # Else it would be held for ever, and never sent.
+            self._lanes.spill(job.endpoint_id)
+            self._recorder.put(job, DeliveryState.WAITING)
+            raise
         finally:
             self._lanes.done(job, outcome)
         return True

@@ -6,8 +6,11 @@ whose endpoint was known to fail come last, and have a part of that share.
 """
 
 from collections import deque
+from typing import Generic, TypeVar
 
 from postrider.services.lane import Lane
+
+T = TypeVar("T")
 
 SUSPECT_SHARE = 0.5
 """Of the slots, for all lanes together that are slow or did not answer yet."""
@@ -15,50 +18,53 @@ FAILING_SHARE = 0.5
 """Of these, for lanes among them whose endpoint was failing when the daemon began to know it."""
 
 
-class Queue:
-    """Lanes of one kind that wait for their turn."""
+class Queue(Generic[T]):
+    """What waits for its turn: workspaces take turns, each with what it put in first."""
 
     def __init__(self) -> None:
-        self._lanes: dict[str, deque[Lane]] = {}
+        self._items: dict[str, deque[T]] = {}
         self._workspaces: deque[str] = deque()
+        self._length = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._workspaces)
+    def __len__(self) -> int:
+        return self._length
 
-    def append(self, lane: Lane) -> None:
-        workspace_id = lane.endpoint.workspace_id
-        lanes = self._lanes.get(workspace_id)
-        if lanes is None:
-            lanes = self._lanes[workspace_id] = deque()
+    def append(self, workspace_id: str, item: T, *, first: bool = False) -> None:
+        """Let an item wait behind all of its workspace, or as the `first` of them."""
+        items = self._items.get(workspace_id)
+        if items is None:
+            items = self._items[workspace_id] = deque()
             self._workspaces.append(workspace_id)
-        lanes.append(lane)
+        (items.appendleft if first else items.append)(item)
+        self._length += 1
 
-    def pop(self) -> Lane:
+    def pop(self) -> T:
         workspace_id = self._workspaces.popleft()
-        lanes = self._lanes[workspace_id]
-        lane = lanes.popleft()
-        if lanes:
+        items = self._items[workspace_id]
+        item = items.popleft()
+        if items:
             self._workspaces.append(workspace_id)
         else:
-            del self._lanes[workspace_id]
-        return lane
+            del self._items[workspace_id]
+        self._length -= 1
+        return item
 
-    def remove(self, lane: Lane) -> None:
-        workspace_id = lane.endpoint.workspace_id
-        lanes = self._lanes[workspace_id]
-        lanes.remove(lane)
-        if not lanes:
-            del self._lanes[workspace_id]
+    def remove(self, workspace_id: str, item: T) -> None:
+        items = self._items[workspace_id]
+        items.remove(item)
+        if not items:
+            del self._items[workspace_id]
             self._workspaces.remove(workspace_id)
+        self._length -= 1
 
 
 class Turns:
     def __init__(self, slots: int) -> None:
         self._suspect_slots = max(1, int(slots * SUSPECT_SHARE))
         self._failing_slots = max(1, int(self._suspect_slots * FAILING_SHARE))
-        self._proven = Queue()
-        self._suspect = Queue()
-        self._failing = Queue()
+        self._proven: Queue[Lane] = Queue()
+        self._suspect: Queue[Lane] = Queue()
+        self._failing: Queue[Lane] = Queue()
         self._suspect_running = 0
         self._failing_running = 0
 
@@ -78,7 +84,7 @@ class Turns:
         """Let a lane wait for its turn, if it has something to send and a slot free."""
         if not lane.has_turn and lane.ready:
             lane.has_turn = True
-            self._queue_of(lane).append(lane)
+            self._queue_of(lane).append(lane.endpoint.workspace_id, lane)
 
     def next(self) -> Lane | None:
         """The lane whose turn it is; it may have become unable to use it."""
@@ -94,6 +100,12 @@ class Turns:
         lane.has_turn = False
         return lane
 
+    def withdraw(self, lane: Lane) -> None:
+        """Let a lane not wait for its turn any more."""
+        if lane.has_turn:
+            self._queue_of(lane).remove(lane.endpoint.workspace_id, lane)
+            lane.has_turn = False
+
     def count(self, lane: Lane, requests: int) -> None:
         """So many more requests of a lane are under way, or fewer."""
         if lane.suspect:
@@ -103,15 +115,13 @@ class Turns:
 
     def reclassify(self, lane: Lane, *, suspect: bool, failing: bool) -> None:
         """Take a lane from one kind to another."""
-        if lane.has_turn:
-            self._queue_of(lane).remove(lane)
-            lane.has_turn = False
+        self.withdraw(lane)
         self.count(lane, -len(lane.running))
         lane.suspect, lane.failing = suspect, failing
         self.count(lane, len(lane.running))
         self.give(lane)
 
-    def _queue_of(self, lane: Lane) -> Queue:
+    def _queue_of(self, lane: Lane) -> Queue[Lane]:
         if not lane.suspect:
             return self._proven
         return self._failing if lane.failing else self._suspect

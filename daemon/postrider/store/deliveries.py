@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from postrider.domain.model import (
@@ -18,6 +19,8 @@ from postrider.domain.model import (
 )
 from postrider.store.database import Connection, Database
 
+UNWRITABLE = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, asyncpg.IntegrityConstraintViolationError)
+"""Errors of `record` that come from one of the results."""
 DeliveryKey = tuple[UUID, int]
 """(event id, endpoint id): what names a delivery."""
 
@@ -137,7 +140,8 @@ WITH found AS (
   CROSS JOIN LATERAL (
     SELECT event_id, endpoint_id, workspace_id, coalesce(bytes, {MAX_DATA_BYTES}) AS bytes
     FROM postrider.delivery
-    WHERE state = 'waiting' AND endpoint_id = wanted.endpoint_id
+    WHERE EXISTS (SELECT FROM postrider.daemon WHERE id = $1)
+      AND state = 'waiting' AND endpoint_id = wanted.endpoint_id
       AND event_id >= wanted.floor AND event_id < $5
     ORDER BY event_id LIMIT wanted.room FOR UPDATE SKIP LOCKED
   ) AS d
@@ -146,7 +150,7 @@ WITH found AS (
   WINDOW lane AS (PARTITION BY endpoint_id ORDER BY event_id)
 ), next AS (
   SELECT event_id, endpoint_id, workspace_id FROM (
-    SELECT *, sum(bytes) OVER (ORDER BY place, endpoint_id) - bytes AS before_all
+    SELECT *, sum(bytes) OVER (ORDER BY place, bytes, endpoint_id) - bytes AS before_all
     FROM counted WHERE before < $7
   ) AS affordable WHERE before_all < $6
 )

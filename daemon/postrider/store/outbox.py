@@ -15,6 +15,7 @@ from msgspec import structs
 
 from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id
+from postrider.domain.timeshare import TimeShare
 from postrider.store.database import Database
 
 log = structlog.get_logger()
@@ -66,7 +67,8 @@ FROM (
 _CLAIM = f"""
 WITH queued AS (
   SELECT ctid AS place, event_id, coalesce(bytes, {_ASSUMED_BYTES}) AS bytes FROM postrider.pending
-  WHERE event_id >= $2 ORDER BY event_id LIMIT {{limit}} FOR UPDATE SKIP LOCKED
+  WHERE event_id >= $2 AND EXISTS (SELECT FROM postrider.daemon WHERE id = $1)
+  ORDER BY event_id LIMIT {{limit}} FOR UPDATE SKIP LOCKED
 ), taken AS (
   DELETE FROM postrider.pending WHERE ctid = ANY (ARRAY(
     SELECT place FROM (
@@ -114,7 +116,9 @@ _NIL = UUID(int=0)
 _LOOK_BACK = 8
 """Claims. Most look for nothing that lies before the ends of so many claims before them."""
 _FULL_SHARE = 0.02
-"""Of the time goes into claims that look at all of the queue."""
+"""Of the time goes into claims that look at all of the queue,"""
+_FULL_LOOK_S = 30.0
+"""and they are at most so far apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +161,11 @@ class Outbox:
         self._database = database
         self._newest: deque[UUID] = deque([_NIL], maxlen=_LOOK_BACK)
         """The newest event of each of the last claims."""
-        self._full_at = 0.0
+        self._full_looks = TimeShare(_FULL_SHARE, _FULL_LOOK_S)
 
     async def claim(self, owner: int, limit: int, most_bytes: int) -> ClaimedEvents | None:
-        """Take some pending events for daemon `owner`, oldest first; None if there are none.
+        """Take some pending events for daemon `owner`, oldest first; None if there are none, or if others
+        took the daemon for dead.
 
         At most `limit`, which is rounded down to a power of two, and about `most_bytes` of JSON; always one.
 
@@ -173,7 +178,7 @@ class Outbox:
         limit = 1 << (limit.bit_length() - 1)  # few different statements
         claim_id = secrets.randbits(63)
         started = time.monotonic()
-        full = started >= self._full_at
+        full = self._full_looks.due(started)
         arguments = (owner, _NIL if full else min(self._newest), claim_id, most_bytes)
         events = None
         try:
@@ -182,8 +187,7 @@ class Outbox:
             rows = await self._claim(limit, arguments, _NO_EVENT)
             events = await self._read_safely([row["event_id"] for row in rows], _READ_NO_JSON)
         if full:
-            ended = time.monotonic()
-            self._full_at = ended + (ended - started) / _FULL_SHARE
+            self._full_looks.spent(started, time.monotonic())
         if not rows:
             return None
         self._newest.append(rows[-1]["event_id"])
@@ -193,6 +197,10 @@ class Outbox:
         read = sum(each.data_bytes for each in events if each.data is not None)
         more = len(rows) == limit or read >= most_bytes
         return ClaimedEvents(claim_id, events, redo, len(rows) - len(events), rows[0]["version"], more)
+
+    def look_at_all(self) -> None:
+        """Let the next claim look at all of the queue: something old may have come back to it."""
+        self._full_looks.reset()
 
     async def _claim(self, limit: int, arguments: tuple[object, ...], events: str) -> list[asyncpg.Record]:
         async with self._database.connection() as connection:
