@@ -297,3 +297,34 @@ def test_a_delivery_whose_event_is_gone_fails_with_that_reason(database_dsn: str
             failed = "SELECT reason FROM postrider.delivery WHERE state = 'failed'"
             wait_until(lambda: bool(query(database_dsn, failed)), 15, "its failure")
             assert "retention removed it" in query(database_dsn, failed)[0]["reason"]
+
+
+def test_a_large_event_reaches_very_many_endpoints_without_a_pause(database_dsn: str, tmp_path: Path) -> None:
+    """Each of them has one delivery waiting in the database, and nothing else that would ask for it."""
+    endpoints = 1_000
+    config = write_config(tmp_path, database_dsn)
+    with ReceiverProcess(SECRET) as receiver:
+        add_endpoints(database_dsn, [receiver.url(f"/{n}") for n in range(endpoints)])
+        with DaemonProcess(config) as daemon:
+            daemon.wait_for_log("daemon.started")
+            emit_large(database_dsn, 1, 100_000)
+            # Looks for what nobody announced come every 5 s; with a few lanes at each it would take minutes.
+            receiver.wait_for(endpoints, timeout=30)
+        assert_settled(database_dsn)
+
+
+def test_deliveries_under_way_keep_nothing_of_their_batch_in_memory(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, database_dsn, delivery={"timeout": "60s"})
+    with ReceiverProcess(SECRET, mode="never") as receiver:
+        receiver.set_mode("ok", "/fast")
+        add_endpoint(database_dsn, receiver.url("/fast"), workspace_id="fast")
+        add_endpoints(database_dsn, [receiver.url(f"/silent/{n}") for n in range(20)])
+        with DaemonProcess(config) as daemon:
+            daemon.wait_for_log("daemon.started")
+            for rounds in range(1, 61):
+                emit_large(database_dsn, 1, 10)
+                emit_large(database_dsn, 100, 60_000, workspace_id="fast")
+                receiver.wait_for(100 * rounds, path="/fast", timeout=60)
+            assert peak_memory_mb(daemon) < MEMORY_BOUND_MB
