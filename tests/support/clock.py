@@ -19,7 +19,7 @@ class FakeClock:
         # A service's first run is due at 0.
         return 1_000_000 + self._elapsed
 
-    def cpu(self) -> float:
+    def busy(self) -> float:
         return 0.0
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:

@@ -21,7 +21,7 @@ class HostClock:
     def monotonic(self) -> float:
         return self.elapsed
 
-    def cpu(self) -> float:
+    def busy(self) -> float:
         return 0.0
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:

@@ -7,6 +7,7 @@ each of them measures how far its own is off.
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
 
@@ -17,8 +18,9 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that only grow; for durations."""
 
-    def cpu(self) -> float:
-        """Seconds of CPU time that this process took; to be held against `monotonic`."""
+    def busy(self) -> float:
+        """Seconds that this process ran, or would have run if it had been given a core; to be held against
+        `monotonic`."""
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         """Wait until `event` is set (True) or `timeout` seconds of this clock passed (False)."""
@@ -37,8 +39,13 @@ class SystemClock:
     def monotonic(self) -> float:
         return time.monotonic()
 
-    def cpu(self) -> float:
-        return time.process_time()
+    def busy(self) -> float:
+        try:
+            # Of the main thread, which has the event loop: ns on a core, and ready but waiting for one.
+            on_core, waiting, _ = Path("/proc/self/schedstat").read_text().split()
+        except (OSError, ValueError):  # not Linux
+            return time.process_time()
+        return (int(on_core) + int(waiting)) / 1e9
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         try:
@@ -76,8 +83,8 @@ class DatabaseClock:
     def monotonic(self) -> float:
         return self._host.monotonic()
 
-    def cpu(self) -> float:
-        return self._host.cpu()
+    def busy(self) -> float:
+        return self._host.busy()
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         return await self._host.wait(event, timeout)

@@ -49,9 +49,9 @@ worth it again: NOTIFY holds a lock of the whole cluster through commit."""
 WINDOW_S = 0.1
 """Over which the rate, and the load, are measured."""
 SATURATED_FROM = 0.6
-"""Share of a core that the daemon takes when it can't do more: the rest goes to waiting for the system."""
+"""Share of the time that the daemon runs, or waits for a core, when it can't do more."""
 LOAD_WINDOWS = 3
-"""The busiest of so many counts: others may have taken the core in one of them."""
+"""The busiest of so many counts."""
 BUSY_POLL_S = 0.01
 ROOM_POLL_S = 0.02
 RECONCILE_S = 30.0
@@ -130,8 +130,8 @@ class Dispatcher:
         self._full: dict[int, None] = {}
         """Endpoints whose lanes were found full at the last turn of the fan-outs."""
         self._loads = deque([1.0] * LOAD_WINDOWS, LOAD_WINDOWS)
-        """Shares of a core that the daemon took lately; taken for all of it until it is measured."""
-        self._measured_at, self._measured_cpu = clock.monotonic(), clock.cpu()
+        """Shares of the time in which the daemon was busy lately; taken for all of it until measured."""
+        self._measured_at, self._measured_busy = clock.monotonic(), clock.busy()
         self.turned_at = clock.monotonic()
         """When the claim loop turned last; the watchdog and /healthz look at it."""
         lanes.on_room = self._room.set
@@ -157,7 +157,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         began, seen, empty = self._clock.monotonic(), 0, 0
-        self._measured_at, self._measured_cpu = began, self._clock.cpu()
+        self._measured_at, self._measured_busy = began, self._clock.busy()
         while True:
             self.turned_at = self._clock.monotonic()
             self._wake.clear()  # before the claim: a wake-up that comes during it is not lost
@@ -343,11 +343,11 @@ class Dispatcher:
         return offer
 
     def _measure_load(self) -> None:
-        now, cpu = self._clock.monotonic(), self._clock.cpu()
+        now, busy = self._clock.monotonic(), self._clock.busy()
         passed = now - self._measured_at
         if passed >= WINDOW_S:
-            self._loads.append((cpu - self._measured_cpu) / passed)
-            self._measured_at, self._measured_cpu = now, cpu
+            self._loads.append((busy - self._measured_busy) / passed)
+            self._measured_at, self._measured_busy = now, busy
 
     async def _room_for_more(self) -> None:
         """Wait until the lanes have room again; or a moment, since that may change otherwise."""
