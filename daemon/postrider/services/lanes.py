@@ -289,7 +289,7 @@ class Lanes:
         del lane.running[job]
         self.running -= 1
         self._turns.count(lane, -1)
-        if job.share_cost:
+        if job.share is not None:
             self._ledger.unmark(job)
         if outcome is not None:
             now = self._clock.monotonic()

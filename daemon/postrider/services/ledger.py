@@ -64,6 +64,8 @@ class HeldEvent:
     holders: int = 0
     bodies: dict[str, bytes] = field(default_factory=dict, repr=False)
     """Rendered once per dialect."""
+    shares: dict[Share, int] = field(default_factory=dict)
+    """How many of its deliveries count to each share."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,9 +94,8 @@ class Job:
     """Set while nothing of this delivery is recorded: its event's claim holds it, and later its own row."""
     withdrawn: bool = False
     """Its own row is ours no more."""
-    share: Share = Share.FREE
-    share_cost: int = 0
-    """Bytes that it takes of its share."""
+    share: Share | None = None
+    """That of memory to which it counts while a lane holds it."""
     queued_at: float = 0.0
     taken_at: float = 0.0
 
@@ -223,21 +224,27 @@ class Ledger:
     # Whose bytes they are.
 
     def mark(self, job: Job, share: Share) -> None:
-        """Count a job to a share, and no longer to the one before."""
-        self.share_bytes[job.share] -= job.share_cost
-        job.share, job.share_cost = share, job.held.cost
-        self.share_bytes[share] += job.share_cost
+        """Count a job, or rather its event, to a share, and no longer to the one before."""
+        self.unmark(job)
+        job.share, held = share, job.held
+        count = held.shares.get(share, 0)
+        held.shares[share] = count + 1
+        if not count:
+            self.share_bytes[share] += held.cost
 
     def unmark(self, job: Job) -> None:
         """Count a job to no share: its lane holds it no more."""
-        self.share_bytes[job.share] -= job.share_cost
-        job.share_cost = 0
+        share, job.share, held = job.share, None, job.held
+        if share is None:
+            return
+        held.shares[share] -= 1
+        if not held.shares[share]:
+            self.share_bytes[share] -= held.cost
 
     def keep_body(self, held: HeldEvent, dialect: str, body: bytes) -> None:
         """Keep a rendered body; the first one is in the event's cost already."""
         if held.bodies and self._held.get(held.event.id) is held:
-            held.cost += len(body)
-            self.bytes += len(body)
+            self._grow(held, len(body))
         held.bodies[dialect] = body
 
     def lose_everything(self) -> None:
@@ -258,11 +265,17 @@ class Ledger:
             held = self._held[event.id] = HeldEvent(event, 2 * _stored_bytes(event) + _OVERHEAD_BYTES)
             self.bytes += held.cost
         elif held.event.data is None and (event.data is not None or event.problem is not None):
-            cost = 2 * _stored_bytes(event) + _OVERHEAD_BYTES
-            self.bytes += cost - held.cost
-            held.event, held.cost = event, cost
+            held.event = event
+            self._grow(held, 2 * _stored_bytes(event))
         held.holders += 1
         return held
+
+    def _grow(self, held: HeldEvent, by: int) -> None:
+        held.cost += by
+        self.bytes += by
+        for share, count in held.shares.items():
+            if count:
+                self.share_bytes[share] += by
 
     def _let_go(self, held: HeldEvent) -> None:
         held.holders -= 1
