@@ -30,7 +30,7 @@ SELECT c.name, c.table_name, c.section::text AS section, c.checksum, c.grants,
   f.bodies, f.owners, f.confined
 FROM postrider.capture AS c CROSS JOIN LATERAL (
   SELECT array_agg(p.prosrc ORDER BY p.pronargs) AS bodies, string_agg(DISTINCT o.rolname, ', ') AS owners,
-    bool_and(p.prosecdef AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig)) AS confined
+    bool_and(p.prosecdef AND p.proconfig @> '{"search_path=pg_catalog, pg_temp",row_security=off}') AS confined
   FROM pg_proc AS p JOIN pg_roles AS o ON o.oid = p.proowner
   WHERE p.pronamespace = 'postrider'::regnamespace AND p.proname = 'capture_' || c.name) AS f
 ORDER BY c.name
