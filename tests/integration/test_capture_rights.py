@@ -237,7 +237,9 @@ async def test_a_looked_up_relation_has_to_be_a_table(database_dsn: str) -> None
             await crm.owner.execute(f"DROP {kind} crm.clients")
 
 
-async def test_a_view_that_is_not_granted_in_the_place_of_a_looked_up_table_is_not_read(database_dsn: str) -> None:
+async def test_a_view_that_is_not_granted_in_the_place_of_a_looked_up_table_is_not_read(
+    database_dsn: str,
+) -> None:
     async with crm_of(database_dsn) as crm:
         await crm.store.apply(captures(SECTION), NOW)
         await crm.owner.execute(
@@ -333,6 +335,48 @@ async def test_a_capture_needs_no_superuser_but_membership(database_dsn: str) ->
             await store.drop([], NOW)
         finally:
             await database.close()
+
+
+async def test_plan_says_which_right_is_missing(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.root.execute(
+            f"REVOKE USAGE ON SCHEMA crm FROM PUBLIC; REASSIGN OWNED BY {OWNER} TO postgres;"
+            f"GRANT USAGE ON SCHEMA postrider TO {OWNER}; GRANT SELECT ON postrider.capture TO {OWNER};"
+            f"GRANT EXECUTE ON FUNCTION postrider.role_flaw TO {OWNER}"
+        )
+        database = Database(as_owner(database_dsn), pool_size=1)
+        await database.open()
+        try:
+            store = Captures(database)
+            with pytest.raises(DatabaseError) as caught:
+                await store.plan(captures(SECTION))
+            assert f"GRANT EXECUTE ON FUNCTION postrider.evaluate TO {OWNER}" in caught.value.hint
+            await crm.root.execute(f"GRANT EXECUTE ON FUNCTION postrider.evaluate TO {OWNER}")
+            with pytest.raises(UsageError, match=f"GRANT USAGE ON SCHEMA crm TO {OWNER}"):
+                await store.plan(captures(SECTION))
+            await crm.root.execute(f"GRANT USAGE ON SCHEMA crm TO {OWNER}")
+            with pytest.raises(DatabaseError) as caught:
+                await store.plan(captures(SECTION))
+            assert 'GRANT USAGE ON SCHEMA "crm" TO postrider_capture' in caught.value.hint
+            await crm.root.execute("GRANT USAGE ON SCHEMA crm TO postrider_capture")
+            (step,) = await store.plan(captures(SECTION))
+            assert step.action == "create"
+        finally:
+            await database.close()
+
+
+async def test_row_security_hides_nothing_without_a_word(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.store.apply(captures(SECTION), NOW)
+        await crm.owner.execute(SWAPS["row security"])
+        await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
+        assert await crm.runs() == 0, "a policy's code ran"
+        (row,) = await crm.store.list_rejections(10)
+        assert "row-level security" in row.reason
+        with pytest.raises(UsageError, match=r"crm\.clients has row security"):
+            await crm.store.plan(captures(SECTION))
+        await crm.owner.execute("ALTER TABLE crm.clients DISABLE ROW LEVEL SECURITY")
+        assert (await crm.store.recover(limit=10, after=0)).events == 1
 
 
 async def test_a_daemons_login_plans_and_recovers(database_dsn: str) -> None:

@@ -42,7 +42,8 @@ class Statements:
     """Of the trigger's function, and of the one that makes events of kept rows."""
     create: tuple[str, ...]
     probes: tuple[str, ...] = ()
-    """The function's statements over the whole tables, to be explained: types that don't fit are found so."""
+    """The function's statements over a row of the table's types, to be explained: types that don't fit are found
+    so, without a right to read the table."""
 
     @property
     def checksum(self) -> str:
@@ -95,7 +96,7 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
         *(f"ALTER FUNCTION {each} OWNER TO {CAPTURE_ROLE}" for each in signatures),
         f"REVOKE CREATE ON SCHEMA postrider FROM {CAPTURE_ROLE}",
     ]
-    source = f"{table} AS o JOIN {table} AS n ON {rows.same_key()}"
+    source = f"{rows.kept('NULL::json', 'o')} CROSS JOIN {rows.kept('NULL::json', 'n')}"
     probes = tuple(f"EXPLAIN {_made(rows, event, source, '')}" for event in trigger_events(capture))
     return Statements(bodies, tuple(create), probes)
 
@@ -129,9 +130,7 @@ def _trigger_body(capture: Capture, rows: Rows) -> str:
     pairs = f"old_rows AS o FULL JOIN new_rows AS n ON {rows.same_key()}"
     into = "INTO events, largest, longest_id, longest_workspace"
     key = ", ".join(f"coalesce(change.new_row, change.old_row)->>{literal(each)}" for each in capture.key)
-    write = (
-        f"INSERT INTO postrider.outbox ({EVENT_COLUMNS}) SELECT {EVENT_COLUMNS} FROM unnest(events)"  # noqa: S608
-    )
+    write = f"INSERT INTO postrider.outbox ({EVENT_COLUMNS}) SELECT {EVENT_COLUMNS} FROM unnest(events)"  # noqa: S608
     return f"""#variable_conflict use_column
 DECLARE
   events            postrider.capture_event[];
