@@ -24,7 +24,6 @@ from tests.support.logins import login, user_of
 from tests.support.pooler import transaction_pooler
 from tests.support.receiver_process import ReceiverProcess
 
-
 TRAPPED_AGGREGATE = (
     """CREATE FUNCTION public.json_gathered(json, record) RETURNS json LANGUAGE plpgsql AS $$
        BEGIN

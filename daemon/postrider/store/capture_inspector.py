@@ -78,6 +78,8 @@ class CaptureInspector:
         self.grants: tuple[Grant, ...] = ()
         self.lacking: tuple[Grant, ...] = ()
         """Those of `grants` that the role does not have."""
+        self._secured: set[str] = set()
+        """Tables with row security. It holds for what is looked up, not for the rows of a trigger."""
 
     async def statements(self) -> Statements | None:
         """What creates the capture; None if there are mistakes. Names mean, from here to the end of the
@@ -90,6 +92,11 @@ class CaptureInspector:
         for lookup in _lookups(capture):
             if lookup.table not in self.tables:
                 await self._look_up(lookup.table, f"capture {capture.name}", "looked up")
+            if lookup.table in self._secured:
+                self.mistakes.append(
+                    f"capture {capture.name}: {lookup.table} has row security, which hides its rows from "
+                    f"{CAPTURE_ROLE}: no event could be made; look up a table without"
+                )
         if self.mistakes:
             return None
         self._check_columns()
@@ -119,12 +126,8 @@ class CaptureInspector:
         if not row["reachable"]:
             self.mistakes.append(f"{where}: {name} can't be looked at; let its owner run: {row['reach']}")
             return None
-        if row["row_security"] and to_be == "looked up":
-            self.mistakes.append(
-                f"{where}: {name} has row security, which hides its rows from {CAPTURE_ROLE}: no event could be "
-                "made; look up a table without"
-            )
-            return None
+        if row["row_security"]:
+            self._secured.add(name)
         columns = await self._connection.fetch(_COLUMNS, row["oid"])
         self.tables[name] = TableFacts(
             row["name"],

@@ -19,7 +19,7 @@ from postrider.store.database import Connection, Database, pin, translated_error
 LOCK_TIMEOUT_S = 0.25
 STATEMENT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0
-"""How much later than PostgreSQL this side gives up, so that a slow statement fails as one, with its reason."""
+"""How much later than PostgreSQL this side gives up, so that a slow statement fails as one, with a reason."""
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_BACKOFF_S = 3600
 
@@ -29,7 +29,8 @@ SELECT c.name FROM postrider.capture AS c WHERE c.name = coalesce($1, c.name)
   AND to_regprocedure(format('postrider.%I(text,json,json,json)', 'capture_' || c.name)) IS NOT NULL
 """
 _ROW = """
-SELECT r.id, r.capture, coalesce(pg_column_size(r.old_row), 0) + coalesce(pg_column_size(r.new_row), 0) AS bytes
+SELECT r.id, r.capture,
+  coalesce(pg_column_size(r.old_row), 0) + coalesce(pg_column_size(r.new_row), 0) AS bytes
 FROM postrider.capture_rejected AS r
 """
 # Each capture has its share of a batch: one whose rows can't be done for now holds up no other.
@@ -49,7 +50,8 @@ SELECT id, capture FROM (
 _FOLLOWING = f"""
 SELECT id, capture FROM (
   SELECT r.id, r.capture, sum(r.bytes) OVER (ORDER BY r.id) - r.bytes AS bytes_before
-  FROM ({_ROW} WHERE r.id > $4 AND r.due IS NOT NULL AND r.capture IN ({_APPLIED}) ORDER BY r.id LIMIT $2) AS r
+  FROM ({_ROW} WHERE r.id > $4 AND r.due IS NOT NULL AND r.capture IN ({_APPLIED})
+        ORDER BY r.id LIMIT $2) AS r
 ) AS oldest WHERE bytes_before < $3 ORDER BY id
 """  # noqa: S608
 

@@ -42,8 +42,8 @@ class Statements:
     """Of the trigger's function, and of the one that makes events of kept rows."""
     create: tuple[str, ...]
     probes: tuple[str, ...] = ()
-    """The function's statements over a row of the table's types, to be explained: types that don't fit are found
-    so, without a right to read the table."""
+    """The function's statements over a row of the table's types, to be explained: types that don't fit are
+    found so, without a right to read the table."""
 
     @property
     def checksum(self) -> str:
@@ -130,7 +130,7 @@ def _trigger_body(capture: Capture, rows: Rows) -> str:
     pairs = f"old_rows AS o FULL JOIN new_rows AS n ON {rows.same_key()}"
     into = "INTO events, largest, longest_id, longest_workspace"
     key = ", ".join(f"coalesce(change.new_row, change.old_row)->>{literal(each)}" for each in capture.key)
-    write = f"INSERT INTO postrider.outbox ({EVENT_COLUMNS}) SELECT {EVENT_COLUMNS} FROM unnest(events)"  # noqa: S608
+    write = f"INSERT INTO postrider.outbox ({EVENT_COLUMNS}) SELECT {EVENT_COLUMNS} FROM unnest(events)"
     return f"""#variable_conflict use_column
 DECLARE
   events            postrider.capture_event[];

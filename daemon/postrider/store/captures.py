@@ -30,23 +30,26 @@ SELECT c.name, c.table_name, c.section::text AS section, c.checksum, c.grants,
   f.bodies, f.owners, f.confined
 FROM postrider.capture AS c CROSS JOIN LATERAL (
   SELECT array_agg(p.prosrc ORDER BY p.pronargs) AS bodies, string_agg(DISTINCT o.rolname, ', ') AS owners,
-    bool_and(p.prosecdef AND p.proconfig @> '{"search_path=pg_catalog, pg_temp",row_security=off}') AS confined
+    bool_and(p.prosecdef
+             AND p.proconfig @> '{"search_path=pg_catalog, pg_temp",row_security=off}') AS confined
   FROM pg_proc AS p JOIN pg_roles AS o ON o.oid = p.proowner
   WHERE p.pronamespace = 'postrider'::regnamespace AND p.proname = 'capture_' || c.name) AS f
 ORDER BY c.name
 """
 
 _MISSING_RIGHT = """
-SELECT current_user AS name, format('GRANT EXECUTE ON FUNCTION postrider.evaluate TO %I', current_user) AS grant
+SELECT current_user AS name,
+  format('GRANT EXECUTE ON FUNCTION postrider.evaluate TO %I', current_user) AS grant
 WHERE NOT has_function_privilege('postrider.evaluate(text,json)', 'EXECUTE')
 """
 
 _SET_ASIDE = """
 SELECT coalesce(c.name, r.capture) AS name, coalesce(r.rows, 0) AS rows,
-  c.name IS NOT NULL
-    AND to_regprocedure(format('postrider.%I(text,json,json,json)', 'capture_' || c.name)) IS NOT NULL AS applied
+  c.name IS NOT NULL AND to_regprocedure(
+    format('postrider.%I(text,json,json,json)', 'capture_' || c.name)) IS NOT NULL AS applied
 FROM postrider.capture AS c FULL JOIN (
-  SELECT capture, count(*) AS rows FROM postrider.capture_rejected GROUP BY capture) AS r ON r.capture = c.name
+    SELECT capture, count(*) AS rows FROM postrider.capture_rejected GROUP BY capture
+  ) AS r ON r.capture = c.name
 ORDER BY 1
 """
 
