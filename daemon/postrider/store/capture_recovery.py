@@ -37,7 +37,8 @@ FROM postrider.capture_rejected AS r
 _DUE = f"""
 WITH waiting AS MATERIALIZED (
   SELECT a.name FROM ({_APPLIED}) AS a CROSS JOIN LATERAL (
-    SELECT FROM postrider.capture_rejected AS r WHERE r.capture = a.name AND r.due <= now() LIMIT 1) AS one
+    SELECT FROM postrider.capture_rejected AS r WHERE r.capture = a.name AND r.due <= now()
+    ORDER BY r.due LIMIT 1) AS one
 ), share AS (SELECT greatest($2 / n, 1) AS rows, $3 / n AS bytes
             FROM (SELECT greatest(count(*), 1) AS n FROM waiting) AS w)
 SELECT id, capture FROM (
