@@ -182,7 +182,7 @@ ALTER TABLE postrider.capture_rejected
   ADD COLUMN settings json,
   ADD COLUMN attempts integer NOT NULL DEFAULT 0,
   ADD COLUMN due      timestamptz;
-CREATE INDEX capture_rejected_due ON postrider.capture_rejected (due) WHERE due IS NOT NULL;
+CREATE INDEX capture_rejected_due ON postrider.capture_rejected (capture, due, id) WHERE due IS NOT NULL;
 
 -- What `capture apply` let postrider_capture read for each capture, as GRANT says it; `capture drop` takes it back.
 ALTER TABLE postrider.capture ADD COLUMN grants text[] NOT NULL DEFAULT '{}';

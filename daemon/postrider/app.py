@@ -30,6 +30,7 @@ from postrider.services.ledger import Ledger
 from postrider.services.listener import Listener
 from postrider.services.partitions import PartitionKeeper, Retention
 from postrider.services.recorder import Recorder
+from postrider.services.recoverer import Recoverer
 from postrider.services.reporter import Reporter
 from postrider.services.scheduler import Scheduler
 from postrider.services.sender import Sender, SendSettings
@@ -205,6 +206,7 @@ class Daemon:
             clock=clock,
             on_rescued=self._look_again,
         )
+        self.recoverer = Recoverer(captures=captures, clock=clock)
         self.listener = Listener(
             database=self.database,
             daemons=self._daemons,
@@ -259,6 +261,7 @@ class Daemon:
         self._supervisor.start("subscriptions", self.subscriptions.run)
         self._supervisor.start("listener", self.listener.run)
         self._supervisor.start("janitor", self.janitor.run)
+        self._supervisor.start("recoverer", self.recoverer.run)
         self._supervisor.start("partitions", self.partition_keeper.run)
         self._supervisor.start("reporter", self.reporter.run)
         if self._notifier.watchdog_interval is not None:
@@ -272,7 +275,14 @@ class Daemon:
             return
         log.info("daemon.stopping", in_flight=self.lanes.running, queued=self.lanes.queued)
         await self._supervisor.stop(
-            "dispatcher", "scheduler", "subscriptions", "janitor", "partitions", "health", "lanes"
+            "dispatcher",
+            "scheduler",
+            "subscriptions",
+            "janitor",
+            "recoverer",
+            "partitions",
+            "health",
+            "lanes",
         )
         self.lanes.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)

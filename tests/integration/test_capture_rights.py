@@ -57,8 +57,7 @@ BEGIN
   PERFORM crm.seize();
   BEGIN INSERT INTO crm.traps VALUES (1); EXCEPTION WHEN OTHERS THEN NULL; END;
   BEGIN PERFORM set_config('search_path', 'crm, pg_catalog', false); EXCEPTION WHEN OTHERS THEN NULL; END;
-  FOR f IN SELECT p.oid FROM pg_proc AS p WHERE p.prosecdef AND pg_has_role(p.proowner, 'USAGE')
-           AND p.prorettype <> 'trigger'::regtype LOOP
+  FOR f IN SELECT p.oid FROM pg_proc AS p WHERE p.prosecdef AND pg_has_role(p.proowner, 'USAGE') LOOP
     BEGIN EXECUTE format('ALTER FUNCTION %s SECURITY INVOKER', f); EXCEPTION WHEN OTHERS THEN NULL; END;
   END LOOP;
   RETURN true;
@@ -153,6 +152,8 @@ async def everything_is_done(crm: Crm, swap: str, mood: str) -> None:
     await crm.owner.execute("INSERT INTO crm.deals (id, title, client_id) VALUES (1, 'a', 7), (2, 'b', 7)")
     await crm.owner.execute(f"UPDATE crm.deals SET mood = '{mood}'")
     await crm.owner.execute("UPDATE crm.deals SET title = repeat('x', 2000000) WHERE id = 1")
+    for _ in range(2):
+        await crm.root.execute("UPDATE crm.deals SET title = title || '!'")
     shorter = SECTION.replace('title = "title"\n', "")
     for section in (SECTION, shorter, shorter, SECTION.replace('mood = "mood"\n', "")):
         await crm.store.recover(limit=100, name=None, after=0)
@@ -168,8 +169,64 @@ async def test_a_table_owner_gains_no_right_by_a_capture(database_dsn: str, mood
     async with crm_of(database_dsn, TYPES[mood]) as crm:
         await everything_is_done(crm, SWAPS[swap], "(good)" if mood.startswith("composite") else "good")
         assert not await crm.owner_is_superuser()
-        if mood != "plain" or swap == "row security":
+        if mood == "plain" and swap == "row security":
+            assert await crm.runs() == 0, "a policy runs nothing"
+        elif mood != "plain" and swap != "row security":
             assert await crm.runs() > 0, "the attack was not tried"
+
+
+IN_A_LOOKED_UP_TABLE = {
+    "a cast": """CREATE TYPE crm.kind AS ENUM ('good');
+        CREATE FUNCTION crm.kind_as_json(crm.kind) RETURNS json LANGUAGE sql AS $$
+          SELECT CASE WHEN crm.evil() THEN '"seen"'::json END $$;
+        CREATE CAST (crm.kind AS json) WITH FUNCTION crm.kind_as_json(crm.kind);
+        ALTER TABLE crm.clients DROP COLUMN name;
+        ALTER TABLE crm.clients ADD COLUMN name crm.kind DEFAULT 'good';""",
+    "a view that everybody may read": """CREATE FUNCTION crm.shown() RETURNS text LANGUAGE sql AS
+          $$ SELECT CASE WHEN crm.evil() THEN 'seen' END $$;""",
+    "an error that claims success": """CREATE FUNCTION crm.shown() RETURNS text LANGUAGE plpgsql AS
+          $$ BEGIN PERFORM crm.evil(); RAISE SQLSTATE 'PR001'; END $$;""",
+}
+SWAPPED = """DROP TABLE crm.clients;
+    CREATE VIEW crm.clients AS SELECT 7::bigint AS id, crm.shown() AS name;
+    GRANT SELECT ON crm.clients TO PUBLIC;"""
+
+
+@pytest.mark.parametrize("way", IN_A_LOOKED_UP_TABLE)
+@pytest.mark.parametrize("title", ["short", "too long"])
+async def test_nothing_stays_of_what_an_owners_code_does_in_a_superusers_statement(
+    database_dsn: str, way: str, title: str
+) -> None:
+    """Set by set, and where a row too large makes it go row by row."""
+    async with crm_of(database_dsn) as crm:
+        await crm.owner.execute(IN_A_LOOKED_UP_TABLE[way])
+        await crm.store.apply(captures(SECTION), NOW)
+        if way != "a cast":
+            await crm.owner.execute(SWAPPED)
+        functions = """SELECT proname, prosecdef, proowner, proconfig, proacl, prosrc FROM pg_proc
+            WHERE pronamespace = 'postrider'::regnamespace ORDER BY oid"""
+        before = await crm.root.fetch(functions)
+        path = await crm.root.fetchval("SHOW search_path")
+        for number in (1, 2):
+            length = 2_000_000 if title == "too long" else 5
+            async with crm.root.transaction():
+                await crm.root.execute(
+                    f"INSERT INTO crm.deals (id, title, client_id) VALUES ({number}, 'a', 7), "
+                    f"({number + 10}, repeat('x', {length}), 7)"
+                )
+                assert await crm.root.fetchval("SHOW search_path") == path
+            assert await crm.root.fetchval("SHOW search_path") == path
+        assert await crm.runs() > 0, "the attack was not tried"
+        assert not await crm.owner_is_superuser()
+        assert await crm.root.fetchval("SELECT count(*) FROM crm.traps") == 0
+        assert await crm.root.fetch(functions) == before
+        names = await crm.root.fetch("SELECT data->'client'->>'name' AS name FROM postrider.outbox")
+        rejections = await crm.store.list_rejections(10)
+        if way == "an error that claims success":
+            assert (len(names), len(rejections)) == (0, 4)
+        else:
+            assert {row["name"] for row in names} == {"seen"}
+            assert len(names) + len(rejections) == 4
 
 
 async def test_a_looked_up_relation_has_to_be_a_table(database_dsn: str) -> None:
@@ -182,7 +239,9 @@ async def test_a_looked_up_relation_has_to_be_a_table(database_dsn: str) -> None
             await crm.owner.execute(f"DROP {kind} crm.clients")
 
 
-async def test_a_view_in_the_place_of_a_looked_up_table_is_not_read(database_dsn: str) -> None:
+async def test_a_view_that_is_not_granted_in_the_place_of_a_looked_up_table_is_not_read(
+    database_dsn: str,
+) -> None:
     async with crm_of(database_dsn) as crm:
         await crm.store.apply(captures(SECTION), NOW)
         await crm.owner.execute(
@@ -278,6 +337,51 @@ async def test_a_capture_needs_no_superuser_but_membership(database_dsn: str) ->
             await store.drop([], NOW)
         finally:
             await database.close()
+
+
+async def test_plan_says_which_right_is_missing(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.root.execute(
+            f"REVOKE USAGE ON SCHEMA crm FROM PUBLIC; REASSIGN OWNED BY {OWNER} TO postgres;"
+            f"GRANT USAGE ON SCHEMA postrider TO {OWNER}; GRANT SELECT ON postrider.capture TO {OWNER};"
+            f"GRANT EXECUTE ON FUNCTION postrider.role_flaw TO {OWNER}"
+        )
+        database = Database(as_owner(database_dsn), pool_size=1)
+        await database.open()
+        try:
+            store = Captures(database)
+            with pytest.raises(DatabaseError) as caught:
+                await store.plan(captures(SECTION))
+            assert f"GRANT EXECUTE ON FUNCTION postrider.evaluate TO {OWNER}" in caught.value.hint
+            await crm.root.execute(f"GRANT EXECUTE ON FUNCTION postrider.evaluate TO {OWNER}")
+            with pytest.raises(UsageError, match=f"GRANT USAGE ON SCHEMA crm TO {OWNER}"):
+                await store.plan(captures(SECTION))
+            await crm.root.execute(f"GRANT USAGE ON SCHEMA crm TO {OWNER}")
+            with pytest.raises(DatabaseError) as caught:
+                await store.plan(captures(SECTION))
+            assert 'GRANT USAGE ON SCHEMA "crm" TO postrider_capture' in caught.value.hint
+            await crm.root.execute("GRANT USAGE ON SCHEMA crm TO postrider_capture")
+            (step,) = await store.plan(captures(SECTION))
+            assert step.action == "create"
+        finally:
+            await database.close()
+
+
+async def test_row_security_hides_nothing_without_a_word(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.store.apply(captures(SECTION), NOW)
+        await crm.owner.execute(SWAPS["row security"])
+        await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
+        assert await crm.runs() == 0, "a policy's code ran"
+        (row,) = await crm.store.list_rejections(10)
+        assert "row-level security" in row.reason
+        with pytest.raises(UsageError, match=r"crm\.clients has row security"):
+            await crm.store.plan(captures(SECTION))
+        await crm.owner.execute("ALTER TABLE crm.clients DISABLE ROW LEVEL SECURITY")
+        await crm.owner.execute("ALTER TABLE crm.deals ENABLE ROW LEVEL SECURITY")
+        (step,) = await crm.store.plan(captures(SECTION))
+        assert step.action == "keep", "a trigger gets its rows all the same"
+        assert (await crm.store.recover(limit=10, after=0)).events == 1
 
 
 async def test_a_daemons_login_plans_and_recovers(database_dsn: str) -> None:

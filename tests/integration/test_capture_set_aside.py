@@ -9,7 +9,9 @@ from time import monotonic
 from typing import Any
 
 import asyncpg
+import pytest
 
+from postrider.store import capture_recovery
 from tests.integration.test_capture import DEALS, NOW, SIMPLE, Crm, crm_of, types
 from tests.support.cli import Cli
 from tests.support.stage import eventually, staged
@@ -250,7 +252,145 @@ async def test_people_can_retry_at_once(database_dsn: str, config_file: Path) ->
         await crm.connection.execute("INSERT INTO crm.deals (id, title) VALUES (1000, repeat('x', 2000000))")
         await crm.connection.execute("UPDATE postrider.capture_rejected SET due = now() + interval '1 hour'")
         cli = Cli(config_file)
-        assert (await asyncio.to_thread(cli.json, "capture", "retry", "other"))["rows"] == 0
         done = await asyncio.to_thread(cli.json, "capture", "retry", "deal")
-        assert done == {"rows": 600, "events": 600, "kept": 1}
+        assert done == {"rows": 600, "events": 600, "kept": 1, "not_applied": []}
         assert types(await crm.events())[:1] == ["deal.created"]
+
+
+async def test_retry_says_what_stays_and_why(database_dsn: str, config_file: Path) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(SIMPLE)
+        async with locked(database_dsn, "postrider.outbox"):
+            await crm.connection.execute("INSERT INTO crm.deals (id) SELECT generate_series(1, 5)")
+        await crm.store.drop([], NOW)
+        cli = Cli(config_file)
+        done = await asyncio.to_thread(cli.json, "capture", "retry")
+        assert done["kept"] == 5
+        assert [(each["capture"], each["rows"]) for each in done["not_applied"]] == [("deal", 5)]
+        for name, told in (("deal", "is not applied"), ("nope", "there is no capture 'nope'")):
+            assert told in await asyncio.to_thread(cli, "capture", "retry", name, exit_code=2)
+
+
+NOTE = """
+[[capture]]
+table = "crm.notes"
+object_type = "note"
+columns = ["id", "body"]
+"""
+
+
+async def test_a_capture_whose_rows_have_to_wait_holds_up_no_other(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.connection.execute("CREATE TABLE crm.notes (id bigint PRIMARY KEY, body text)")
+        await crm.apply(DEALS + NOTE)
+        async with locked(database_dsn, "postrider.outbox"):
+            await crm.connection.execute("INSERT INTO crm.deals (id) SELECT generate_series(1, 1200)")
+            await crm.connection.execute("INSERT INTO crm.notes VALUES (1, 'x')")
+        async with locked(database_dsn, "crm.tags"):
+            batch = await crm.store.recover(limit=500)
+            assert (batch.rows, batch.events) == (1, 1)
+            assert types(await crm.events()) == ["note.created"]
+        while (await crm.store.recover(limit=500)).rows:
+            pass
+        assert not await crm.rejected()
+        rows = await crm.connection.fetch(
+            "SELECT object_id FROM postrider.outbox WHERE object_type = 'deal' ORDER BY id"
+        )
+        assert len(rows) == 1200
+
+
+async def test_a_bad_row_costs_the_others_few_attempts(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(SIMPLE)
+        async with locked(database_dsn, "postrider.outbox"):
+            await crm.connection.execute(
+                "INSERT INTO crm.deals (id, title) SELECT n, repeat('x', CASE n WHEN 300 THEN 2000000 END) "
+                "FROM generate_series(1, 500) AS n"
+            )
+        statements: list[str] = []
+        recovery = capture_recovery._Batch._evaluate
+
+        async def counted(batch: capture_recovery._Batch, capture: str, ids: Any) -> Any:
+            statements.append(capture)
+            return await recovery(batch, capture, ids)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(capture_recovery._Batch, "_evaluate", counted)
+            batch = await crm.store.recover(limit=500)
+        assert (batch.rows, batch.kept) == (499, 1)
+        assert len(statements) < 25
+
+
+async def test_a_row_that_takes_too_long_is_put_off_and_says_so(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_recovery, "STATEMENT_TIMEOUT_S", 0.5)
+    tables = """
+        CREATE SCHEMA crm;
+        CREATE TYPE crm.mood AS ENUM ('quick', 'slow');
+        CREATE FUNCTION crm.as_json(crm.mood) RETURNS json LANGUAGE plpgsql AS $$
+          BEGIN
+            IF $1 = 'slow' AND current_setting('crm.patient', true) IS DISTINCT FROM 'no' THEN
+              PERFORM pg_sleep(60);
+            END IF;
+            RETURN to_json($1::text);
+          END $$;
+        CREATE CAST (crm.mood AS json) WITH FUNCTION crm.as_json(crm.mood);
+        CREATE TABLE crm.deals (id bigint PRIMARY KEY, mood crm.mood);
+    """
+    section = SIMPLE.replace('"id", "title", "price"', '"id", "mood"')
+    async with crm_of(database_dsn, tables) as crm:
+        await crm.apply(section)
+        async with locked(database_dsn, "postrider.outbox"):
+            await crm.connection.execute("SET crm.patient = 'no'")
+            await crm.connection.execute(
+                "INSERT INTO crm.deals SELECT n, CASE n WHEN 5 THEN 'slow' ELSE 'quick' END::crm.mood "
+                "FROM generate_series(1, 8) AS n"
+            )
+        rows = kept = 0
+        while (batch := await crm.store.recover(limit=100, budget_s=1.0)).last is not None:
+            rows, kept = rows + batch.rows, kept + batch.kept
+        assert (rows, kept) == (7, 1)
+        assert await crm.rejected() == ["it takes longer than 0.5 s"]
+
+
+async def test_rows_of_dropped_captures_cost_no_look(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(SIMPLE)
+        await crm.connection.execute(
+            """INSERT INTO postrider.capture_rejected (capture, operation, reason, new_row, due)
+               SELECT 'gone', 'INSERT', 'x', '{}', now() FROM generate_series(1, 20000);
+               ANALYZE postrider.capture_rejected"""
+        )
+        await crm.connection.execute("SET enable_seqscan = off")  # as in the daemon's sessions
+        plan = await crm.connection.fetch(
+            "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
+            + capture_recovery._DUE.replace("$1", "NULL::text").replace("$2", "500").replace("$3", "8000000")
+        )
+        top = json.loads(plan[0][0])[0]["Plan"]
+        assert top["Shared Hit Blocks"] + top["Shared Read Blocks"] < 100
+
+
+async def test_rescue_does_not_wait_for_recovery(database_dsn: str, tmp_path: Path) -> None:
+    tables = """
+        CREATE SCHEMA crm;
+        CREATE TYPE crm.mood AS ENUM ('slow');
+        CREATE FUNCTION crm.as_json(crm.mood) RETURNS json LANGUAGE plpgsql AS $$
+          BEGIN
+            IF current_setting('crm.patient', true) = 'no' THEN RAISE 'not now'; END IF;
+            PERFORM pg_sleep(9);
+            RETURN to_json($1::text);
+          END $$;
+        CREATE CAST (crm.mood AS json) WITH FUNCTION crm.as_json(crm.mood);
+        CREATE TABLE crm.deals (id bigint PRIMARY KEY, mood crm.mood);
+    """
+    async with crm_of(database_dsn, tables) as crm, staged(database_dsn, tmp_path) as stage:
+        await crm.apply(SIMPLE.replace('"id", "title", "price"', '"id", "mood"'))
+        await crm.connection.execute("SET crm.patient = 'no'")
+        await crm.connection.execute("INSERT INTO crm.deals VALUES (1, 'slow'), (2, 'slow'), (3, 'slow')")
+        evaluating = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%postrider.evaluate(%' "
+        evaluating += "AND state = 'active' AND pid <> pg_backend_pid() AND datname = current_database()"
+        await eventually(lambda: crm.connection.fetchval(evaluating), True, timeout=30)
+        async with asyncio.timeout(8):
+            await stage.daemon.janitor.run_once()
+        assert await crm.connection.fetchval(evaluating), "recovery was over"

@@ -1,6 +1,6 @@
 """postrider capture: triggers on the CRM's tables that write the outbox."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -17,7 +17,7 @@ from postrider.cli.common import (
     run_async,
 )
 from postrider.domain.errors import UsageError
-from postrider.store.captures import Captures, Step
+from postrider.store.captures import Captures, SetAside, Step
 
 _SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "drop": ("-", "red"), "keep": ("=", "")}
 
@@ -54,10 +54,10 @@ async def plan(with_sql: bool, config_path: Path | None, as_json: bool) -> None:
 async def apply(config_path: Path | None, as_json: bool) -> None:
     """Create, change and drop triggers as the configuration says, in one transaction.
 
-    The user has to be a superuser; or to own the tables and the schema postrider, and be a member of
-    postrider_capture. The triggers run with the rights of postrider_capture, whoever applies them: it may
-    insert events, and read the columns that the sections look up. It waits at most 5 s for running writes of
-    a table, and then changes nothing.
+    The user has to be a superuser; or to own the tables and the schema postrider, be a member of
+    postrider_capture, and have the right to call postrider.evaluate. The triggers run with the rights of
+    postrider_capture, whoever applies them: it may insert events, and read the columns that the sections look
+    up. It waits at most 5 s for running writes of a table, and then changes nothing.
 
     Example: POSTRIDER_DATABASE_DSN=postgresql://postgres@/crm postrider capture apply
     """
@@ -121,24 +121,40 @@ async def retry(name: str | None, config_path: Path | None, as_json: bool) -> No
 
     Example: postrider capture retry deal
     """
-    rows = events = kept = 0
+    rows = events = 0
     last: int | None = 0
     async with open_stores(config_path) as stores:
         captures = Captures(stores.database)
+        if name is not None:
+            _check_applied(name, await captures.count_set_aside())
         while last is not None:
             batch = await captures.recover(limit=RETRY_BATCH, name=name, after=last)
-            rows, events, kept, last = (
-                rows + batch.rows,
-                events + batch.events,
-                kept + batch.kept,
-                batch.last,
-            )
+            rows, events, last = rows + batch.rows, events + batch.events, batch.last
+        left = [each for each in (await captures.count_set_aside()).values() if name in (None, each.capture)]
+    kept = sum(each.rows for each in left)
+    waiting = [each for each in left if each.rows and not each.applied]
     if as_json:
-        print_json({"rows": rows, "events": events, "kept": kept})
+        print_json({"rows": rows, "events": events, "kept": kept, "not_applied": waiting})
         return
     click.echo(f"{rows} rows were made into {events} events; {kept} stay set aside")
+    for each in waiting:
+        click.echo(f"{each.rows} of them wait until the capture {each.capture} is applied", err=True)
     if kept:
         click.echo("`postrider capture rejected` lists them", err=True)
+
+
+def _check_applied(name: str, known: Mapping[str, SetAside]) -> None:
+    if name not in known:
+        applied = ", ".join(each.capture for each in known.values() if each.applied)
+        raise UsageError(
+            f"there is no capture {name!r} in the database", f"Applied are: {applied or 'none'}."
+        )
+    if not known[name].applied:
+        raise UsageError(
+            f"the capture {name} is not applied; its rows stay set aside: {known[name].rows}",
+            "`postrider capture apply` with its section makes events of them; "
+            "`retention.events` deletes them.",
+        )
 
 
 def check_event_types(stores: Stores) -> None:

@@ -16,7 +16,6 @@ from postrider.store.daemons import Daemons
 
 RESCUE_S = 1.0
 REJECTIONS_S = 5.0
-RECOVERED_AT_ONCE = 500
 MAX_REJECTIONS_TOLD = 100
 """A broken capture sets every row aside; the log need not hold each of them at once."""
 
@@ -57,8 +56,7 @@ class Janitor:
         told = 0
         if self._clock.monotonic() >= self._rejections_at:
             told = await self.tell_rejections()
-            more = await self.recover_rejections() == RECOVERED_AT_ONCE
-            self._rejections_at = self._clock.monotonic() + (0 if more else REJECTIONS_S)
+            self._rejections_at = self._clock.monotonic() + REJECTIONS_S
         return JanitorCounts(rescued, told)
 
     async def rescue(self) -> int:
@@ -84,10 +82,3 @@ class Janitor:
                 reason=each.reason,
             )
         return len(rejections)
-
-    async def recover_rejections(self) -> int:
-        """Make events of rows that were set aside; return of how many."""
-        batch = await self._captures.recover(limit=RECOVERED_AT_ONCE)
-        if batch.rows:
-            log.info("capture.recovered", rows=batch.rows, events=batch.events, kept=batch.kept)
-        return batch.rows

@@ -11,13 +11,16 @@ from postrider.domain.capture import Capture, Column, Entry, Fields, Lookup, loc
 from postrider.store.capture_rows import named_columns
 from postrider.store.capture_sql import CAPTURE_ROLE, Statements, create_statements
 from postrider.store.capture_values import ColumnFacts, TableFacts, quoted, sql_value
-from postrider.store.database import Connection
+from postrider.store.database import Connection, DatabaseError
 
 _TABLE = """
-SELECT c.oid, c.relkind::text AS kind, format('%I.%I', s.nspname, c.relname) AS name, s.nspname AS schema
-FROM pg_class AS c JOIN pg_namespace AS s ON s.oid = c.relnamespace
-WHERE c.oid = CASE WHEN cardinality(parse_ident($1)) = 1 THEN to_regclass('public.' || $1)
-                   ELSE to_regclass($1) END
+SELECT c.oid, c.relkind::text AS kind, format('%I.%I', s.nspname, c.relname) AS name, s.nspname AS schema,
+  c.relrowsecurity AS row_security, has_schema_privilege(s.oid, 'USAGE') AS reachable,
+  format('GRANT USAGE ON SCHEMA %I TO %I', s.nspname, current_user) AS reach
+FROM (SELECT CASE cardinality(i) WHEN 1 THEN 'public' ELSE i[cardinality(i) - 1] END AS schema,
+             i[cardinality(i)] AS name FROM parse_ident($1) AS i) AS named
+  JOIN pg_namespace AS s ON s.nspname = named.schema
+  JOIN pg_class AS c ON c.relnamespace = s.oid AND c.relname = named.name
 """
 
 _COLUMNS = """
@@ -75,6 +78,8 @@ class CaptureInspector:
         self.grants: tuple[Grant, ...] = ()
         self.lacking: tuple[Grant, ...] = ()
         """Those of `grants` that the role does not have."""
+        self._secured: set[str] = set()
+        """Tables with row security. It holds for what is looked up, not for the rows of a trigger."""
 
     async def statements(self) -> Statements | None:
         """What creates the capture; None if there are mistakes. Names mean, from here to the end of the
@@ -87,6 +92,11 @@ class CaptureInspector:
         for lookup in _lookups(capture):
             if lookup.table not in self.tables:
                 await self._look_up(lookup.table, f"capture {capture.name}", "looked up")
+            if lookup.table in self._secured:
+                self.mistakes.append(
+                    f"capture {capture.name}: {lookup.table} has row security, which hides its rows from "
+                    f"{CAPTURE_ROLE}: no event could be made; look up a table without"
+                )
         if self.mistakes:
             return None
         self._check_columns()
@@ -113,6 +123,11 @@ class CaptureInspector:
             # A view would run what its owner makes of it later.
             self.mistakes.append(f"{where}: {name} is not a table, so it can't be {to_be}")
             return None
+        if not row["reachable"]:
+            self.mistakes.append(f"{where}: {name} can't be looked at; let its owner run: {row['reach']}")
+            return None
+        if row["row_security"]:
+            self._secured.add(name)
         columns = await self._connection.fetch(_COLUMNS, row["oid"])
         self.tables[name] = TableFacts(
             row["name"],
@@ -168,6 +183,13 @@ class CaptureInspector:
         async with self._undone():
             await self._connection.fetch("SELECT line FROM postrider.evaluate($1) AS plan (line text)", query)
 
+    def _not_readable(self, error: asyncpg.PostgresError) -> DatabaseError:
+        lacking = "; ".join(each.statement for each in self.lacking)
+        return DatabaseError(
+            f"capture {self.capture.name}: a right is missing: {error}; nothing was changed",
+            f"Let the owner of the tables run: {lacking}." if lacking else "Let the tables' owner grant it.",
+        )
+
     async def _nearest_table(self, name: str) -> str:
         rows = await self._connection.fetch(
             """SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_class AS c
@@ -190,6 +212,8 @@ class CaptureInspector:
                     "EXPLAIN SELECT x IS DISTINCT FROM x "  # noqa: S608
                     f"FROM (SELECT NULL::{columns[column].type} AS x OFFSET 0) AS t GROUP BY x"
                 )
+            except asyncpg.InsufficientPrivilegeError as error:
+                raise self._not_readable(error) from error
             except asyncpg.PostgresError:
                 continue
             columns[column] = replace(columns[column], comparable=True)
@@ -234,8 +258,10 @@ class CaptureInspector:
         for probe in statements.probes:
             try:
                 await self._plan(probe)
-            except asyncpg.InsufficientPrivilegeError:
-                return  # `apply` says which right is missing
+            except asyncpg.InsufficientPrivilegeError as error:
+                if self.lacking:
+                    return  # `apply` grants it, or says that it may not
+                raise self._not_readable(error) from error
             except asyncpg.PostgresError as error:
                 self.mistakes.append(f"capture {self.capture.name}: its columns don't fit together: {error}")
                 return
@@ -255,8 +281,8 @@ class CaptureInspector:
             for value in derived.becomes:
                 try:
                     await self._plan(f"EXPLAIN SELECT NULL::{column.type} IN ({sql_value(value)})")
-                except asyncpg.InsufficientPrivilegeError:
-                    return
+                except asyncpg.InsufficientPrivilegeError as error:
+                    raise self._not_readable(error) from error
                 except asyncpg.PostgresError as error:
                     self.mistakes.append(
                         f"capture {self.capture.name}: derived {derived.type}: {value!r} is no value of "

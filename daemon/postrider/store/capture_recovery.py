@@ -5,33 +5,56 @@ by `postrider.evaluate`; only what came of it is written. The connection is clos
 can leave things in a session.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from time import monotonic
 
 import asyncpg
 
 from postrider.store.capture_rows import EVENT_COLUMNS
-from postrider.store.capture_values import literal
-from postrider.store.database import Connection, Database, translated_errors
+from postrider.store.capture_values import quoted
+from postrider.store.database import Connection, Database, pin, translated_errors
 
-LOCK_TIMEOUT = "250ms"
-STATEMENT_TIMEOUT = "10s"
+LOCK_TIMEOUT_S = 0.25
+STATEMENT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0
+"""How much later than PostgreSQL this side gives up, so that a slow statement fails as one, with a reason."""
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_BACKOFF_S = 3600
 
-# Those whose capture is not applied wait until it is.
-_CANDIDATES = """
-SELECT id, capture FROM (
-  SELECT id, capture, sum(size.bytes) OVER (ORDER BY id) - size.bytes AS bytes_before
-  FROM postrider.capture_rejected AS r CROSS JOIN LATERAL (
-    SELECT coalesce(pg_column_size(r.old_row), 0) + coalesce(pg_column_size(r.new_row), 0) AS bytes) AS size
-  WHERE (old_row IS NOT NULL OR new_row IS NOT NULL)
-    AND CASE WHEN $2::bigint IS NULL THEN due <= now() ELSE id > $2 END
-    AND capture = coalesce($3, capture)
-    AND to_regprocedure(format('postrider.%I(text,json,json,json)', 'capture_' || capture)) IS NOT NULL
-  ORDER BY id LIMIT $1
-) AS oldest WHERE bytes_before < $4 ORDER BY id
+# Rows of captures that are not applied wait until these are; they cost no look.
+_APPLIED = """
+SELECT c.name FROM postrider.capture AS c WHERE c.name = coalesce($1, c.name)
+  AND to_regprocedure(format('postrider.%I(text,json,json,json)', 'capture_' || c.name)) IS NOT NULL
 """
+_ROW = """
+SELECT r.id, r.capture,
+  coalesce(pg_column_size(r.old_row), 0) + coalesce(pg_column_size(r.new_row), 0) AS bytes
+FROM postrider.capture_rejected AS r
+"""
+# Each capture has its share of a batch: one whose rows can't be done for now holds up no other.
+_DUE = f"""
+WITH waiting AS MATERIALIZED (
+  SELECT a.name FROM ({_APPLIED}) AS a CROSS JOIN LATERAL (
+    SELECT FROM postrider.capture_rejected AS r WHERE r.capture = a.name AND r.due <= now()
+    ORDER BY r.due LIMIT 1) AS one
+), share AS (SELECT greatest($2 / n, 1) AS rows, $3 / n AS bytes
+            FROM (SELECT greatest(count(*), 1) AS n FROM waiting) AS w)
+SELECT id, capture FROM (
+  SELECT r.id, r.capture, sum(r.bytes) OVER (PARTITION BY r.capture ORDER BY r.id) - r.bytes AS bytes_before
+  FROM waiting CROSS JOIN LATERAL (
+    {_ROW} WHERE r.capture = waiting.name AND r.due <= now()
+    ORDER BY r.due, r.id LIMIT (SELECT rows FROM share)) AS r
+) AS oldest WHERE bytes_before < (SELECT bytes FROM share) ORDER BY id
+"""  # noqa: S608 - statements of this module
+_FOLLOWING = f"""
+SELECT id, capture FROM (
+  SELECT r.id, r.capture, sum(r.bytes) OVER (ORDER BY r.id) - r.bytes AS bytes_before
+  FROM ({_ROW} WHERE r.id > $4 AND r.due IS NOT NULL AND r.capture IN ({_APPLIED})
+        ORDER BY r.id LIMIT $2) AS r
+) AS oldest WHERE bytes_before < $3 ORDER BY id
+"""  # noqa: S608
 
 _EVALUATE = f"""
 SELECT id, {EVENT_COLUMNS} FROM postrider.evaluate($1, (
@@ -57,11 +80,14 @@ FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $
 ORDER BY place
 """  # noqa: S608 - names only
 
+# A row that another works on at the moment is left to it.
 _POSTPONE = f"""
 UPDATE postrider.capture_rejected AS r SET attempts = r.attempts + 1, reason = p.reason,
   logged = r.logged AND r.reason = p.reason,
   due = now() + least(5 * 2 ^ least(r.attempts, 20), {MAX_BACKOFF_S}) * interval '1 second'
-FROM unnest($1::bigint[], $2::text[]) AS p (id, reason) WHERE r.id = p.id
+FROM unnest($1::bigint[], $2::text[]) AS p (id, reason)
+WHERE r.id = p.id AND r.id IN (
+  SELECT id FROM postrider.capture_rejected WHERE id = ANY($1) ORDER BY id FOR UPDATE SKIP LOCKED)
 """  # noqa: S608 - a number only
 
 _GONE = (
@@ -85,90 +111,128 @@ class Recovery:
     """The id of the batch's last row; None if there was nothing to do."""
 
 
-async def recover(database: Database, *, limit: int, name: str | None, after: int | None) -> Recovery:
+async def recover(
+    database: Database, *, limit: int, name: str | None, after: int | None, budget_s: float | None = None
+) -> Recovery:
     """Make events of up to `limit` rows, oldest first, in their order: those of one capture, or of all; those
-    whose time has come, or with `after` all that follow this id."""
+    whose time has come, or with `after` all that follow this id.
+
+    No further part of the batch is begun after `budget_s` seconds, once it is known what becomes of some row.
+    """
+    choice = (_DUE,) if after is None else (_FOLLOWING, after)
     async with database.connection() as pooled:
-        candidates = await pooled.fetch(_CANDIDATES, limit, after, name, MAX_BATCH_BYTES)
+        candidates = await pooled.fetch(choice[0], name, limit, MAX_BATCH_BYTES, *choice[1:])
     if not candidates:
         return Recovery(0, 0, 0, None)
     with translated_errors():
-        connection = await database.dedicated()
+        connection = await database.dedicated(command_timeout=STATEMENT_TIMEOUT_S + ANSWER_TIMEOUT_S)
         try:
-            made: list[asyncpg.Record] = []
-            problems: dict[int, str | None] = {}
+            batch = _Batch(connection, None if budget_s is None else monotonic() + budget_s)
             for capture in dict.fromkeys(row["capture"] for row in candidates):
-                ids = [row["id"] for row in candidates if row["capture"] == capture]
-                made += await _events(connection, capture, ids, problems)
-            done = [row["id"] for row in candidates if row["id"] not in problems]
-            made.sort(key=lambda event: int(event["id"]))
-            try:
-                rows, events = await _write(connection, done, made)
-            except _GONE:
-                raise
-            except asyncpg.PostgresError as error:
-                problems |= {each: _problem(error) for each in done}
-                rows = events = 0
-            await _postpone(connection, {each: why for each, why in problems.items() if why is not None})
-            return Recovery(rows, events, len(problems), candidates[-1]["id"])
+                await batch.make(capture, [row["id"] for row in candidates if row["capture"] == capture])
+            await batch.write(sorted(batch.made))
+            await batch.postpone()
+            return Recovery(batch.rows, batch.events, len(batch.problems), candidates[-1]["id"])
         finally:
             await connection.close(timeout=5)
 
 
-async def _events(
-    connection: Connection, capture: str, ids: Sequence[int], problems: dict[int, str | None]
-) -> list[asyncpg.Record]:
-    """The events of rows, all at once; where that fails, one by one, and the others go to `problems`."""
-    try:
-        return await _evaluate(connection, capture, ids)
-    except _GONE:
-        raise
-    except asyncpg.PostgresError as error:
-        if len(ids) == 1 or isinstance(error, asyncpg.LockNotAvailableError):
-            problems.update(dict.fromkeys(ids, _problem(error)))
-            return []
-    made: list[asyncpg.Record] = []
-    for each in ids:
-        made += await _events(connection, capture, [each], problems)
-    return made
+@dataclass(slots=True)
+class _Batch:
+    """Rows on their way, by id. Where many fail together they are halved, until those are found that do."""
 
+    connection: Connection
+    deadline: float | None
+    made: dict[int, list[asyncpg.Record]] = field(default_factory=dict)
+    """The events of each row."""
+    problems: dict[int, str | None] = field(default_factory=dict)
+    """Why rows stay; None if only a lock is in the way, which says nothing about the row."""
+    rows: int = 0
+    events: int = 0
 
-def _problem(error: asyncpg.PostgresError) -> str | None:
-    """Why a row stays; None if only a lock is in the way, which says nothing about the row."""
-    return None if isinstance(error, asyncpg.LockNotAvailableError) else str(error)
+    async def make(self, capture: str, ids: Sequence[int]) -> None:
+        """Make the events of rows of a capture."""
+        # What is left for the next time must not be all of the batch again, or nothing would ever be done.
+        known = self.made or self.problems
+        if known and self.deadline is not None and monotonic() > self.deadline:
+            return
+        try:
+            events = await self._evaluate(capture, ids)
+        except _GONE:
+            raise
+        except asyncpg.PostgresError as error:
+            for half in self._halves(ids, error):
+                await self.make(capture, half)
+        else:
+            self.made |= {each: [] for each in ids}
+            for event in events:
+                self.made[event["id"]].append(event)
 
+    async def write(self, ids: Sequence[int]) -> None:
+        """Take rows away and write their events, together. Rows that another took are left to it."""
+        if not ids:
+            return
+        try:
+            async with self._transaction():
+                found = await self.connection.fetch(_TAKE, list(ids))
+                taken = {row["id"]: row["at"] for row in found}
+                events = [event for each in ids if each in taken for event in self.made[each]]
+                if events:
+                    columns = [[event[name] for event in events] for name in EVENT_COLUMNS.split(", ")]
+                    await self.connection.execute(_INSERT, [taken[event["id"]] for event in events], *columns)
+        except _GONE:
+            raise
+        except asyncpg.PostgresError as error:
+            for half in self._halves(ids, error):
+                await self.write(half)
+        else:
+            self.rows += len(taken)
+            self.events += len(events)
 
-async def _evaluate(connection: Connection, capture: str, ids: Sequence[int]) -> list[asyncpg.Record]:
-    function = 'postrider."' + f"capture_{capture}".replace('"', '""') + '"'
-    query = f"""
-        SELECT (c->>'id')::bigint, e.workspace_id, e.type, e.object_type, e.object_id, e.data::text,
-               e.previous_attributes::text, e.actor::text, e.related::text
-        FROM json_array_elements($1) AS c CROSS JOIN LATERAL {function}(
-          c->>'operation', (c->>'old_row')::json, (c->>'new_row')::json, (c->>'settings')::json) AS e"""  # noqa: S608
-    transaction = connection.transaction()
-    await transaction.start()
-    try:
-        await connection.execute(f"SET LOCAL statement_timeout = {literal(STATEMENT_TIMEOUT)}")
-        return await connection.fetch(_EVALUATE, query, list(ids))
-    finally:
-        await transaction.rollback()
+    async def postpone(self) -> None:
+        """Let rows that failed wait: the longer, the more often they did."""
+        reasons = {each: why for each, why in self.problems.items() if why is not None}
+        if reasons:
+            with suppress(asyncpg.LockNotAvailableError):  # the next time tries again
+                async with self._transaction():
+                    await self.connection.execute(_POSTPONE, list(reasons), list(reasons.values()))
 
+    def _halves(self, ids: Sequence[int], error: asyncpg.PostgresError) -> tuple[Sequence[int], ...]:
+        """What to try in place of rows that failed together."""
+        if isinstance(error, asyncpg.LockNotAvailableError):
+            self.problems |= dict.fromkeys(ids)
+            return ()
+        if len(ids) == 1:
+            slow = isinstance(error, asyncpg.QueryCanceledError)
+            self.problems[ids[0]] = f"it takes longer than {STATEMENT_TIMEOUT_S:g} s" if slow else str(error)
+            return ()
+        middle = len(ids) // 2
+        return ids[:middle], ids[middle:]
 
-async def _write(
-    connection: Connection, ids: Sequence[int], made: Sequence[asyncpg.Record]
-) -> tuple[int, int]:
-    """Take the rows away and write their events, together; return how many of each. Rows that another took at
-    the same moment are left to it."""
-    async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = {literal(LOCK_TIMEOUT)}")
-        taken = {row["id"]: row["at"] for row in await connection.fetch(_TAKE, list(ids))}
-        events = [event for event in made if event["id"] in taken]
-        if events:
-            columns = [[event[name] for event in events] for name in EVENT_COLUMNS.split(", ")]
-            await connection.execute(_INSERT, [taken[event["id"]] for event in events], *columns)
-    return len(taken), len(events)
+    async def _evaluate(self, capture: str, ids: Sequence[int]) -> list[asyncpg.Record]:
+        query = f"""
+            SELECT (c->>'id')::bigint, e.workspace_id, e.type, e.object_type, e.object_id, e.data::text,
+                   e.previous_attributes::text, e.actor::text, e.related::text
+            FROM json_array_elements($1) AS c CROSS JOIN LATERAL postrider.{quoted(f"capture_{capture}")}(
+              c->>'operation', (c->>'old_row')::json, (c->>'new_row')::json, (c->>'settings')::json) AS e"""  # noqa: S608
+        async with self._transaction(undone=True):
+            return await self.connection.fetch(_EVALUATE, query, list(ids))
 
-
-async def _postpone(connection: Connection, problems: Mapping[int, str]) -> None:
-    if problems:
-        await connection.execute(_POSTPONE, list(problems), list(problems.values()))
+    @asynccontextmanager
+    async def _transaction(self, *, undone: bool = False) -> AsyncIterator[None]:
+        transaction = self.connection.transaction()
+        await transaction.start()
+        try:
+            await pin(self.connection)
+            await self.connection.execute(
+                f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_S * 1000:.0f}; "
+                f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_S * 1000:.0f}"
+            )
+            yield
+        except BaseException:
+            await transaction.rollback()
+            raise
+        if undone:
+            await transaction.rollback()
+        else:
+            await transaction.commit()

@@ -1,4 +1,9 @@
-"""The trigger of a capture section, as SQL text: one INSERT into the outbox for each statement of the CRM."""
+"""The trigger of a capture section, as SQL text: one INSERT into the outbox for each statement of the CRM.
+
+What a table's owner defined (a cast, a view, a policy) runs where the events are made, inside the CRM's own
+transaction. So they are made in a subtransaction that is always rolled back: nothing such code does stays, no
+changed function, no trigger that waits for the commit, no setting. Only the events come out, in a variable.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -20,9 +25,13 @@ SECOND_LOCK_TIMEOUT = "100ms"
 _SETTINGS = (
     f"SET search_path = pg_catalog, pg_temp SET lock_timeout = '{LOCK_TIMEOUT}'\n"
     "SET DateStyle = 'ISO' SET IntervalStyle = 'iso_8601' SET TimeZone = 'UTC' SET bytea_output = 'hex' "
-    "SET extra_float_digits = 1"
+    "SET extra_float_digits = 1 SET row_security = off"
 )
-"""An event says the same whatever the CRM's session has set."""
+"""An event says the same whatever the CRM's session has set. Where row security would hide what is looked up,
+the query fails, rather than show nothing."""
+_FORGET = "PR001"
+"""Ends a subtransaction that has done its work. Owners' code can raise it too, so a variable tells."""
+_LOCKED = "SQLSTATE IN ('55P03', '40P01')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,8 @@ class Statements:
     """Of the trigger's function, and of the one that makes events of kept rows."""
     create: tuple[str, ...]
     probes: tuple[str, ...] = ()
-    """The function's statements over the whole tables, to be explained: types that don't fit are found so."""
+    """The function's statements over a row of the table's types, to be explained: types that don't fit are
+    found so, without a right to read the table."""
 
     @property
     def checksum(self) -> str:
@@ -86,8 +96,8 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
         *(f"ALTER FUNCTION {each} OWNER TO {CAPTURE_ROLE}" for each in signatures),
         f"REVOKE CREATE ON SCHEMA postrider FROM {CAPTURE_ROLE}",
     ]
-    source = f"{table} AS o JOIN {table} AS n ON {rows.same_key()}"
-    probes = tuple(f"EXPLAIN {_insert(rows, event, source, '')}" for event in trigger_events(capture))
+    source = f"{rows.kept('NULL::json', 'o')} CROSS JOIN {rows.kept('NULL::json', 'n')}"
+    probes = tuple(f"EXPLAIN {_made(rows, event, source, '')}" for event in trigger_events(capture))
     return Statements(bodies, tuple(create), probes)
 
 
@@ -98,21 +108,19 @@ def _dollar_quoted(body: str) -> str:
     return f"{tag}\n{body}\n{tag}"
 
 
-def _insert(rows: Rows, event: str, source: str, into: str) -> str:
+def _made(rows: Rows, event: str, source: str, into: str) -> str:
+    """A query for the events of a statement, and the largest of each size that has a limit."""
     events = rows.events(event, source)
     if events is None:
         return "NULL"
-    # What was inserted is not read back: the role may only write to the outbox.
     return f"""WITH made AS MATERIALIZED (
-        {events}
-      ), written AS (
-        INSERT INTO postrider.outbox ({EVENT_COLUMNS})
-        SELECT {EVENT_COLUMNS} FROM made
-      )
-      SELECT max(octet_length(data::text) + coalesce(octet_length(previous_attributes::text), 0)
-                 + coalesce(octet_length(actor::text), 0) + coalesce(octet_length(related::text), 0)),
-             max(length(object_id)), max(length(workspace_id))
-        {into} FROM made"""
+          {events}
+        )
+        SELECT array_agg(ROW({EVENT_COLUMNS})::postrider.capture_event),
+               max(octet_length(data::text) + coalesce(octet_length(previous_attributes::text), 0)
+                   + coalesce(octet_length(actor::text), 0) + coalesce(octet_length(related::text), 0)),
+               max(length(object_id)), max(length(workspace_id))
+          {into} FROM made"""
 
 
 def _trigger_body(capture: Capture, rows: Rows) -> str:
@@ -120,65 +128,91 @@ def _trigger_body(capture: Capture, rows: Rows) -> str:
     first wait for a lock every row is set aside without another."""
     name = literal(capture.name)
     pairs = f"old_rows AS o FULL JOIN new_rows AS n ON {rows.same_key()}"
-    into = "INTO largest, longest_id, longest_workspace"
+    into = "INTO events, largest, longest_id, longest_workspace"
     key = ", ".join(f"coalesce(change.new_row, change.old_row)->>{literal(each)}" for each in capture.key)
+    write = f"INSERT INTO postrider.outbox ({EVENT_COLUMNS}) SELECT {EVENT_COLUMNS} FROM unnest(events)"
     return f"""#variable_conflict use_column
 DECLARE
+  events            postrider.capture_event[];
   largest           integer;
   longest_id        integer;
   longest_workspace integer;
   problem           text;
   waited            boolean;
-  done              boolean;
+  done              boolean := false;
   kept              boolean := true;
   change            record;
 BEGIN
   BEGIN
-    IF TG_OP = 'INSERT' THEN
-      {_insert(rows, "insert", "new_rows AS n", into)};
-    ELSIF TG_OP = 'DELETE' THEN
-      {_insert(rows, "delete", "old_rows AS o", into)};
-    ELSE
-      {_insert(rows, "update", f"old_rows AS o JOIN new_rows AS n ON {rows.same_key()}", into)};
-      IF EXISTS (SELECT FROM {pairs} WHERE o.{quoted(capture.key[0])} IS NULL) THEN
-        RAISE EXCEPTION 'a row got another key: it is told as deleted and created';
+    BEGIN
+      IF TG_OP = 'INSERT' THEN
+        {_made(rows, "insert", "new_rows AS n", into)};
+      ELSIF TG_OP = 'DELETE' THEN
+        {_made(rows, "delete", "old_rows AS o", into)};
+      ELSE
+        {_made(rows, "update", f"old_rows AS o JOIN new_rows AS n ON {rows.same_key()}", into)};
+        IF EXISTS (SELECT FROM {pairs} WHERE o.{quoted(capture.key[0])} IS NULL) THEN
+          RAISE EXCEPTION 'a row got another key: it is told as deleted and created';
+        END IF;
       END IF;
+      IF largest > {MAX_DATA_BYTES} OR longest_id > {MAX_OBJECT_ID_LENGTH}
+         OR longest_workspace > {MAX_WORKSPACE_ID_LENGTH} THEN
+        RAISE program_limit_exceeded;
+      END IF;
+      done := true;
+      RAISE SQLSTATE '{_FORGET}';
+    EXCEPTION WHEN OTHERS THEN
+      IF NOT done THEN
+        problem := SQLERRM;
+        waited := {_LOCKED};
+      END IF;
+    END;
+    IF done THEN
+      {write};
+      RETURN NULL;
     END IF;
-    IF largest > {MAX_DATA_BYTES} OR longest_id > {MAX_OBJECT_ID_LENGTH}
-       OR longest_workspace > {MAX_WORKSPACE_ID_LENGTH} THEN
-      RAISE program_limit_exceeded;
-    END IF;
-    RETURN NULL;
   EXCEPTION WHEN OTHERS THEN
     problem := SQLERRM;
-    waited := SQLSTATE IN ('55P03', '40P01');
+    waited := {_LOCKED};
   END;
-  FOR change IN EXECUTE postrider.captured_changes(TG_RELID, TG_OP, {_array(named_columns(capture))},
-                                                   {_array(capture.key)}) LOOP
-    done := false;
-    IF NOT waited THEN
-      BEGIN
-        INSERT INTO postrider.outbox ({EVENT_COLUMNS})
-          SELECT {EVENT_COLUMNS}
-          FROM {function_name(capture.name)}(change.operation, change.old_row, change.new_row, NULL);
-        done := true;
-      EXCEPTION WHEN OTHERS THEN
-        problem := SQLERRM;
-        waited := SQLSTATE IN ('55P03', '40P01');
-      END;
-    END IF;
-    IF NOT done THEN
-      IF waited THEN
-        PERFORM set_config('lock_timeout', '{SECOND_LOCK_TIMEOUT}', true);
+  BEGIN
+    FOR change IN EXECUTE postrider.captured_changes(TG_RELID, TG_OP, {_array(named_columns(capture))},
+                                                     {_array(capture.key)}) LOOP
+      done := false;
+      IF NOT waited THEN
+        BEGIN
+          SELECT array_agg(e) INTO events
+            FROM {function_name(capture.name)}(change.operation, change.old_row, change.new_row, NULL) AS e;
+          done := true;
+          RAISE SQLSTATE '{_FORGET}';
+        EXCEPTION WHEN OTHERS THEN
+          IF NOT done THEN
+            problem := SQLERRM;
+            waited := {_LOCKED};
+          END IF;
+        END;
       END IF;
-      kept := postrider.set_aside({name}, change.operation, concat_ws(',', {key}), change.old_row,
-                                  change.new_row, {_settings_now(capture)}, problem, kept);
-    END IF;
-  END LOOP;
-  RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
-  -- Not even setting aside worked; the CRM's transaction goes on all the same.
-  RAISE LOG 'postrider: the capture % lost the events of a statement: %', {name}, SQLERRM;
+      IF done THEN
+        BEGIN
+          {write};
+        EXCEPTION WHEN OTHERS THEN
+          done := false;
+          problem := SQLERRM;
+          waited := {_LOCKED};
+        END;
+      END IF;
+      IF NOT done THEN
+        IF waited THEN
+          PERFORM set_config('lock_timeout', '{SECOND_LOCK_TIMEOUT}', true);
+        END IF;
+        kept := postrider.set_aside({name}, change.operation, concat_ws(',', {key}), change.old_row,
+                                    change.new_row, {_settings_now(capture)}, problem, kept);
+      END IF;
+    END LOOP;
+  EXCEPTION WHEN OTHERS THEN
+    -- Not even setting aside worked; the CRM's transaction goes on all the same.
+    RAISE LOG 'postrider: the capture % lost the events of a statement: %', {name}, SQLERRM;
+  END;
   RETURN NULL;
 END"""
 

@@ -30,10 +30,27 @@ SELECT c.name, c.table_name, c.section::text AS section, c.checksum, c.grants,
   f.bodies, f.owners, f.confined
 FROM postrider.capture AS c CROSS JOIN LATERAL (
   SELECT array_agg(p.prosrc ORDER BY p.pronargs) AS bodies, string_agg(DISTINCT o.rolname, ', ') AS owners,
-    bool_and(p.prosecdef AND 'search_path=pg_catalog, pg_temp' = ANY (p.proconfig)) AS confined
+    bool_and(p.prosecdef
+             AND p.proconfig @> '{"search_path=pg_catalog, pg_temp",row_security=off}') AS confined
   FROM pg_proc AS p JOIN pg_roles AS o ON o.oid = p.proowner
   WHERE p.pronamespace = 'postrider'::regnamespace AND p.proname = 'capture_' || c.name) AS f
 ORDER BY c.name
+"""
+
+_MISSING_RIGHT = """
+SELECT current_user AS name,
+  format('GRANT EXECUTE ON FUNCTION postrider.evaluate TO %I', current_user) AS grant
+WHERE NOT has_function_privilege('postrider.evaluate(text,json)', 'EXECUTE')
+"""
+
+_SET_ASIDE = """
+SELECT coalesce(c.name, r.capture) AS name, coalesce(r.rows, 0) AS rows,
+  c.name IS NOT NULL AND to_regprocedure(
+    format('postrider.%I(text,json,json,json)', 'capture_' || c.name)) IS NOT NULL AS applied
+FROM postrider.capture AS c FULL JOIN (
+    SELECT capture, count(*) AS rows FROM postrider.capture_rejected GROUP BY capture
+  ) AS r ON r.capture = c.name
+ORDER BY 1
 """
 
 
@@ -64,6 +81,16 @@ class Rejection:
     operation: str
     object_id: str | None
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """How many rows a capture has set aside."""
+
+    capture: str
+    rows: int
+    applied: bool
+    """Whether events can be made of them; else they wait until the capture is applied."""
 
 
 class Captures:
@@ -109,9 +136,22 @@ class Captures:
                     )
         return steps
 
-    async def recover(self, *, limit: int, name: str | None = None, after: int | None = None) -> Recovery:
+    async def recover(
+        self,
+        *,
+        limit: int,
+        name: str | None = None,
+        after: int | None = None,
+        budget_s: float | None = None,
+    ) -> Recovery:
         """Make events of the oldest rows that were set aside; see `capture_recovery`."""
-        return await recover(self._database, limit=limit, name=name, after=after)
+        return await recover(self._database, limit=limit, name=name, after=after, budget_s=budget_s)
+
+    async def count_set_aside(self) -> dict[str, SetAside]:
+        """For each capture that is applied or has set rows aside, by name."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_SET_ASIDE)
+        return {row["name"]: SetAside(*row) for row in rows}
 
     async def log_rejections(self, limit: int) -> list[Rejection]:
         """What was set aside and not yet told; it counts as told from now on."""
@@ -180,6 +220,13 @@ async def _plan(connection: Connection, captures: Sequence[Capture]) -> list[Ste
         raise UsageError(
             f"the role {CAPTURE_ROLE} {flaw}: what a table's owner defines would run with its rights",
             "Take that from the role, as in ALTER ROLE … NOLOGIN NOSUPERUSER, or REVOKE.",
+        )
+    missing = await connection.fetchrow(_MISSING_RIGHT)
+    if missing is not None:
+        raise DatabaseError(
+            f"{missing['name']} may not call postrider.evaluate(), by which tables are looked at; "
+            "nothing was changed",
+            f"Let a superuser, or the owner of the schema postrider, run: {missing['grant']};",
         )
     wanted = {}
     mistakes: list[str] = []
