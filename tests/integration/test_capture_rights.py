@@ -355,8 +355,9 @@ async def test_each_role_has_only_the_rights_that_its_functions_need(database_ds
 
 NOT_OURS = {
     "evaluate that runs as its caller": """
-        CREATE OR REPLACE FUNCTION postrider.evaluate(query text, input json DEFAULT NULL) RETURNS SETOF record
-        LANGUAGE plpgsql AS $$ BEGIN PERFORM crm.seize(); RETURN QUERY EXECUTE query USING input; END $$""",
+        CREATE OR REPLACE FUNCTION postrider.evaluate(query text, input json DEFAULT NULL)
+        RETURNS SETOF record LANGUAGE plpgsql AS $$
+          BEGIN PERFORM crm.seize(); RETURN QUERY EXECUTE query USING input; END $$""",
     "a namesake of evaluate": """
         CREATE FUNCTION postrider.evaluate(query text) RETURNS SETOF record
         LANGUAGE plpgsql AS $$ BEGIN PERFORM crm.seize(); RETURN QUERY EXECUTE query; END $$""",

@@ -1,8 +1,8 @@
 """Whether the functions by which Postrider's own sessions look at captures are those that `migrate` made.
 
-The roles that own functions are the whole server's: who was made a member of them, to migrate another database,
-may replace what they own here, and put a namesake beside the rest. Such a function would run with the rights of
-whoever calls it next.
+The roles that own functions are the whole server's: who was made a member of them, to migrate another
+database, may replace what they own here, and put a namesake beside the rest. Such a function would run with
+the rights of whoever calls it next.
 """
 
 from postrider.store.database import Connection, DatabaseError
@@ -33,7 +33,7 @@ async def demand_own_functions(connection: Connection) -> None:
     """Raise DatabaseError where one of them was replaced, or has a namesake. It calls none."""
     if changed := await connection.fetchval(_CHANGED):
         raise DatabaseError(
-            f"not as `postrider migrate` made it: {changed}; it could run with your rights, so nothing was run",
-            "REVOKE postrider_owner, postrider_writer and postrider_prober from whoever is a member; then let a "
-            "superuser drop what does not belong there, and restore the rest as sql/ of Postrider has it.",
+            f"not as `postrider migrate` made it: {changed}; it could run with your rights, so none was run",
+            "REVOKE postrider_owner, postrider_writer and postrider_prober from whoever is a member; then let a"
+            " superuser drop what does not belong there, and restore the rest as sql/ of Postrider has it.",
         )
