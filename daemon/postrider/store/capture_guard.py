@@ -34,6 +34,6 @@ async def demand_own_functions(connection: Connection) -> None:
     if changed := await connection.fetchval(_CHANGED):
         raise DatabaseError(
             f"not as `postrider migrate` made it: {changed}; it could run with your rights, so none was run",
-            "REVOKE postrider_owner, postrider_writer and postrider_prober from whoever is a member; then let a"
-            " superuser drop what does not belong there, and restore the rest as sql/ of Postrider has it.",
+            "REVOKE postrider_owner, postrider_writer and postrider_prober from their members; then let a "
+            "superuser drop what does not belong there, and restore the rest as sql/ of Postrider has it.",
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import structlog
 
-from postrider.domain.errors import PostriderError
+from postrider.domain.errors import PostriderError, UsageError
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -78,8 +78,15 @@ _REFUSED = {
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
+    """Raises DatabaseError, and UsageError for text that PostgreSQL has no bytes for."""
     try:
         yield
+    except asyncpg.DataError as error:
+        # The server's errors of that class have no cause; those of the driver, which come before anything was
+        # sent, have the codec's. The text is not quoted: no terminal could show it.
+        if isinstance(error.__cause__, UnicodeEncodeError):
+            raise UsageError("an argument is not UTF-8", "Give it in UTF-8.") from None
+        raise
     except ssl.SSLError as error:
         raise DatabaseError(
             f"TLS to the database failed: {error}", "Check sslmode in database.dsn."

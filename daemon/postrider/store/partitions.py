@@ -20,8 +20,7 @@ DAYS_AHEAD = 7
 """Each day more costs every claim about 9 µs of PostgreSQL's time, every refill of a lane 15."""
 GUARDED_AHEAD = 3
 """Days. While the default partition is guarded, it refuses events of the days that get partitions beside it,
-so these lie so far ahead that a daemon that dies meanwhile can be started again: that one lifts the guard that
-was left before it does anything else."""
+so these lie so far ahead that a daemon that dies meanwhile can be started again, and lift the guard."""
 CREATED_AT_A_TIME = 6
 LOCK_MS = 500
 VALIDATE_LOCK_MS = 10_000
