@@ -61,7 +61,7 @@ class Finding:
 @json_option
 @run_async
 async def check(no_endpoints: bool, config_path: Path | None, as_json: bool) -> None:
-    """Check configuration, database, schema, rights, LISTEN, clock and endpoints.
+    """Check configuration, database, clock, schema, rights, partitions, LISTEN, captures and endpoints.
 
     Exit code 1 if anything fails; warnings don't fail.
 

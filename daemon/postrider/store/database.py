@@ -135,7 +135,7 @@ class Database:
     async def open(self) -> None:
         """Learn what stands between, and make the pool. Raises DatabaseError."""
         with translated_errors():
-            self.pooled = await _is_pooled(self._dsn)
+            self.pooled = await _reaches_pooler(self._dsn)
             self._pool = await self._make_pool()
 
     async def _make_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
@@ -252,11 +252,15 @@ def _local(settings: dict[str, str]) -> str:
     return "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
 
 
-async def _is_pooled(dsn: str) -> bool:
+async def is_pooled(connection: Connection) -> bool:
     """Whether the server has another id for the session than the client: poolers make up their own."""
+    backend: int = await connection.fetchval("SELECT pg_catalog.pg_backend_pid()")
+    return backend != connection.get_server_pid()
+
+
+async def _reaches_pooler(dsn: str) -> bool:
     connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
     try:
-        backend: int = await connection.fetchval("SELECT pg_catalog.pg_backend_pid()")
-        return backend != connection.get_server_pid()
+        return await is_pooled(connection)
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)

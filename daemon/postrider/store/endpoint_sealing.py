@@ -66,7 +66,7 @@ async def demand_fitting_key(connection: Connection, sealer: Sealer) -> None:
     be opened by the daemon."""
     if sealer.seals and not await _fits(connection, sealer):
         raise PostriderError(
-            "the key of secrets.key_file opens nothing of what is sealed in the database; nothing was changed",
+            "the key of secrets.key_file opens nothing of what is sealed there; nothing was changed",
             "Use the key file that the daemon uses.",
         )
 
