@@ -27,8 +27,7 @@ async def migrate(to: int | None, config_path: Path | None, as_json: bool) -> No
     Each migration runs in a transaction of its own under a lock: it is safe to run twice, and from two
     hosts at once. It may run beside a CRM that writes: where it has to wait for a lock, it gives up after
     half a second, lets others pass and tries again; after 20 tries it names the sessions in the way.
-    The user needs the right to create a schema and roles; the daemon needs neither. A migration that runs
-    outside of a transaction is refused behind a pooler such as PgBouncer.
+    The user needs the right to create a schema and roles; the daemon needs neither.
     """
     config = load_config(config_path, os.environ)
     spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)

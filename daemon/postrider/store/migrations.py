@@ -10,7 +10,8 @@ done under the lock: two hosts may be at it at once, and one may die.
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -228,12 +229,6 @@ async def _apply_concurrently(
     """Apply a migration that runs outside of a transaction; False if it was applied before."""
     if await _is_applied(connection, migrations, migration):
         return False
-    if await is_pooled(connection):
-        raise DatabaseError(
-            f"a pooler stands between; migration {migration.number:04}_{migration.name} runs outside of a"
-            " transaction and needs a session of its own",
-            "Run it with a DSN of PostgreSQL itself: POSTRIDER_DATABASE_DSN=… postrider migrate",
-        )
     names = _INDEX.findall(migration.sql)
     async with connection.transaction():
         await _begin(connection, patience)
@@ -247,13 +242,10 @@ async def _apply_concurrently(
                     await connection.execute(f"DROP INDEX postrider.{row['name']}")
                 except asyncpg.InternalServerError as error:  # "tuple concurrently updated"
                     raise _Unfinished from error
-    await connection.execute(f"SET lock_timeout = {patience.concurrent_lock_ms}; SET statement_timeout = 0")
-    try:
+    async with _bounded(connection, patience):
         for statement in migration.sql.split(";\n"):
             if statement.strip():
                 await connection.execute(statement)
-    finally:
-        await connection.execute("RESET lock_timeout; RESET statement_timeout")
     async with connection.transaction():
         await _begin(connection, patience)
         if await _is_applied_by_now(connection, migrations, migration):
@@ -263,6 +255,20 @@ async def _apply_concurrently(
             raise _Unfinished
         await _note(connection, migration)
     return True
+
+
+@asynccontextmanager
+async def _bounded(connection: Connection, patience: Patience) -> AsyncIterator[None]:
+    """The bounds of statements that can't be in a transaction. Behind a pooler there are none: what is set
+    there stays in a session that others use, and is not known to be the one of the next statement."""
+    if await is_pooled(connection):
+        yield
+        return
+    await connection.execute(f"SET lock_timeout = {patience.concurrent_lock_ms}; SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        await connection.execute("RESET lock_timeout; RESET statement_timeout")
 
 
 async def _begin(connection: Connection, patience: Patience) -> None:
