@@ -100,8 +100,10 @@ $$;
 
 -- Proves, in two steps of which each keeps nobody waiting, that the default partition holds no row of the
 -- days from `first` up to and without `beyond`: `guard_default` refuses such rows from now on,
--- `validate_default` looks through it while others write. `unguard_default` lets them in again. In between
--- an event of those days could not be emitted, so they have to lie ahead.
+-- `validate_default` looks through it while others write. `create_unguarded` then makes the partitions and
+-- lets such rows in again, both or neither; `unguard_default` only lets them in. In between an event of those
+-- days could not be emitted, so they have to lie ahead: a daemon that dies meanwhile leaves the guard to the
+-- next one.
 CREATE FUNCTION postrider.guard_default(parent text, first date, beyond date) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -144,7 +146,24 @@ BEGIN
 END
 $$;
 
+-- Returns the days that have a partition now.
+CREATE FUNCTION postrider.create_unguarded(parent text, days date[]) RETURNS date[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  day  date;
+  made date[] := '{}';
+BEGIN
+  FOREACH day IN ARRAY days LOOP
+    IF postrider.create_partition(parent, day) THEN
+      made := made || day;
+    END IF;
+  END LOOP;
+  PERFORM postrider.unguard_default(parent);
+  RETURN made;
+END
+$$;
+
 REVOKE ALL ON FUNCTION postrider.may_attach, postrider.guard_default, postrider.validate_default,
-  postrider.unguard_default FROM PUBLIC;
+  postrider.unguard_default, postrider.create_unguarded FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION postrider.may_attach, postrider.guard_default, postrider.validate_default,
-  postrider.unguard_default TO postrider_daemon;
+  postrider.unguard_default, postrider.create_unguarded TO postrider_daemon;

@@ -42,8 +42,9 @@ BEGIN
         WHEN insufficient_privilege THEN
           RAISE EXCEPTION 'the role % does not exist and % may not create it', role, current_user
             USING ERRCODE = 'insufficient_privilege',
-                  HINT = format('Let a superuser run: CREATE ROLE %I NOLOGIN; GRANT %I TO %I;  then migrate again.',
-                                role, role, current_user);
+                  HINT = format('Let a superuser run: CREATE ROLE %I NOLOGIN; GRANT %I TO %I;  then migrate again. '
+                                'Roles are the whole server''s: REVOKE %I FROM %I once it is done.',
+                                role, role, current_user, role, current_user);
       END;
     END IF;
     flaw := postrider.role_flaw(role, CASE role WHEN 'postrider_prober' THEN 'postrider_capture' END);
@@ -62,7 +63,9 @@ BEGIN
         WHEN insufficient_privilege THEN
           RAISE EXCEPTION '% is not a member of the role %', current_user, role
             USING ERRCODE = 'insufficient_privilege',
-                  HINT = format('Let a superuser run: GRANT %I TO %I;  then migrate again.', role, current_user);
+                  HINT = format('Let a superuser run: GRANT %I TO %I;  then migrate again. Membership holds in every '
+                                'database of the server: REVOKE %I FROM %I once it is done.',
+                                role, current_user, role, current_user);
       END;
     END IF;
   END LOOP;
@@ -308,23 +311,41 @@ DECLARE
 BEGIN
   -- An owner has to have the right to create in the schema at the moment when it becomes the owner.
   GRANT CREATE ON SCHEMA postrider TO postrider_writer, postrider_prober;
-  -- A capture that was applied before belongs to whoever applied it, until it is applied again.
+  -- A capture that was applied before belongs to whoever applied it, until it is applied again. Former owners go on:
+  -- they emit, and their captures write. They are granted what they had once they own it no more, since the new owner
+  -- takes over what is granted to the old one before.
   FOR each IN
-    SELECT p.oid::regprocedure AS name, CASE p.proname WHEN 'emit' THEN 'postrider_writer'
+    SELECT p.oid::regprocedure AS name, p.proowner::regrole AS former, CASE p.proname WHEN 'emit' THEN 'postrider_writer'
         WHEN 'nearest_event_type' THEN 'postrider_writer' WHEN 'evaluate' THEN 'postrider_prober'
         ELSE 'postrider_owner' END AS owner
     FROM pg_proc AS p WHERE p.pronamespace = 'postrider'::regnamespace AND p.prosecdef
       AND p.prorettype <> 'trigger'::regtype
   LOOP
     EXECUTE format('ALTER FUNCTION %s OWNER TO %I', each.name, each.owner);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', each.name, each.former);
   END LOOP;
   REVOKE CREATE ON SCHEMA postrider FROM postrider_writer, postrider_prober;
   FOR each IN
-    SELECT tree.relid::regclass AS name FROM unnest(ARRAY['outbox', 'delivery', 'attempt']) AS parent,
-      pg_partition_tree(('postrider.' || parent)::regclass) AS tree
-    UNION ALL SELECT 'postrider.every_attempt'::regclass
+    SELECT c.oid::regclass AS name, c.relowner::regrole AS former
+    FROM (SELECT tree.relid FROM unnest(ARRAY['outbox', 'delivery', 'attempt']) AS parent,
+            pg_partition_tree(('postrider.' || parent)::regclass) AS tree
+          UNION ALL SELECT 'postrider.every_attempt'::regclass) AS moved
+    JOIN pg_class AS c ON c.oid = moved.relid
   LOOP
     EXECUTE format('ALTER TABLE %s OWNER TO postrider_owner', each.name);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s', each.name, each.former);
+  END LOOP;
+  -- Who applied captures need not be the owner of the tables, nor have a right but by having been one.
+  FOR each IN
+    SELECT DISTINCT p.proowner::regrole AS name FROM pg_proc AS p
+    WHERE p.pronamespace = 'postrider'::regnamespace AND p.prorettype = 'trigger'::regtype AND p.prosecdef
+      AND p.proname LIKE 'capture\_%'
+  LOOP
+    EXECUTE format('GRANT USAGE ON SCHEMA postrider TO %s', each.name);
+    EXECUTE format('GRANT SELECT, INSERT ON postrider.outbox TO %s', each.name);
+    EXECUTE format('GRANT INSERT ON postrider.pending, postrider.capture_rejected TO %s', each.name);
+    EXECUTE format('GRANT SELECT (idle) ON postrider.daemon TO %s', each.name);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION postrider.new_event_id() TO %s', each.name);
   END LOOP;
 END
 $do$;

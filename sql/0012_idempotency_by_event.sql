@@ -1,4 +1,3 @@
 -- concurrently
 -- Retention forgets idempotency keys by their events.
-DROP INDEX CONCURRENTLY IF EXISTS postrider.idempotency_event;
-CREATE INDEX CONCURRENTLY idempotency_event ON postrider.idempotency (event_id);
+CREATE INDEX CONCURRENTLY IF NOT EXISTS idempotency_event ON postrider.idempotency (event_id);

@@ -455,3 +455,42 @@ async def test_each_role_has_only_the_rights_that_its_functions_need(database_ds
             """SELECT FROM pg_proc AS p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
                WHERE p.pronamespace = 'postrider'::regnamespace AND a.grantee = 0 AND p.prosecdef"""
         )
+
+
+NOT_OURS = {
+    "evaluate that runs as its caller": """
+        CREATE OR REPLACE FUNCTION postrider.evaluate(query text, input json DEFAULT NULL)
+        RETURNS SETOF record LANGUAGE plpgsql AS $$
+          BEGIN PERFORM crm.seize(); RETURN QUERY EXECUTE query USING input; END $$""",
+    "a namesake of evaluate": """
+        CREATE FUNCTION postrider.evaluate(query text) RETURNS SETOF record
+        LANGUAGE plpgsql AS $$ BEGIN PERFORM crm.seize(); RETURN QUERY EXECUTE query; END $$""",
+    "a namesake of role_flaw": """
+        CREATE FUNCTION postrider.role_flaw(role text) RETURNS text
+        LANGUAGE plpgsql AS $$ BEGIN PERFORM crm.seize(); RETURN NULL; END $$""",
+    "evaluate without its search path": """
+        ALTER FUNCTION postrider.evaluate(text, json) SET search_path = crm, pg_catalog""",
+    "another function that runs as its caller": """
+        ALTER FUNCTION postrider.create_partition(text, date) SECURITY INVOKER""",
+}
+
+
+@pytest.mark.parametrize("change", NOT_OURS)
+async def test_functions_that_a_member_of_the_roles_replaced_are_not_run(
+    database_dsn: str, change: str
+) -> None:
+    """Membership, granted for the migration of another database, holds in this one too."""
+    async with crm_of(database_dsn) as crm:
+        await crm.store.apply(captures(SECTION), NOW)
+        await crm.root.execute(f"GRANT postrider_owner, postrider_prober TO {OWNER}")
+        await crm.owner.execute(NOT_OURS[change])
+        runs = await crm.runs()
+        for act in (
+            crm.store.plan(captures(SECTION)),
+            crm.store.apply(captures(SECTION), NOW),
+            crm.store.recover(limit=1, after=0),
+        ):
+            with pytest.raises(DatabaseError, match="not as `postrider migrate` made it: postrider"):
+                await act
+        assert await crm.runs() == runs
+        assert not await crm.owner_is_superuser()

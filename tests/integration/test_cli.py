@@ -170,3 +170,38 @@ def test_check_lets_everybody_read_a_configuration_without_a_password(
     found = Cli(config).json("check")
     assert found[1]["what"] == "configuration file"
     assert found[1]["level"] == "ok"
+
+
+NOT_UTF_8 = "caf\udce9"
+"""The byte e9, as an argument that is not UTF-8 comes to a program."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["endpoint", "list", "--workspace", NOT_UTF_8],
+        ["endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*", "--workspace", NOT_UTF_8],
+        ["endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*", "--description", NOT_UTF_8],
+        ["emit", "deal.updated", "--data", "{}", "--workspace", NOT_UTF_8],
+        ["emit", "deal.updated", "--data", '{"name":"' + NOT_UTF_8 + '"}'],
+        ["event", "list", "--workspace", NOT_UTF_8],
+        ["event", "list", "--type", NOT_UTF_8],
+        ["capture", "retry", NOT_UTF_8],
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_explained(cli: Cli, arguments: list[str]) -> None:
+    assert "Traceback" not in cli(*arguments, exit_code=2)
+
+
+def test_a_secret_that_is_not_utf_8_is_explained(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(b"caf\xe9")
+    endpoint = ("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*")
+    assert "can't be read" in cli(*endpoint, "--secret-file", str(path), exit_code=2)
+
+
+@pytest.mark.parametrize("workspace", ["", "w" * 257])
+def test_a_workspace_that_no_event_can_have_is_refused(cli: Cli, workspace: str) -> None:
+    endpoint = ("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*")
+    assert "1 to 256 characters" in cli(*endpoint, "--workspace", workspace, exit_code=2)
+    cli(*endpoint, "--workspace", "w" * 256)

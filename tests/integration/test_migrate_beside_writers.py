@@ -14,6 +14,7 @@ from tests.conftest import execute
 from tests.support.cli import Cli
 from tests.support.daemon_process import query, write_config
 from tests.support.logins import login, user_of
+from tests.support.pooler import transaction_pooler
 
 MIGRATIONS = read_migrations(sql_dir())
 EMIT = "SELECT postrider.emit('deal.updated', '{}'::json)"
@@ -152,6 +153,92 @@ def test_a_concurrent_migration_that_was_cut_off_is_made_good(database_dsn: str)
         "SELECT indisvalid FROM pg_index WHERE indexrelid = 'postrider.idempotency_event'::regclass",
     )
     assert [row[0] for row in valid] == [True]
+
+
+INDEX = (
+    "SELECT indexrelid, indisvalid FROM pg_index WHERE indexrelid = 'postrider.idempotency_event'::regclass"
+)
+UNNOTED = "DELETE FROM postrider.migration WHERE name = 'idempotency_by_event'"
+
+
+def migrated_now(dsn: str, migrations: list[Migration] = MIGRATIONS) -> list[str]:
+    async def story() -> list[str]:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return [each.name for each in await migrate(connection, migrations, patience=PATIENCE)]
+        finally:
+            await connection.close()
+
+    return asyncio.run(story())
+
+
+def test_an_index_that_another_host_has_finished_is_left_to_it(database_dsn: str) -> None:
+    """It was about to note that: who dropped the index now and died would leave the migration without it."""
+    execute(database_dsn, UNNOTED)
+    before = query(database_dsn, INDEX)
+    assert migrated_now(database_dsn) == ["idempotency_by_event"]
+    assert query(database_dsn, INDEX) == before
+
+
+def test_a_migration_is_not_noted_without_its_index(database_dsn: str) -> None:
+    """Another session drops it, or is cut off while it makes it anew."""
+    execute(database_dsn, UNNOTED)
+    last = MIGRATIONS[-1]
+    spoiling = f"{last.sql}DROP INDEX postrider.idempotency_event;\n"
+    with pytest.raises(DatabaseError):
+        migrated_now(database_dsn, [*MIGRATIONS[:-1], Migration(last.number, last.name, spoiling)])
+    assert query(database_dsn, "SELECT max(number) AS last FROM postrider.migration")[0][0] == last.number - 1
+    assert migrated_now(database_dsn) == [last.name]
+    assert [row["indisvalid"] for row in query(database_dsn, INDEX)] == [True]
+
+
+def test_hosts_that_migrate_at_once_all_end_with_the_index(database_dsn: str) -> None:
+    async def story() -> list[int]:
+        connections = [await asyncpg.connect(database_dsn) for _ in range(3)]
+        try:
+            patience = Patience(tries=30, pause_s=0.1)
+            return [
+                len(each)
+                for each in await asyncio.gather(
+                    *(migrate(connection, MIGRATIONS, patience=patience) for connection in connections)
+                )
+            ]
+        finally:
+            for connection in connections:
+                await connection.close()
+
+    for round_ in range(3):
+        execute(database_dsn, UNNOTED)
+        if round_ != 1:
+            execute(database_dsn, "DROP INDEX postrider.idempotency_event")
+        assert sum(asyncio.run(story())) == 1
+        assert [row["indisvalid"] for row in query(database_dsn, INDEX)] == [True]
+
+
+def test_behind_a_pooler_nothing_is_set_in_a_session_that_others_share(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    """An index is made outside of a transaction, where a setting would stay."""
+    execute(
+        database_dsn,
+        UNNOTED,
+        "DROP INDEX postrider.idempotency_event",
+        "CREATE SEQUENCE public.set_ms",
+        """CREATE FUNCTION public.look() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM setval('public.set_ms', 1 + setting::bigint)
+             FROM pg_settings WHERE name = 'lock_timeout';
+           END $$""",
+        "CREATE EVENT TRIGGER look ON ddl_command_start WHEN TAG IN ('CREATE INDEX') "
+        "EXECUTE FUNCTION public.look()",
+    )
+    with (
+        login(database_dsn, "ALTER ROLE {login} SUPERUSER") as superuser_dsn,
+        transaction_pooler(superuser_dsn, tmp_path) as pooled_dsn,
+    ):
+        Cli(write_config(tmp_path, pooled_dsn))("migrate")
+    seen = query(database_dsn, "SELECT last_value, is_called FROM public.set_ms")[0]
+    assert (seen["last_value"], seen["is_called"]) == (1, True)
+    assert [row["indisvalid"] for row in query(database_dsn, INDEX)] == [True]
 
 
 def test_who_has_nothing_to_do_needs_no_right_to_change_the_schema(database_dsn: str) -> None:

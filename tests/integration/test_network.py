@@ -132,6 +132,7 @@ BAD_URLS = [
     "http://example.com:x/",
     "http://[::1/",
     "http://[]]/",
+    "http://[]@/",
     "http://user:hunter2@example.com/",
     "http://hunter2@example.com/",
     "http://example.com/#hunter2",

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -18,7 +19,8 @@ from postrider.store.captures import Captures
 from postrider.store.database import Database
 from postrider.store.partitions import DAYS_AHEAD, PARTITIONED, Busy, Partitions
 from tests.conftest import execute
-from tests.support.daemon_process import add_endpoint, query
+from tests.support.cli import Cli
+from tests.support.daemon_process import add_endpoint, query, write_config
 
 TODAY = datetime.now(UTC).date()
 OLD = TODAY - timedelta(days=90)
@@ -176,6 +178,44 @@ def test_a_guard_that_a_dead_daemon_left_is_taken_away(database_dsn: str) -> Non
 
     keeping(database_dsn, make)
     query(database_dsn, insert, day)
+
+
+def test_the_guard_goes_with_the_transaction_that_makes_the_partitions(database_dsn: str) -> None:
+    """Whenever a daemon dies, there is either the guard or what it was for."""
+    first, beyond = TODAY + timedelta(days=5), TODAY + timedelta(days=8)
+    query(database_dsn, "SELECT postrider.guard_default('outbox', $1, $2)", first, beyond)
+    query(database_dsn, "SELECT postrider.validate_default('outbox')")
+    wanted = [first + timedelta(days=n) for n in range(3)]
+    guards = "SELECT count(*) FROM pg_constraint WHERE conname = 'postrider_days_elsewhere'"
+
+    async def cut_off() -> None:
+        connection = await asyncpg.connect(database_dsn)
+        await connection.execute("BEGIN")
+        await connection.fetchval("SELECT postrider.create_unguarded('outbox', $1)", wanted)
+        await connection.execute("ROLLBACK")
+        await connection.close()
+
+    asyncio.run(cut_off())
+    assert query(database_dsn, guards)[0][0] == 1
+    assert not set(wanted) & set(days(database_dsn))
+    made = query(database_dsn, "SELECT postrider.create_unguarded('outbox', $1)", wanted)
+    assert made[0][0] == wanted
+    assert query(database_dsn, guards)[0][0] == 0
+    assert set(wanted) <= set(days(database_dsn))
+
+
+def test_check_tells_of_a_guard_that_a_dead_daemon_left(database_dsn: str, tmp_path: Path) -> None:
+    first = TODAY + timedelta(days=4)
+    query(database_dsn, "SELECT postrider.guard_default('outbox', $1, $2)", first, first + timedelta(days=1))
+    cli = Cli(write_config(tmp_path, database_dsn))
+    assert f"outbox takes no events from {first} on" in cli("check")
+    with_days_gone = f"{TODAY} {first}"
+    execute(
+        database_dsn,
+        f"""COMMENT ON CONSTRAINT postrider_days_elsewhere ON postrider.outbox_default
+            IS '{with_days_gone}'""",
+    )
+    assert "fail  partitions" in cli("check", exit_code=1)
 
 
 def test_a_guard_never_refuses_the_events_of_these_days(database_dsn: str) -> None:

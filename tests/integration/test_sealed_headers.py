@@ -160,3 +160,49 @@ def test_a_header_file_that_can_not_be_used_is_refused_without_a_word_of_it(
         )  # fmt: skip
         assert said in refusal
         assert "s3cr3t" not in refusal
+
+
+@pytest.fixture
+def other_key(database_dsn: str, tmp_path: Path) -> Path:
+    """A configuration with another key than the daemon's."""
+    key_file = tmp_path / "other"
+    key_file.write_text(base64.b64encode(os.urandom(32)).decode())
+    return write_config(tmp_path, database_dsn, "other", secrets={"key_file": str(key_file)})
+
+
+def test_nothing_is_sealed_with_another_key_than_the_daemons(
+    database_dsn: str, sealing: Path, other_key: Path, token_file: Path
+) -> None:
+    """Neither would the daemon open what is added, nor go on with an endpoint that works."""
+    header = ("--header", f"Authorization:@{token_file}")
+    cli, other = Cli(sealing), Cli(other_key)
+    added = cli.json("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*", *header)
+    before = stored(database_dsn)
+    other("endpoint", "update", added["id"], *header, exit_code=1)
+    other("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*", exit_code=1)
+    assert stored(database_dsn) == before
+    assert cli.json("endpoint", "show", added["id"])["unusable"] is None
+    cli("endpoint", "update", added["id"], *header)
+
+
+def test_a_key_that_opens_only_headers_is_the_right_one(
+    database_dsn: str, tmp_path: Path, sealing: Path, other_key: Path, token_file: Path
+) -> None:
+    """The secret lies in clear text, from before there was a key; the header does not."""
+    plain = Cli(write_config(tmp_path, database_dsn, "plain"))
+    endpoint = ("--url", "http://127.0.0.1:2/", "--events", "*")
+    header = ("--header", f"Authorization:@{token_file}")
+    added = plain.json("endpoint", "add", *endpoint)
+    Cli(sealing)("endpoint", "update", added["id"], *header)
+    Cli(other_key)("endpoint", "update", added["id"], *header, exit_code=1)
+    Cli(other_key)("endpoint", "add", *endpoint, exit_code=1)
+    assert Cli(sealing).json("endpoint", "show", added["id"])["unusable"] is None
+
+
+def test_headers_that_could_never_be_sent_together_are_refused(database_dsn: str, tmp_path: Path) -> None:
+    cli = Cli(write_config(tmp_path, database_dsn))
+    endpoint = ("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*")
+    most = [part for n in range(2) for part in ("--header", f"X-Long-{n}: {'a' * 7000}")]
+    cli(*endpoint, *most)
+    said = cli(*endpoint, *most, "--header", f"X-More: {'a' * 2000}", exit_code=2)
+    assert "the headers take 16,0" in said

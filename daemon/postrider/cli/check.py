@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import re
 import shlex
 import ssl
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,17 +16,19 @@ import click
 
 from postrider.app import network_options, read_sealer
 from postrider.cli.common import config_option, json_option, print_json, run_async
-from postrider.domain.errors import PostriderError, UsageError
-from postrider.domain.model import EndpointState, endpoint_public_id
+from postrider.domain.errors import PostriderError
+from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.edges.config import Config, config_source, holds_password, load_config
 from postrider.edges.dialect_files import default_dialect, load_dialects
+from postrider.edges.dialing import tls_context
 from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
-from postrider.store.database import Connection, Database
+from postrider.store.database import Connection, Database, DatabaseUnavailable
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.partitions import Partitions
 
 OLDEST_POSTGRES = 140_000
 MAX_ENDPOINTS = 200
@@ -58,7 +61,7 @@ class Finding:
 @json_option
 @run_async
 async def check(no_endpoints: bool, config_path: Path | None, as_json: bool) -> None:
-    """Check configuration, database, schema, rights, LISTEN, clock and endpoints.
+    """Check configuration, database, clock, schema, rights, partitions, LISTEN, captures and endpoints.
 
     Exit code 1 if anything fails; warnings don't fail.
 
@@ -84,6 +87,7 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
         config = load_config(config_path, os.environ)
         spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
         sealer = read_sealer(config)
+        tls = tls_context(network_options(config).ca_file)
     except PostriderError as error:
         yield Finding("fail", "configuration", error.message, error.hint)
         return
@@ -102,6 +106,8 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
             async with database.connection() as connection:
                 async for finding in _database_findings(connection, config.database.safe_dsn):
                     yield finding
+            async for finding in _guard_findings(database):
+                yield finding
             yield await _listen_finding(database)
             yield await _daemon_finding(database)
             async for finding in _capture_findings(config, database):
@@ -111,19 +117,8 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
             yield Finding("fail", "database", error.message, error.hint)
             return
         if with_endpoints:
-            active = [row.endpoint for row in endpoints if row.endpoint.state is EndpointState.ACTIVE]
-            gate = asyncio.Semaphore(PROBES_AT_A_TIME)
-            for endpoint, result in zip(
-                active[:MAX_ENDPOINTS],
-                await asyncio.gather(*(_probe(each.url, config, gate) for each in active[:MAX_ENDPOINTS])),
-                strict=True,
-            ):
-                what = f"endpoint {endpoint_public_id(endpoint.id)} ({urlsplit(endpoint.url).hostname})"
-                yield Finding(result.level, what, result.message)
-            if len(active) > MAX_ENDPOINTS:
-                yield Finding(
-                    "warn", "endpoints", f"only the first {MAX_ENDPOINTS} of {len(active)} were checked"
-                )
+            async for finding in _endpoint_findings([row.endpoint for row in endpoints], config, tls):
+                yield finding
     finally:
         await database.close()
 
@@ -187,6 +182,18 @@ async def _database_findings(connection: Connection, dsn: str) -> AsyncIterator[
         yield Finding("ok", "partitions", "made ahead")
 
 
+async def _guard_findings(database: Database) -> AsyncIterator[Finding]:
+    """What a daemon that died while it made partitions left behind."""
+    for parent, first in (await Partitions(database).guarded()).items():
+        level = "fail" if first <= datetime.now(UTC).date() else "warn"
+        yield Finding(
+            level,
+            "partitions",
+            f"the default partition of {parent} takes no events from {first} on, while partitions are made",
+            "A daemon lifts that when it has made them, or within the hour after its start: start one.",
+        )
+
+
 async def _listen_finding(database: Database) -> Finding:
     """Listen for real: a notification from one connection has to arrive on another."""
     hint = "Point database.dsn at PostgreSQL itself, not at the pooler."
@@ -222,8 +229,10 @@ async def _capture_findings(config: Config, database: Database) -> AsyncIterator
     hint = "`postrider capture plan` shows it, `postrider capture apply` mends it."
     try:
         steps = await captures.plan(config.capture)
-    except UsageError as error:
-        yield Finding("fail", "capture", error.message, error.hint)
+    except DatabaseUnavailable:
+        raise
+    except PostriderError as error:
+        yield Finding("fail", "capture", error.message, await _schema_hint(error, database) or error.hint)
         return
     for step in steps:
         what = f"capture {step.name} ({step.table})"
@@ -244,15 +253,48 @@ async def _capture_findings(config: Config, database: Database) -> AsyncIterator
         )
 
 
-async def _probe(url: str, config: Config, gate: asyncio.Semaphore) -> Probe:
-    options = network_options(config)
-    tls = ssl.create_default_context()
-    if options.ca_file is not None:
-        tls.load_verify_locations(options.ca_file)
+async def _schema_hint(error: PostriderError, database: Database) -> str | None:
+    """What to grant where a schema is closed to the daemon's login, so that it can't look at the tables."""
+    closed = re.search(r"permission denied for schema (.+)", error.message)
+    if closed is None:
+        return None
+    async with database.connection() as connection:
+        grant: str = await connection.fetchval(
+            "SELECT format('GRANT USAGE ON SCHEMA %I TO %I;', $1::text, current_user)", closed[1]
+        )
+    return f"Let the owner of the schema run: {grant}"
+
+
+async def _endpoint_findings(
+    endpoints: Sequence[Endpoint], config: Config, tls: ssl.SSLContext
+) -> AsyncIterator[Finding]:
+    unusable = [each for each in endpoints if each.unusable is not None]
+    for endpoint in unusable[:MAX_ENDPOINTS]:
+        hint = "Its deliveries wait. Restore the key file, or delete the endpoint and add it anew."
+        yield Finding("fail", _named(endpoint), str(endpoint.unusable), hint)
+    active = [each for each in endpoints if each.state is EndpointState.ACTIVE and each.unusable is None]
+    gate = asyncio.Semaphore(PROBES_AT_A_TIME)
+    probed = active[:MAX_ENDPOINTS]
+    results = await asyncio.gather(*(_probe(each.url, config, tls, gate) for each in probed))
+    for endpoint, result in zip(probed, results, strict=True):
+        yield Finding(result.level, _named(endpoint), result.message)
+    for count, what in (
+        (len(unusable), "are unusable"),
+        (len(active), "are active, and were not all probed"),
+    ):
+        if count > MAX_ENDPOINTS:
+            yield Finding("warn", "endpoints", f"{count} {what}; only the first {MAX_ENDPOINTS} are shown")
+
+
+def _named(endpoint: Endpoint) -> str:
+    return f"endpoint {endpoint_public_id(endpoint.id)} ({urlsplit(endpoint.url).hostname})"
+
+
+async def _probe(url: str, config: Config, tls: ssl.SSLContext, gate: asyncio.Semaphore) -> Probe:
     async with gate:
         return await probe(
             url,
-            options.policy,
+            network_options(config).policy,
             https_only=config.network.https_only,
             tls=tls,
             timeout=config.delivery.connect_timeout,

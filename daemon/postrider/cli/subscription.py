@@ -21,10 +21,16 @@ from postrider.cli.common import (
 )
 from postrider.cli.endpoint_facts import endpoint_facts, living
 from postrider.cli.trial import ask_for_handshake, verify_endpoint
-from postrider.domain.dialects import Dialect, check_header
+from postrider.domain.dialects import Dialect, check_headers
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.matching import parse_pattern
-from postrider.domain.model import DEFAULT_WORKSPACE, Endpoint, EndpointState, parse_endpoint_id
+from postrider.domain.model import (
+    DEFAULT_WORKSPACE,
+    MAX_WORKSPACE_ID_LENGTH,
+    Endpoint,
+    EndpointState,
+    parse_endpoint_id,
+)
 from postrider.domain.signing import new_secret, parse_secret
 from postrider.edges.addresses import check_url
 from postrider.edges.config import Config
@@ -98,7 +104,8 @@ async def add(
 
     Example: postrider endpoint add --url https://example.com/hooks --events 'deal.*,contact.created'
     """
-    given = secret_file.read().rstrip("\r\n") if secret_file else None
+    _check_workspace(workspace)
+    given = _read_secret(secret_file) if secret_file else None
     secret = new_secret() if given is None else given
     rate_per_s = _rate(rate)
     async with open_stores(config_path) as stores:
@@ -173,6 +180,9 @@ async def update(
         if dialect is not None:
             _check_patterns(patterns or before.patterns, spoken)
         after = replace(before, url=url or before.url, dialect=spoken.name)
+        if headers and not before.secrets:
+            # Most likely the key is another one than the daemon's: nothing may be sealed with it.
+            raise PostriderError(f"{ep} can't be used: {before.unusable}", "Mend that first.")
         unverified = before.state is EndpointState.UNVERIFIED
         if not unverified and (after.url, after.dialect) != (before.url, before.dialect):
             if spoken.handshake is not None and not before.secrets:
@@ -214,6 +224,23 @@ def _tell_of_handshake(ep: str, dialect: Dialect, problem: str | None) -> None:
         err=True,
     )
     raise click.exceptions.Exit(1)
+
+
+def _read_secret(file: Any) -> str:
+    try:
+        text: str = file.read()
+    except (OSError, UnicodeDecodeError):
+        # Nothing of it is quoted.
+        raise UsageError(f"the secret in {file.name} can't be read", "Name a UTF-8 file.") from None
+    return text.rstrip("\r\n")
+
+
+def _check_workspace(workspace: str) -> None:
+    if not 1 <= len(workspace) <= MAX_WORKSPACE_ID_LENGTH:
+        raise UsageError(
+            f"a workspace has 1 to {MAX_WORKSPACE_ID_LENGTH} characters, and this one {len(workspace):,}",
+            "No event could ever match: emit has the same limit. Leave it out to use the workspace default.",
+        )
 
 
 def _check_url(url: str, config: Config) -> None:
@@ -262,6 +289,6 @@ def _headers(lines: Sequence[str]) -> dict[str, str]:
         value = read_data(text).rstrip("\r\n")
         if text.startswith("@") and not value:
             raise UsageError(f"the value of the header {name} is empty", f"Write it into {text[1:]}.")
-        check_header(name, value)
         headers[name] = value
+    check_headers(headers)
     return headers

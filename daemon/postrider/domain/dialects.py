@@ -54,6 +54,8 @@ _RESERVED_HEADERS = frozenset({
     "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
 _MAX_HEADER_CHARACTERS = 8000
+_MAX_HEADERS_BYTES = 14_336
+"""Of the 16 KiB that are sent, 2 KiB are for a dialect's own headers and its signatures."""
 """Of one header's name and value: many servers take lines of 8 KiB."""
 _STANDARD_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
@@ -242,6 +244,20 @@ def check_header(name: str, value: str) -> None:
         raise UsageError(
             f"the value of the header {name} has a line break, a control character or a non-ASCII one",
             "Use printable ASCII characters; encode anything else, for example as base64.",
+        )
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raise UsageError for an endpoint's own headers that can't be sent; `check_header` for each, and their
+    sum, which leaves room for those that Postrider sets."""
+    for name, value in headers.items():
+        check_header(name, value)
+    # Printable ASCII: a character is a byte, and each line has four more.
+    total = sum(len(name) + len(value) + 4 for name, value in headers.items())
+    if total > _MAX_HEADERS_BYTES:
+        raise UsageError(
+            f"the headers take {total:,} bytes together",
+            f"At most {_MAX_HEADERS_BYTES:,} are sent: many servers refuse more than 16 KiB in all.",
         )
 
 

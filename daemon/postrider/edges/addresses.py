@@ -235,7 +235,7 @@ def _parse(url: str) -> URL:
     try:
         parsed = URL(url)
         host, port = parsed.raw_host, parsed.port
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # some versions of yarl index into an empty host
         raise UsageError("the URL has a bad host or port", _URL_HINT) from error
     if parsed.scheme not in ("http", "https") or not host or not port:
         raise UsageError("the URL needs http:// or https://, a host and no port 0", _URL_HINT)

@@ -12,6 +12,7 @@ import asyncpg
 
 from postrider.domain.capture import Capture
 from postrider.domain.errors import UsageError
+from postrider.store.capture_guard import demand_own_functions
 from postrider.store.capture_inspector import CaptureInspector
 from postrider.store.capture_recovery import Recovery, recover
 from postrider.store.capture_sql import CAPTURE_ROLE, TRIGGER_PREFIX, Statements, drop_statements
@@ -145,6 +146,9 @@ class Captures:
         budget_s: float | None = None,
     ) -> Recovery:
         """Make events of the oldest rows that were set aside; see `capture_recovery`."""
+        if after is not None:  # a person's command, who may be a superuser; the daemon has few rights
+            async with self._database.connection() as connection:
+                await demand_own_functions(connection)
         return await recover(self._database, limit=limit, name=name, after=after, budget_s=budget_s)
 
     async def count_set_aside(self) -> dict[str, SetAside]:
@@ -216,6 +220,7 @@ async def _demand_membership(connection: Connection) -> None:
 
 
 async def _plan(connection: Connection, captures: Sequence[Capture]) -> list[Step]:
+    await demand_own_functions(connection)
     if flaw := await connection.fetchval("SELECT postrider.role_flaw($1)", CAPTURE_ROLE):
         raise UsageError(
             f"the role {CAPTURE_ROLE} {flaw}: what a table's owner defines would run with its rights",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import structlog
 
-from postrider.domain.errors import PostriderError
+from postrider.domain.errors import PostriderError, UsageError
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -78,8 +78,15 @@ _REFUSED = {
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
+    """Raises DatabaseError, and UsageError for text that PostgreSQL has no bytes for."""
     try:
         yield
+    except asyncpg.DataError as error:
+        # The server's errors of that class have no cause; those of the driver, which come before anything was
+        # sent, have the codec's. The text is not quoted: no terminal could show it.
+        if isinstance(error.__cause__, UnicodeEncodeError):
+            raise UsageError("an argument is not UTF-8", "Give it in UTF-8.") from None
+        raise
     except ssl.SSLError as error:
         raise DatabaseError(
             f"TLS to the database failed: {error}", "Check sslmode in database.dsn."
@@ -128,7 +135,7 @@ class Database:
     async def open(self) -> None:
         """Learn what stands between, and make the pool. Raises DatabaseError."""
         with translated_errors():
-            self.pooled = await _is_pooled(self._dsn)
+            self.pooled = await _reaches_pooler(self._dsn)
             self._pool = await self._make_pool()
 
     async def _make_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
@@ -245,11 +252,15 @@ def _local(settings: dict[str, str]) -> str:
     return "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
 
 
-async def _is_pooled(dsn: str) -> bool:
+async def is_pooled(connection: Connection) -> bool:
     """Whether the server has another id for the session than the client: poolers make up their own."""
+    backend: int = await connection.fetchval("SELECT pg_catalog.pg_backend_pid()")
+    return backend != connection.get_server_pid()
+
+
+async def _reaches_pooler(dsn: str) -> bool:
     connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
     try:
-        backend: int = await connection.fetchval("SELECT pg_catalog.pg_backend_pid()")
-        return backend != connection.get_server_pid()
+        return await is_pooled(connection)
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)

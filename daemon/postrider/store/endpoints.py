@@ -21,7 +21,7 @@ from postrider.store.endpoint_rows import (
     read_row,
     seal_headers,
 )
-from postrider.store.endpoint_sealing import seal_plain
+from postrider.store.endpoint_sealing import demand_fitting_key, seal_plain
 
 if TYPE_CHECKING:
     Cursor = asyncpg.cursor.Cursor[asyncpg.Record]
@@ -141,8 +141,10 @@ class Endpoints:
         return read_row(row, self.sealer)
 
     async def add(self, endpoint: Endpoint, secrets: Sequence[str], now: datetime) -> None:
+        """Raises PostriderError where the key is another than the daemon's seems to be."""
         headers, sealed_headers = seal_headers(endpoint.headers, endpoint.id, self.sealer)
         async with self._database.transaction() as connection:
+            await demand_fitting_key(connection, self.sealer)
             await connection.execute(
                 """INSERT INTO postrider.endpoint
                      (id, workspace_id, url, description, patterns, exclusions, dialect, concurrency,
@@ -178,11 +180,14 @@ class Endpoints:
         rate: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Change what is not None; 0 lifts the bound that `concurrency`, or `rate` per second, was."""
+        """Change what is not None; 0 lifts the bound that `concurrency`, or `rate` per second, was. Raises
+        PostriderError where there are headers, and the key is another than the daemon's seems to be."""
         open_headers, sealed_headers = (
             seal_headers(headers, endpoint_id, self.sealer) if headers is not None else (None, None)
         )
         async with self._database.connection() as connection:
+            if headers:
+                await demand_fitting_key(connection, self.sealer)
             await connection.execute(
                 """UPDATE postrider.endpoint
                    SET url = coalesce($2, url), description = coalesce($3, description),

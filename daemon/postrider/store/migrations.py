@@ -1,14 +1,17 @@
 """Numbered migrations: each applied once, in its own transaction, under a lock, with a checksum.
 
 A migration never makes the CRM wait for long: it gives up a lock that it does not get within a moment, lets
-the writers who queued behind it pass, and tries again. One that begins with `-- concurrently` runs outside
-of a transaction, statement by statement, and has to stand being run again after it was cut off.
+the writers who queued behind it pass, and tries again. One that begins with `-- concurrently` only makes
+indexes, by CREATE INDEX CONCURRENTLY IF NOT EXISTS, outside of a transaction: what was cut off leaves an
+invalid index, which is dropped before the next try. That, and noting it as applied once all are valid, is
+done under the lock: two hosts may be at it at once, and one may die.
 """
 
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +20,10 @@ from typing import TypeVar
 import asyncpg
 
 from postrider.domain.errors import UsageError
-from postrider.store.database import Connection, DatabaseError, pin, translated_errors
+from postrider.store.database import Connection, DatabaseError, is_pooled, pin, translated_errors
 
 _CONCURRENTLY = "-- concurrently\n"
+_INDEX = re.compile(r"^CREATE INDEX CONCURRENTLY IF NOT EXISTS (\w+) ON postrider\.", re.MULTILINE)
 
 _BOOTSTRAP = """
 CREATE SCHEMA IF NOT EXISTS postrider;
@@ -44,7 +48,18 @@ WHERE l.granted AND l.locktype = 'relation' AND a.pid <> pg_backend_pid()
 GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY a.xact_start NULLS LAST LIMIT 5
 """
 
+_INDEXES = """
+SELECT c.relname AS name, i.indisvalid AND i.indisready AS valid
+FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+WHERE c.relname = ANY ($1::text[])
+  AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'postrider')
+"""
+
 T = TypeVar("T")
+
+
+class _Unfinished(Exception):
+    """Another session builds the same index, was cut off while it did, or has just finished it."""
 
 
 class SchemaError(DatabaseError):
@@ -153,11 +168,12 @@ async def _patiently(connection: Connection, patience: Patience, act: Callable[[
             asyncpg.DeadlockDetectedError,
             asyncpg.UniqueViolationError,  # another session made the same schema at this moment
             asyncpg.DuplicateTableError,  # or the same index
+            _Unfinished,
         ):
             await asyncio.sleep(patience.pause_s)
     try:
         return await act()
-    except asyncpg.LockNotAvailableError as error:
+    except (asyncpg.LockNotAvailableError, _Unfinished) as error:
         raise await _explain(connection, patience) from error
 
 
@@ -213,19 +229,46 @@ async def _apply_concurrently(
     """Apply a migration that runs outside of a transaction; False if it was applied before."""
     if await _is_applied(connection, migrations, migration):
         return False
-    await connection.execute(f"SET lock_timeout = {patience.concurrent_lock_ms}; SET statement_timeout = 0")
-    try:
-        for statement in migration.sql.split(";\n"):
-            if statement.strip():
-                await connection.execute(statement)
-    finally:
-        await connection.execute("RESET lock_timeout; RESET statement_timeout")
+    names = _INDEX.findall(migration.sql)
     async with connection.transaction():
         await _begin(connection, patience)
         if await _is_applied_by_now(connection, migrations, migration):
             return False
+        for row in await connection.fetch(_INDEXES, names):
+            if not row["valid"]:
+                # Whoever still builds it holds a lock that this waits for; if he has done meanwhile, he finds
+                # it gone before he can note it, and begins again.
+                try:
+                    await connection.execute(f"DROP INDEX postrider.{row['name']}")
+                except asyncpg.InternalServerError as error:  # "tuple concurrently updated"
+                    raise _Unfinished from error
+    async with _bounded(connection, patience):
+        for statement in migration.sql.split(";\n"):
+            if statement.strip():
+                await connection.execute(statement)
+    async with connection.transaction():
+        await _begin(connection, patience)
+        if await _is_applied_by_now(connection, migrations, migration):
+            return False
+        valid = {row["name"] for row in await connection.fetch(_INDEXES, names) if row["valid"]}
+        if valid != set(names):
+            raise _Unfinished
         await _note(connection, migration)
     return True
+
+
+@asynccontextmanager
+async def _bounded(connection: Connection, patience: Patience) -> AsyncIterator[None]:
+    """The bounds of statements that can't be in a transaction. Behind a pooler there are none: what is set
+    there stays in a session that others use, and is not known to be the one of the next statement."""
+    if await is_pooled(connection):
+        yield
+        return
+    await connection.execute(f"SET lock_timeout = {patience.concurrent_lock_ms}; SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        await connection.execute("RESET lock_timeout; RESET statement_timeout")
 
 
 async def _begin(connection: Connection, patience: Patience) -> None:

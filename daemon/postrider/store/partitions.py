@@ -20,7 +20,7 @@ DAYS_AHEAD = 7
 """Each day more costs every claim about 9 µs of PostgreSQL's time, every refill of a lane 15."""
 GUARDED_AHEAD = 3
 """Days. While the default partition is guarded, it refuses events of the days that get partitions beside it,
-so these lie so far ahead that a daemon that dies meanwhile can be started again."""
+so these lie so far ahead that a daemon that dies meanwhile can be started again, and lift the guard."""
 CREATED_AT_A_TIME = 6
 LOCK_MS = 500
 VALIDATE_LOCK_MS = 10_000
@@ -43,8 +43,9 @@ SELECT min(day)::date FROM generate_series($1::date::timestamp, $2::date::timest
 WHERE NOT EXISTS (SELECT FROM postrider.{parent}_default WHERE {key} >= postrider.first_id_of(day::date))
 """
 
-_LEFT_GUARDED = """
-SELECT substr(r.relname, 1, length(r.relname) - length('_default')) AS parent
+_GUARDED = """
+SELECT substr(r.relname, 1, length(r.relname) - length('_default')) AS parent,
+  split_part(obj_description(c.oid, 'pg_constraint'), ' ', 1)::date AS first
 FROM pg_constraint AS c JOIN pg_class AS r ON r.oid = c.conrelid
 WHERE c.conname = 'postrider_days_elsewhere'
   AND r.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'postrider')
@@ -135,16 +136,21 @@ class Partitions:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def guarded(self) -> dict[str, date]:
+        """The tables whose default partition is guarded at the moment, or since a daemon died meanwhile, and
+        the first day that it refuses."""
+        async with self._database.connection() as connection:
+            return {row["parent"]: row["first"] for row in await connection.fetch(_GUARDED)}
+
     async def create_ahead(self) -> Created:
         """Make the partitions of today and the next days, the nearest first, a few at a time.
 
         Raises Busy. A day stays without one where its rows already went to the default partition.
         """
         async with self._database.connection() as connection:
-            left_guarded = await connection.fetch(_LEFT_GUARDED)
             rows = {row["parent"]: row for row in await connection.fetch(_LOOK, list(PARTITIONED))}
-        for row in left_guarded:
-            await self._change("unguard_default($1)", row["parent"])
+        for parent in await self.guarded():
+            await self._change("unguard_default($1)", parent)
         today = rows["outbox"]["today"]
         missing = [
             (parent, day)
@@ -182,9 +188,13 @@ class Partitions:
         try:
             await self._change("guard_default($1, $2, $3)", parent, first, days[-1] + timedelta(days=1))
             await self._change("validate_default($1)", parent, lock_ms=VALIDATE_LOCK_MS)
-            return [_name(parent, day) for day in days if day >= first and await self._create(parent, day)]
-        finally:
+            empty = [day for day in days if day >= first]
+            made = await self._change("create_unguarded($1, $2)", parent, empty)
+        except BaseException:
             await self._change("unguard_default($1)", parent)
+            raise
+        assert isinstance(made, list)
+        return [_name(parent, day) for day in made]
 
     async def drop_before(self, parent: Partitioned, keep: timedelta) -> Dropped:
         """Drop the partitions of days that ended longer than `keep` ago. Raises Busy.
