@@ -7,6 +7,7 @@ pooler a session belongs to others, too, so there each use is one transaction th
 """
 
 import secrets
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -25,6 +26,7 @@ else:
 COMMAND_TIMEOUT_S = 60.0
 """A statement that takes longer was sent over a dead socket, or the database is not usable anyway."""
 CONNECT_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 
 PINNED = {"search_path": "pg_catalog, pg_temp"}
 """What every session of Postrider's sets."""
@@ -161,7 +163,9 @@ class Database:
         if self._pool is not None:
             pool, self._pool = self._pool, None
             try:
-                await pool.close()
+                # A pool whose connections broke at the wrong moment waits for one that nobody has.
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await pool.close()
             except _UNAVAILABLE:
                 pool.terminate()
 
