@@ -6,8 +6,8 @@ ones. PostgreSQL takes that as a parameter of the connection, which beats those 
 pooler a session belongs to others, too, so there each use is one transaction that begins with its settings.
 """
 
-import secrets
 import asyncio
+import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
