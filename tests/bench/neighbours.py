@@ -73,6 +73,7 @@ async def neighbours(stage: Stage, rounds: int, seconds: float) -> list[Row]:
 
 
 async def _p99_ms(stage: Stage, seconds: float, neighbour: Neighbour | None) -> float:
+    await stage.clear(endpoints=False)
     committed: dict[str, float] = {}
     with stage.daemon() as daemon:
         await stage.asleep(daemon)

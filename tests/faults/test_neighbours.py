@@ -109,7 +109,7 @@ def test_a_large_fan_out_keeps_no_other_workspace_waiting(database_dsn: str, tmp
 
 def test_silent_endpoints_leave_a_slot_to_one_that_may_answer(database_dsn: str, tmp_path: Path) -> None:
     """After a start no endpoint has answered yet."""
-    config = write_config(tmp_path, database_dsn, delivery={"timeout": "60s"})
+    config = write_config(tmp_path, database_dsn, delivery={"timeout": "60s", "drain_timeout": "100ms"})
     with ReceiverProcess(SECRET, mode="never") as receiver:
         receiver.set_mode("ok", "/healthy")
         add_endpoints(database_dsn, [receiver.url(f"/silent/{n}") for n in range(40)])
@@ -124,7 +124,7 @@ def test_silent_endpoints_leave_a_slot_to_one_that_may_answer(database_dsn: str,
 def test_large_payloads_of_slow_receivers_delay_nobody_and_fill_no_memory(
     database_dsn: str, tmp_path: Path, column: str
 ) -> None:
-    config = write_config(tmp_path, database_dsn)
+    config = write_config(tmp_path, database_dsn, delivery={"drain_timeout": "100ms"})
     with ReceiverProcess(SECRET, mode="slow:10") as receiver:
         receiver.set_mode("ok", "/healthy")
         add_endpoints(database_dsn, [receiver.url(f"/slow/{n}") for n in range(16)])
@@ -156,7 +156,7 @@ def test_a_backlog_of_large_events_fills_no_memory(database_dsn: str, tmp_path: 
 def test_a_large_event_for_many_endpoints_fills_no_memory(
     database_dsn: str, tmp_path: Path, mode: str
 ) -> None:
-    config = write_config(tmp_path, database_dsn)
+    config = write_config(tmp_path, database_dsn, delivery={"drain_timeout": "100ms"})
     with ReceiverProcess(SECRET, mode=mode) as receiver:
         add_endpoints(database_dsn, [receiver.url(f"/{n}") for n in range(300)])
         with DaemonProcess(config) as daemon:
@@ -316,14 +316,14 @@ def test_a_large_event_reaches_very_many_endpoints_without_a_pause(database_dsn:
 def test_deliveries_under_way_keep_nothing_of_their_batch_in_memory(
     database_dsn: str, tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path, database_dsn, delivery={"timeout": "60s"})
+    config = write_config(tmp_path, database_dsn, delivery={"timeout": "60s", "drain_timeout": "100ms"})
     with ReceiverProcess(SECRET, mode="never") as receiver:
         receiver.set_mode("ok", "/fast")
         add_endpoint(database_dsn, receiver.url("/fast"), workspace_id="fast")
         add_endpoints(database_dsn, [receiver.url(f"/silent/{n}") for n in range(20)])
         with DaemonProcess(config) as daemon:
             daemon.wait_for_log("daemon.started")
-            for rounds in range(1, 61):
+            for rounds in range(1, 31):
                 emit_large(database_dsn, 1, 10)
                 emit_large(database_dsn, 100, 60_000, workspace_id="fast")
                 receiver.wait_for(100 * rounds, path="/fast", timeout=60)

@@ -45,8 +45,7 @@ def test_a_schema_that_is_closed_to_the_daemon_is_named_with_its_grant(
         cli("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*")
         capture, endpoint = failures(cli)
         assert (capture["what"], endpoint["what"][:8]) == ("capture", "endpoint")
-        assert "permission denied for schema crm" in capture["message"]
-        assert f"GRANT USAGE ON SCHEMA crm TO {user_of(daemon_dsn)};" in capture["hint"]
+        assert f"GRANT USAGE ON SCHEMA crm TO {user_of(daemon_dsn)}" in capture["message"]
         execute(database_dsn, f"GRANT USAGE ON SCHEMA crm TO {user_of(daemon_dsn)}")
         assert [finding["what"][:8] for finding in failures(cli)] == ["endpoint"]
 
