@@ -1,8 +1,8 @@
 """Whose turn it is: lanes that wait for a slot, and the shares of the slots that some of them have together.
 
-Workspaces take turns, and within each of them its lanes. Lanes that are slow, or never answered yet, come
-first, because their share is bounded and behind busy lanes they might never have a turn; of these, lanes
-whose endpoint was known to fail come last, and have a part of that share.
+Workspaces take turns, and within each of them its lanes. Lanes that are slow, or never answered yet, have
+every other turn while their share lasts; of these, lanes whose endpoint was known to fail come last, and have
+a part of that share.
 """
 
 from collections import deque
@@ -65,6 +65,7 @@ class Turns:
         self._proven: Queue[Lane] = Queue()
         self._suspect: Queue[Lane] = Queue()
         self._failing: Queue[Lane] = Queue()
+        self._proven_next = False
         self._suspect_running = 0
         self._failing_running = 0
 
@@ -89,7 +90,10 @@ class Turns:
     def next(self) -> Lane | None:
         """The lane whose turn it is; it may have become unable to use it."""
         room = self._suspect_running < self._suspect_slots
-        if room and self._suspect:
+        self._proven_next = not self._proven_next
+        if self._proven and self._proven_next:
+            lane = self._proven.pop()
+        elif room and self._suspect:
             lane = self._suspect.pop()
         elif room and self._failing_may_run():
             lane = self._failing.pop()
