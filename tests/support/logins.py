@@ -1,12 +1,11 @@
 """Logins that tests need beside the superuser, as people make them on a server of theirs."""
 
-import asyncio
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-import asyncpg
+from tests.conftest import execute
 
 
 @contextmanager
@@ -16,12 +15,12 @@ def login(dsn: str, *statements: str, member_of: Sequence[str] = ()) -> Iterator
     name, password = f"test_{secrets.token_hex(4)}", secrets.token_hex(8)
     grants = [f"GRANT {role} TO {name}" for role in member_of]
     made = [f"CREATE ROLE {name} LOGIN PASSWORD '{password}'", *grants]
-    _execute(dsn, *made, *(each.format(login=name) for each in statements))
+    execute(dsn, *made, *(each.format(login=name) for each in statements))
     try:
         yield with_user(dsn, name, password)
     finally:
         ended = f"SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{name}'"
-        _execute(dsn, ended, f"DROP OWNED BY {name} CASCADE", f"DROP ROLE {name}")
+        execute(dsn, ended, f"DROP OWNED BY {name} CASCADE", f"DROP ROLE {name}")
 
 
 def user_of(dsn: str) -> str:
@@ -35,15 +34,3 @@ def with_user(dsn: str, name: str, password: str) -> str:
     return urlunsplit(
         parts._replace(netloc=f"{name}:{quote(password)}@{place}", query=urlencode(kept, safe="/"))
     )
-
-
-def _execute(dsn: str, *statements: str) -> None:
-    async def run() -> None:
-        connection = await asyncpg.connect(dsn)
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
-
-    asyncio.run(run())

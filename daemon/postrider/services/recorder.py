@@ -47,6 +47,8 @@ class Entry(msgspec.Struct, frozen=True):
     job: Job
     result: DeliveryResult
     outcome: Outcome | None
+    bytes: int
+    """Of what the receiver answered, as it lies in memory: up to two a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,9 @@ class Recorder:
             claim_id=source.claim.id if source is not None else None,
             bytes=event.data_bytes,
         )
-        entry = Entry(job, result, outcome)
-        self._entries.append(entry)
-        self._bytes += _answer_bytes(entry)
+        answered = _answer_bytes(attempt)
+        self._entries.append(Entry(job, result, outcome, answered))
+        self._bytes += answered
         self._wake.set()
         # What waits in the database is not sent before it is there.
         if len(self._entries) >= BATCH or (state is DeliveryState.WAITING and event.data is None):
@@ -165,7 +167,7 @@ class Recorder:
             return RecordCounts(0, 0)
         self._batch = min(BATCH, self._batch * 2)
         del self._entries[: len(entries)], self._empty[: len(empty)]
-        self._bytes -= sum(map(_answer_bytes, entries))
+        self._bytes -= sum(entry.bytes for entry in entries)
         if self._entries:
             self._wake.set()
         for entry in entries:
@@ -178,7 +180,7 @@ class Recorder:
         entries = self._entries[: self._batch]
         if self._bytes <= BATCH_BYTES:
             return entries
-        taken = accumulate(map(_answer_bytes, entries), initial=0)
+        taken = accumulate((entry.bytes for entry in entries), initial=0)
         return [entry for entry, before in zip(entries, taken, strict=False) if before < BATCH_BYTES]
 
     def _narrow_down(self, entries: list[Entry], error: Exception) -> bool:
@@ -192,8 +194,8 @@ class Recorder:
         log.error("attempt.unrecorded", **_facts(entries[0]), reason=str(error))
         reason = f"the attempt can't be recorded: {type(error).__name__}"
         result = msgspec.structs.replace(entries[0].result, attempt=None, reason=reason)
-        self._bytes -= _answer_bytes(entries[0])
-        self._entries[0] = msgspec.structs.replace(entries[0], result=result)
+        self._bytes -= entries[0].bytes
+        self._entries[0] = msgspec.structs.replace(entries[0], result=result, bytes=0)
         return True
 
     async def _write(self, entries: list[Entry], empty: list[tuple[Claim, int]]) -> set[DeliveryKey]:
@@ -272,9 +274,7 @@ class Recorder:
             self.on_outcome(job, entry.outcome)
 
 
-def _answer_bytes(entry: Entry) -> int:
-    """What a receiver answered, as it lies in memory: up to two bytes a character."""
-    attempt = entry.result.attempt
+def _answer_bytes(attempt: Attempt | None) -> int:
     if attempt is None or not isinstance(attempt.result, Reply):
         return 0
     return 2 * (len(attempt.result.body) + len(attempt.result.headers))
