@@ -404,10 +404,14 @@ def test_an_endpoint_that_moves_to_another_workspace_keeps_its_turn() -> None:
         target = endpoint(1)
         lanes, _ = lanes_for(target)
         taken(lanes, target, 2)
-        lanes.update([replace(target, workspace_id="other")])
+        lanes.mark_behind(1)
+        lanes.update([replace(target, workspace_id="other", url="https://other.example.com")])
         (first,) = await take(lanes, 1)
         lanes.done(first, OK)
         assert len(await take(lanes, 1)) == 1
+        (behind,), _ = lanes.refillable(10)
+        lanes.mark_caught_up(behind)
+        assert lanes.refillable(10) == ([], False)
 
     run(story())
 
@@ -481,3 +485,51 @@ def test_no_job_is_left_behind_whatever_the_interleaving() -> None:
 
     for seed in range(20):
         run(story(seed))
+
+
+def test_a_workspace_with_one_lane_behind_is_not_kept_waiting_by_one_with_many() -> None:
+    many, one = [endpoint(number) for number in range(1, 101)], endpoint(200, workspace="other")
+    lanes, _ = lanes_for(*many, one)
+    for each in (*many, one):
+        lanes.mark_behind(each.id)
+    for _ in range(3):
+        found, _ = lanes.refillable(4)
+        assert len({lane.endpoint.id for lane in found}) == len(found) == 4
+        assert one in [lane.endpoint for lane in found]
+    assert {lane.endpoint.id for _ in range(40) for lane in lanes.refillable(4)[0]} == {
+        each.id for each in (*many, one)
+    }
+
+
+def test_requests_begin_by_and_by_where_the_event_loop_would_take_long() -> None:
+    lanes, clock = lanes_for(*(endpoint(number) for number in range(400)), concurrency=1)
+
+    async def begin_all(cost_s: float) -> int:
+        """How many began in the busiest turn, if each takes the loop so long."""
+        turn, begun = 0, Counter[int]()
+
+        async def count() -> None:
+            nonlocal turn
+            while True:
+                turn += 1
+                await asyncio.sleep(0)
+
+        async def work() -> None:
+            while (job := await lanes.take()) is not None:
+                begun[turn] += 1
+                clock.advance(cost_s)
+                lanes.done(job, OK)
+
+        counter = asyncio.create_task(count())
+        for number in range(400):
+            lanes.offer(job(endpoint(number)), patient=False)
+        workers = [asyncio.create_task(work()) for _ in range(8)]
+        while lanes.queued:
+            await asyncio.sleep(0)
+        for each in (counter, *workers):
+            each.cancel()
+        assert begun.total() == 400
+        return max(list(begun.values())[-10:])
+
+    assert asyncio.run(begin_all(0.001)) <= 3
+    assert asyncio.run(begin_all(0.0)) > 16

@@ -36,9 +36,10 @@ def run(config_path: Path | None) -> None:
 
     config = read_config()
     configure_logging(config.log.level, config.log.format)
-    # What is loaded by now stays; and deliveries make few cycles, so looking for them often is in vain.
+    # What is loaded by now stays; and deliveries make no cycles, so looking for them often is in vain, and
+    # looking at much at a time would hold up whatever is to be sent.
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(5_000, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, read_config))
 

@@ -33,11 +33,10 @@ class SharedClock(Clock, Protocol):
 
 
 class SystemClock:
+    monotonic = staticmethod(time.monotonic)
+
     def now(self) -> datetime:
         return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
     def busy(self) -> float:
         try:
@@ -65,6 +64,7 @@ class DatabaseClock:
 
     def __init__(self, host: Clock) -> None:
         self._host = host
+        self.monotonic = host.monotonic  # no call of its own: it is asked several times for each delivery
         self._anchor: tuple[datetime, float] | None = None
         self._latest = datetime.min.replace(tzinfo=UTC)
 
@@ -73,15 +73,12 @@ class DatabaseClock:
             return self._host.now()
         theirs, at = self._anchor
         # From the measurement on it goes by the monotonic clock: a step of this host's changes nothing.
-        now = theirs + timedelta(0, self._host.monotonic() - at)
+        now = theirs + timedelta(0, self.monotonic() - at)
         latest = self._latest
         if now < latest and latest - now <= HELD:
             return latest
         self._latest = now
         return now
-
-    def monotonic(self) -> float:
-        return self._host.monotonic()
 
     def busy(self) -> float:
         return self._host.busy()
@@ -90,4 +87,4 @@ class DatabaseClock:
         return await self._host.wait(event, timeout)
 
     def follow(self, theirs: datetime, round_trip: float) -> None:
-        self._anchor = (theirs, self._host.monotonic() - round_trip / 2)
+        self._anchor = (theirs, self.monotonic() - round_trip / 2)

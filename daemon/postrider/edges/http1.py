@@ -269,6 +269,7 @@ class HttpConnection(asyncio.Protocol):
     def _shut(self) -> None:
         if not self.closed:
             self.closed = True
+            del self._parser  # it has methods of ours: a circle that only the garbage collector would end
             self._unsent = memoryview(b"")
             self._transport.abort()
             self._close()

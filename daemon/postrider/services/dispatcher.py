@@ -31,10 +31,10 @@ BATCH = 512
 """Events per claim."""
 LARGE_FROM = 33
 """Endpoints of an event that is fanned out by and by, behind those for fewer."""
-SLICE = 256
+SLICE = 64
 """Deliveries that are offered in a row before other tasks have a turn."""
-SLICES = 8
-"""Of large fan-outs, between two claims."""
+LARGE_S = 0.01
+"""For large fan-outs, between two claims."""
 MAX_PARKED = 512
 """Events that may wait for lanes which are full for a moment, while others are claimed."""
 MAX_LARGE = 16_384
@@ -53,7 +53,7 @@ SATURATED_FROM = 0.6
 LOAD_WINDOWS = 3
 """The busiest of so many counts."""
 BUSY_POLL_S = 0.01
-ROOM_POLL_S = 0.02
+"""While polling finds more than notifications would, and while what is claimed waits for lanes."""
 RECONCILE_S = 30.0
 """How often to compare the claims in the database with those in memory: a crash of the server may have undone
 what we were told was committed."""
@@ -120,7 +120,6 @@ class Dispatcher:
         self._ledger = ledger
         self._clock = clock
         self._wake = asyncio.Event()
-        self._room = asyncio.Event()
         self._idle: bool | None = None
         """What writers were told; None while that is unknown."""
         self._in_doubt = False
@@ -134,7 +133,7 @@ class Dispatcher:
         self._measured_at, self._measured_busy = clock.monotonic(), clock.busy()
         self.turned_at = clock.monotonic()
         """When the claim loop turned last; the watchdog and /healthz look at it."""
-        lanes.on_room = self._room.set
+        lanes.on_room = self._wake.set
 
     def __repr__(self) -> str:
         state = "idle" if self._idle else "saturated" if self._saturated else "busy"
@@ -194,7 +193,7 @@ class Dispatcher:
         return (
             self._ledger.claim_room() > 0
             and not self._recorder.congested
-            and len(self._small) < (1 if self._saturated else MAX_PARKED)
+            and len(self._small) < MAX_PARKED
             and len(self._large) < MAX_LARGE
         )
 
@@ -256,10 +255,9 @@ class Dispatcher:
             if in_a_row >= SLICE:
                 in_a_row = 0
                 await asyncio.sleep(0)
-        for _ in range(min(SLICES, len(self._large))):
-            # They leave half of the lanes' capacity to others.
-            if self._lanes.crowded or self._recorder.congested:
-                break
+        ends_at = self._clock.monotonic() + LARGE_S
+        # They leave half of the lanes' capacity to others.
+        while self._large and not (self._lanes.crowded or self._recorder.congested):
             fan_out = self._large.pop()
             try:
                 if fan_out.redo:
@@ -270,6 +268,8 @@ class Dispatcher:
                 if not fan_out.over:
                     self._large.append(fan_out.workspace_id, fan_out, first=True)
             await asyncio.sleep(0)
+            if self._wake.is_set() or self._clock.monotonic() >= ends_at:
+                break
         return to_lanes, to_database
 
     async def _look_up_recorded(self, fan_outs: Iterable[FanOut]) -> None:
@@ -350,11 +350,11 @@ class Dispatcher:
             self._measured_at, self._measured_busy = now, busy
 
     async def _room_for_more(self) -> None:
-        """Wait until the lanes have room again; or a moment, since that may change otherwise."""
+        """Wait until the lanes have room again, or there is something new; or a moment, since that may change
+        otherwise."""
         self.turned_at = self._clock.monotonic()
-        self._room.clear()
         self._lanes.want_room(next(iter(self._full), None))
-        await self._clock.wait(self._room, ROOM_POLL_S)
+        await self._clock.wait(self._wake, BUSY_POLL_S)
 
     async def _reconcile(self) -> None:
         """Abandon claims of which the database counts less than was recorded, and give back those that we

@@ -64,7 +64,7 @@ class Lane:
 
     @property
     def ready(self) -> bool:
-        return bool(self.queue) and len(self.running) < self.pace.limit and self.open
+        return bool(self.queue) and len(self.running) < self.pace.limit and self.endpoint.open
 
     @property
     def state(self) -> str:

@@ -12,7 +12,6 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import Enum
-from itertools import islice
 from uuid import UUID
 
 import structlog
@@ -24,7 +23,8 @@ from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
 from postrider.services.lane import ANY_EVENT, Lane
 from postrider.services.ledger import Job, Ledger
-from postrider.services.turns import Turns
+from postrider.services.loopturn import LoopTurn
+from postrider.services.turns import Queue, Turns
 
 JOBS_PER_SLOT = 8
 """At least so many may queue up for a slot of a lane that is not slow."""
@@ -69,9 +69,10 @@ class Lanes:
         self._lanes: dict[int, Lane] = {}
         """Of endpoints that had something to send."""
         self._turns = Turns(concurrency)
+        self._loop_turn = LoopTurn(clock, self._wake_takers)
         self._idle_takers: deque[asyncio.Future[None]] = deque()
-        self._behind: dict[Lane, None] = {}
-        """Those with deliveries in the database, in turn."""
+        self._behind: Queue[Lane] = Queue()
+        """Open ones with deliveries in the database."""
         self._watched: set[Lane] = set()
         """Lanes with something under way, or with a limit below their window."""
         self._stirred = asyncio.Event()
@@ -138,20 +139,23 @@ class Lanes:
         self._awaited = endpoint_id
 
     def refillable(self, most: int) -> tuple[list[Lane], bool]:
-        """Some lanes that could do with what waits for them in the database, taking turns; and whether there
-        may be more."""
+        """Some lanes that could do with what waits for them in the database, taking turns as workspaces do;
+        and whether there may be more."""
         found: list[Lane] = []
-        looked_at = list(islice(self._behind, MAX_LOOKED_AT))
-        for lane in looked_at:
+        looked_at: set[Lane] = set()
+        for _ in range(min(MAX_LOOKED_AT, len(self._behind))):
             if len(found) == most:
                 return found, True
-            del self._behind[lane]
-            self._behind[lane] = None
+            lane = self._behind.pop()
+            self._behind.append(lane.endpoint.workspace_id, lane)
+            if lane in looked_at:  # the only one of its workspace
+                continue
+            looked_at.add(lane)
             # What is on its way to the database may be overtaken rather than that the lane stands still.
             current = not lane.spilled or not lane.queue
             if current and len(lane.queue) <= lane.pace.limit and self.room_of(lane) > 0:
                 found.append(lane)
-        return found, len(self._behind) > len(looked_at)
+        return found, len(self._behind) > MAX_LOOKED_AT
 
     def trouble(self) -> list[LaneReport]:
         """The open lanes that do not keep up, at most `MAX_REPORTED`, those with most work first."""
@@ -170,13 +174,13 @@ class Lanes:
         if lane is None:
             return False
         lane.expect(event_id, deliveries)
-        if lane.open:
-            self._behind[lane] = None
+        if lane.open and not self._behind.has(lane.endpoint.workspace_id, lane):
+            self._behind.append(lane.endpoint.workspace_id, lane)
         return True
 
     def mark_caught_up(self, lane: Lane) -> None:
         lane.expect_none()
-        self._behind.pop(lane, None)
+        self._behind.remove(lane.endpoint.workspace_id, lane)
 
     def recorded_waiting(self, endpoint_id: int, event_id: UUID) -> None:
         """A delivery that was spilled, or given back, is in the database."""
@@ -207,7 +211,7 @@ class Lanes:
             lane = self._lanes.get(endpoint_id)
             if lane is not None:
                 returned += self._empty(lane)
-                self._behind.pop(lane, None)
+                self._behind.remove(lane.endpoint.workspace_id, lane)
                 if not lane.running:
                     del self._lanes[endpoint_id]
         if self._behind:
@@ -252,7 +256,7 @@ class Lanes:
     async def take(self) -> Job | None:
         """The next job whose lane has a free slot, lanes taking turns; None when draining is over."""
         while True:
-            while (lane := self._turns.next()) is not None:
+            while not self._loop_turn.full and (lane := self._turns.next()) is not None:
                 if not lane.ready:
                     continue
                 job = lane.queue.popleft()
@@ -261,6 +265,7 @@ class Lanes:
                 if len(lane.running) == 1:
                     self._watch(lane)
                 lane.pace.started(now)
+                self._loop_turn.begin(now)
                 self._count_queued(lane, -1)
                 self.running += 1
                 self._turns.count(lane, 1)
@@ -352,19 +357,21 @@ class Lanes:
     def _change(self, lane: Lane, endpoint: Endpoint, now: float) -> list[Job]:
         """Take over a changed endpoint; return the jobs of its lane if it closed."""
         self._turns.withdraw(lane)
-        reopened = not lane.open and endpoint.open
+        self._behind.remove(lane.endpoint.workspace_id, lane)
+        before, lane.endpoint = lane.endpoint, endpoint
+        reopened = endpoint.open and not before.open
         ceiling = endpoint.concurrency or self._endpoint_concurrency
-        if reopened or endpoint.url != lane.endpoint.url:
+        if reopened or endpoint.url != before.url:
             lane.pace = Pace(ceiling, endpoint.rate, now)
             self._set_class(lane, suspect=True, slow=False, failing=False)
         else:
             lane.pace.configure(ceiling, endpoint.rate, now)
-        lane.endpoint = endpoint
         if reopened:
             self.mark_behind(endpoint.id)
+        elif lane.waiting and lane.open:
+            self._behind.append(endpoint.workspace_id, lane)
         returned: list[Job] = []
         if not lane.open:
-            self._behind.pop(lane, None)
             returned = self._empty(lane)
             lane.spilled += len(returned)
         self._turns.give(lane)
@@ -468,6 +475,10 @@ class Lanes:
     def _watch(self, lane: Lane) -> None:
         self._watched.add(lane)
         self._stirred.set()
+
+    def _wake_takers(self, most: int) -> None:
+        for _ in range(min(most, len(self._idle_takers)) if self._turns else 0):
+            self._wake_taker()
 
     def _wake_taker(self) -> None:
         while self._idle_takers:

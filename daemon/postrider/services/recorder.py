@@ -31,10 +31,10 @@ from postrider.services.ledger import Claim, ClaimedEvent, Job, Ledger
 from postrider.store.deliveries import UNWRITABLE, ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
 
 LINGER_S = 0.05
-BATCH = 1000
+BATCH = 100
 BATCH_BYTES = 4 * 1024 * 1024
 """Of what receivers answered, the last result of a batch excepted."""
-CONGESTED_FROM = 4 * BATCH
+CONGESTED_FROM = 4000
 """Results that wait to be recorded; with so many, nothing more is claimed: a kill would send it all again."""
 
 FULL_FROM_BYTES = 32 * 1024 * 1024
@@ -170,10 +170,12 @@ class Recorder:
         self._bytes -= sum(entry.bytes for entry in entries)
         if self._entries:
             self._wake.set()
+        tell_all = log.is_enabled_for(logging.DEBUG)
         for entry in entries:
             if entry.job.source is None:
                 self._ledger.release(entry.job)
-            self._announce(entry, fenced=(entry.result.event_id, entry.result.endpoint_id) not in written)
+            fenced = (entry.result.event_id, entry.result.endpoint_id) not in written
+            self._announce(entry, fenced=fenced, tell_all=tell_all)
         return RecordCounts(len(written), len(entries) - len(written))
 
     def _next_batch(self) -> list[Entry]:
@@ -241,7 +243,7 @@ class Recorder:
             if source is not None and not source.lost:
                 self._ledger.settle_event(source, 1)
 
-    def _announce(self, entry: Entry, *, fenced: bool) -> None:
+    def _announce(self, entry: Entry, *, fenced: bool, tell_all: bool) -> None:
         """Tell those who wait for it, the metrics and the log what became of a delivery."""
         result, job = entry.result, entry.job
         if result.state is DeliveryState.WAITING:
@@ -267,7 +269,7 @@ class Recorder:
             case DeliveryState.CANCELLED:
                 log.info("delivery.cancelled", **_facts(entry), reason=result.reason)
             case _:
-                if log.is_enabled_for(logging.DEBUG):
+                if tell_all:
                     log.debug("delivery.succeeded", **_facts(entry))
         self._metrics.deliveries.counts[result.state.value] += 1
         if entry.outcome is not None:

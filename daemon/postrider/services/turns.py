@@ -5,7 +5,7 @@ every other turn while their share lasts; of these, lanes whose endpoint was kno
 a part of that share.
 """
 
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from typing import Generic, TypeVar
 
 from postrider.services.lane import Lane
@@ -22,40 +22,46 @@ class Queue(Generic[T]):
     """What waits for its turn: workspaces take turns, each with what it put in first."""
 
     def __init__(self) -> None:
-        self._items: dict[str, deque[T]] = {}
+        self._items: defaultdict[str, OrderedDict[T, None]] = defaultdict(OrderedDict)
+        """Of each workspace that ever had any."""
         self._workspaces: deque[str] = deque()
+        """Those that have some now."""
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def append(self, workspace_id: str, item: T, *, first: bool = False) -> None:
-        """Let an item wait behind all of its workspace, or as the `first` of them."""
-        items = self._items.get(workspace_id)
-        if items is None:
-            items = self._items[workspace_id] = deque()
+        """Let an item that is not in it wait behind all of its workspace, or as the `first` of them."""
+        items = self._items[workspace_id]
+        if not items:
             self._workspaces.append(workspace_id)
-        (items.appendleft if first else items.append)(item)
+        items[item] = None
+        if first:
+            items.move_to_end(item, last=False)
         self._length += 1
 
     def pop(self) -> T:
         workspace_id = self._workspaces.popleft()
         items = self._items[workspace_id]
-        item = items.popleft()
+        item, _ = items.popitem(last=False)
         if items:
             self._workspaces.append(workspace_id)
-        else:
-            del self._items[workspace_id]
         self._length -= 1
         return item
 
     def remove(self, workspace_id: str, item: T) -> None:
+        """Take an item out, if it is in."""
         items = self._items[workspace_id]
-        items.remove(item)
+        if item not in items:
+            return
+        del items[item]
         if not items:
-            del self._items[workspace_id]
             self._workspaces.remove(workspace_id)
         self._length -= 1
+
+    def has(self, workspace_id: str, item: T) -> bool:
+        return item in self._items[workspace_id]
 
 
 class Turns:

@@ -228,7 +228,7 @@ class Deliveries:
                 rows = await connection.fetch(
                     _RECORD_FIRST,
                     owner,
-                    *_columns(first),
+                    *_arrays(first),
                     [r.claim_id for r in first],
                     [each.claim_id for each in held],
                     [each.before for each in held],
@@ -241,7 +241,7 @@ class Deliveries:
                 counted = {row["id"] for row in rows}
                 written.update((r.event_id, r.endpoint_id) for r in first if r.claim_id in counted)
             if again:
-                rows = await connection.fetch(_RECORD_AGAIN, owner, *_columns(again), now)
+                rows = await connection.fetch(_RECORD_AGAIN, owner, *_arrays(again), now)
                 written.update((row["event_id"], row["endpoint_id"]) for row in rows)
             await _insert_attempts(
                 connection,
@@ -380,6 +380,12 @@ def _columns(results: Sequence[DeliveryResult]) -> list[tuple[object, ...]]:
         for r in results
     ]
     return list(zip(*rows, strict=True)) or [()] * 13
+
+
+def _arrays(results: Sequence[DeliveryResult]) -> list[tuple[object, ...]]:
+    """The columns, for `unnest`: it fills up with NULL what is shorter, while the driver looks at each item
+    several times."""
+    return [() if column.count(None) == len(column) else column for column in _columns(results)]
 
 
 def _success(result: DeliveryResult) -> tuple[object, ...]:
