@@ -37,7 +37,7 @@ class Daemons:
     def note(self, health: Health, outcome: Outcome, *, after_s: float = 1.0) -> datetime:
         """An attempt ends, so long after what was before."""
         self.clock.advance(after_s)
-        health.note(attempt_for(self.endpoint_id), outcome)
+        health.note(attempt_for(self.endpoint_id), outcome, self.clock.now())
         return self.clock.now()
 
     async def failing_since(self) -> datetime | None:

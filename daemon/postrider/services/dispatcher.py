@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from postrider.domain.model import DeliveryState, Endpoint
@@ -75,8 +76,7 @@ class DispatchCounts:
     """There was no room to claim."""
 
 
-@dataclass(slots=True, eq=False)
-class FanOut:
+class FanOut(msgspec.Struct, eq=False):
     """An event on its way to the lanes of its endpoints."""
 
     claimed: ClaimedEvent

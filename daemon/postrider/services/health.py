@@ -44,11 +44,11 @@ class Health:
     def __repr__(self) -> str:
         return f"<Health failing={len(self._failing)}>"
 
-    def note(self, job: Job, outcome: Outcome) -> None:
-        """Take in the outcome of an attempt that was recorded."""
+    def note(self, job: Job, outcome: Outcome, now: datetime) -> None:
+        """Take in the outcome of an attempt that was recorded by `now`."""
         if job.held.event.test:
             return
-        endpoint_id, now = job.endpoint_id, self._clock.now()
+        endpoint_id = job.endpoint_id
         note = self._notes.get(endpoint_id)
         if outcome.state is DeliveryState.SUCCEEDED:
             # Kept also of one that is not known to fail: another daemon may have seen it fail before.

@@ -15,12 +15,12 @@ _NO_EVENT = UUID(int=(1 << 128) - 1)
 
 class Lane:
     __slots__ = (
-        "backlog", "endpoint", "failing", "floor", "has_turn", "pace", "queue", "running", "slow", "spilled",
-        "suspect", "waiting",
+        "backlog", "endpoint", "failing", "floor", "has_turn", "open", "pace", "queue", "running", "slow",
+        "spilled", "suspect", "waiting",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, pace: Pace) -> None:
-        self.endpoint = endpoint
+        self.take_over(endpoint)
         self.pace = pace
         self.queue: deque[Job] = deque()
         self.running: dict[Job, None] = {}
@@ -46,9 +46,10 @@ class Lane:
             f"running={len(self.running)} {self.pace}{' slow' * self.slow}{' behind' * self.behind}>"
         )
 
-    @property
-    def open(self) -> bool:
-        return self.endpoint.open
+    def take_over(self, endpoint: Endpoint) -> None:
+        """Go on with the endpoint as it is now."""
+        self.endpoint = endpoint
+        self.open = endpoint.open  # it is asked several times for each delivery
 
     @property
     def behind(self) -> bool:
@@ -64,7 +65,7 @@ class Lane:
 
     @property
     def ready(self) -> bool:
-        return bool(self.queue) and len(self.running) < self.pace.limit and self.endpoint.open
+        return bool(self.queue) and len(self.running) < self.pace.limit and self.open
 
     @property
     def state(self) -> str:

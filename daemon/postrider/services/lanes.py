@@ -256,7 +256,7 @@ class Lanes:
     async def take(self) -> Job | None:
         """The next job whose lane has a free slot, lanes taking turns; None when draining is over."""
         while True:
-            while not self._loop_turn.full and (lane := self._turns.next()) is not None:
+            while self._loop_turn.admits() and (lane := self._turns.next()) is not None:
                 if not lane.ready:
                     continue
                 job = lane.queue.popleft()
@@ -358,7 +358,8 @@ class Lanes:
         """Take over a changed endpoint; return the jobs of its lane if it closed."""
         self._turns.withdraw(lane)
         self._behind.remove(lane.endpoint.workspace_id, lane)
-        before, lane.endpoint = lane.endpoint, endpoint
+        before = lane.endpoint
+        lane.take_over(endpoint)
         reopened = endpoint.open and not before.open
         ceiling = endpoint.concurrency or self._endpoint_concurrency
         if reopened or endpoint.url != before.url:
@@ -476,9 +477,13 @@ class Lanes:
         self._watched.add(lane)
         self._stirred.set()
 
-    def _wake_takers(self, most: int) -> None:
-        for _ in range(min(most, len(self._idle_takers)) if self._turns else 0):
+    def _wake_takers(self, most: int) -> bool:
+        """Wake up to so many, if there is something to take; return whether there are others."""
+        if not self._turns:
+            return False
+        for _ in range(min(most, len(self._idle_takers))):
             self._wake_taker()
+        return bool(self._idle_takers)
 
     def _wake_taker(self) -> None:
         while self._idle_takers:

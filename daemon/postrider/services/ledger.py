@@ -7,9 +7,10 @@ of others out.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum
 from uuid import UUID
+
+import msgspec
 
 from postrider.domain.model import Event
 
@@ -41,8 +42,7 @@ class Share(Enum):
     UNTRIED = UNTRIED_SHARE
 
 
-@dataclass(slots=True, eq=False)
-class Claim:
+class Claim(msgspec.Struct, eq=False):
     """A batch of events, held in the database by one row."""
 
     id: int
@@ -50,26 +50,27 @@ class Claim:
     """What it takes to complete it: one result for each delivery, and one for an event that has none."""
     recorded: int = 0
     """Results that are committed, as far as we were told. The database has a count of its own."""
-    events: "dict[ClaimedEvent, None]" = field(default_factory=dict, repr=False)
+    events: "dict[ClaimedEvent, None]" = {}
     """Those that are in memory for it."""
 
+    def __repr__(self) -> str:
+        return f"<Claim {self.id} recorded={self.recorded}/{self.results}>"
 
-@dataclass(slots=True, eq=False)
-class HeldEvent:
+
+class HeldEvent(msgspec.Struct, eq=False):
     """An event in memory, shared by all that needs it."""
 
     event: Event
     cost: int
     """Bytes for its JSON and a body made of it."""
     holders: int = 0
-    bodies: dict[str, bytes] = field(default_factory=dict, repr=False)
+    bodies: dict[str, bytes] = {}
     """Rendered once per dialect."""
-    shares: dict[Share, int] = field(default_factory=dict)
+    shares: dict[Share, int] = {}
     """How many of its deliveries count to each share."""
 
 
-@dataclass(slots=True, eq=False)
-class ClaimedEvent:
+class ClaimedEvent(msgspec.Struct, eq=False):
     """An event of a claim, with what is still to be recorded of it."""
 
     held: HeldEvent
@@ -80,8 +81,7 @@ class ClaimedEvent:
     """The claim is ours no more, or the event was claimed again: results of this copy don't count."""
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One delivery on its way to one attempt."""
 
     held: HeldEvent

@@ -16,34 +16,48 @@ FIRST_LIMIT = 16.0
 
 
 class LoopTurn:
-    def __init__(self, clock: Clock, on_room: Callable[[int], None]) -> None:
-        """`on_room` is called after a turn that was full, with how many requests may begin in the next."""
+    def __init__(self, clock: Clock, on_room: Callable[[int], bool]) -> None:
+        """`on_room` is called at the end of a turn, after some were refused, with how many more of them may
+        begin in the next; it returns whether others still want to."""
         self._clock = clock
         self._on_room = on_room
         self._limit = FIRST_LIMIT
         self._begun = 0
         self._since = 0.0
+        self._refused = self._under_way = False
 
     def __repr__(self) -> str:
         return f"<LoopTurn {self._begun}/{self._limit:.0f}>"
 
-    @property
-    def full(self) -> bool:
-        return self._begun >= self._limit
+    def admits(self) -> bool:
+        """Whether one more request may begin in this turn."""
+        if self._begun < self._limit:
+            return True
+        self._refused = True
+        return False
 
     def begin(self, now: float) -> None:
         """A request begins."""
-        if not self._begun:
-            self._since = now
-            asyncio.get_running_loop().call_soon(self._end)
         self._begun += 1
+        if not self._under_way:
+            self._start(now)
+
+    def _start(self, now: float) -> None:
+        self._under_way = True
+        self._since = now
+        asyncio.get_running_loop().call_soon(self._end)
 
     def _end(self) -> None:
-        full = self.full
-        if self._clock.monotonic() - self._since > TURN_S:
+        now = self._clock.monotonic()
+        begun, self._begun = self._begun, 0
+        if now - self._since > TURN_S:
             self._limit = max(1.0, self._limit * 0.75)
-        elif full:
+        elif begun >= self._limit:
             self._limit += 1.0
-        self._begun = 0
-        if full:
-            self._on_room(int(self._limit))
+        self._under_way = False
+        if self._refused:
+            # As many as began may come back with the next turn, and go on at once: that costs less than to
+            # wake others in their place.
+            self._refused = self._on_room(int(self._limit) - begun)
+            if self._refused:
+                self._start(now)

@@ -31,7 +31,7 @@ from postrider.services.ledger import Claim, ClaimedEvent, Job, Ledger
 from postrider.store.deliveries import UNWRITABLE, ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
 
 LINGER_S = 0.05
-BATCH = 100
+BATCH = 500
 BATCH_BYTES = 4 * 1024 * 1024
 """Of what receivers answered, the last result of a batch excepted."""
 CONGESTED_FROM = 4000
@@ -73,7 +73,7 @@ class Recorder:
         self._writing = asyncio.Lock()
         self.on_waiting: Callable[[int, UUID], None] = lambda _endpoint_id, _event_id: None
         self.on_retrying: Callable[[datetime], None] = lambda _due: None
-        self.on_outcome: Callable[[Job, Outcome], None] = lambda _job, _outcome: None
+        self.on_outcome: Callable[[Job, Outcome, datetime], None] = lambda _job, _outcome, _now: None
         self.on_lost: Callable[[], None] = lambda: None
         """Called when the database does not know a claim of ours, or counts less than was recorded of it."""
 
@@ -170,12 +170,12 @@ class Recorder:
         self._bytes -= sum(entry.bytes for entry in entries)
         if self._entries:
             self._wake.set()
-        tell_all = log.is_enabled_for(logging.DEBUG)
+        now, tell_all = self._clock.now(), log.is_enabled_for(logging.DEBUG)
         for entry in entries:
             if entry.job.source is None:
                 self._ledger.release(entry.job)
             fenced = (entry.result.event_id, entry.result.endpoint_id) not in written
-            self._announce(entry, fenced=fenced, tell_all=tell_all)
+            self._announce(entry, now, fenced=fenced, tell_all=tell_all)
         return RecordCounts(len(written), len(entries) - len(written))
 
     def _next_batch(self) -> list[Entry]:
@@ -243,7 +243,7 @@ class Recorder:
             if source is not None and not source.lost:
                 self._ledger.settle_event(source, 1)
 
-    def _announce(self, entry: Entry, *, fenced: bool, tell_all: bool) -> None:
+    def _announce(self, entry: Entry, now: datetime, *, fenced: bool, tell_all: bool) -> None:
         """Tell those who wait for it, the metrics and the log what became of a delivery."""
         result, job = entry.result, entry.job
         if result.state is DeliveryState.WAITING:
@@ -273,7 +273,7 @@ class Recorder:
                     log.debug("delivery.succeeded", **_facts(entry))
         self._metrics.deliveries.counts[result.state.value] += 1
         if entry.outcome is not None:
-            self.on_outcome(job, entry.outcome)
+            self.on_outcome(job, entry.outcome, now)
 
 
 def _answer_bytes(attempt: Attempt | None) -> int:

@@ -120,19 +120,15 @@ class Sender:
                 group.create_task(self._work())
 
     async def _work(self) -> None:
-        while True:
+        while (job := await self._lanes.take()) is not None:
             try:
-                if not await self._send_next():
-                    return
+                await self._send(job)
             except Exception as error:
                 # A defect of ours. One worker's trouble may not end the others.
                 log.exception("sender.crashed", reason=str(error))
+            del job  # a worker that waits keeps nothing of its last one alive
 
-    async def _send_next(self) -> bool:
-        # A coroutine of its own: a worker that waits keeps nothing of its last job alive.
-        job = await self._lanes.take()
-        if job is None:
-            return False
+    async def _send(self, job: Job) -> None:
         outcome = None
         try:
             while self._recorder.full:
@@ -145,7 +141,6 @@ class Sender:
             raise
         finally:
             self._lanes.done(job, outcome)
-        return True
 
     async def run_once(self, job: Job) -> Outcome | None:
         """Make one attempt of a delivery and hand its result on; None if it is no longer ours."""

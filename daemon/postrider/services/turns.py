@@ -26,10 +26,10 @@ class Queue(Generic[T]):
         """Of each workspace that ever had any."""
         self._workspaces: deque[str] = deque()
         """Those that have some now."""
-        self._length = 0
+        self.length = 0
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def append(self, workspace_id: str, item: T, *, first: bool = False) -> None:
         """Let an item that is not in it wait behind all of its workspace, or as the `first` of them."""
@@ -39,7 +39,7 @@ class Queue(Generic[T]):
         items[item] = None
         if first:
             items.move_to_end(item, last=False)
-        self._length += 1
+        self.length += 1
 
     def pop(self) -> T:
         workspace_id = self._workspaces.popleft()
@@ -47,7 +47,7 @@ class Queue(Generic[T]):
         item, _ = items.popitem(last=False)
         if items:
             self._workspaces.append(workspace_id)
-        self._length -= 1
+        self.length -= 1
         return item
 
     def remove(self, workspace_id: str, item: T) -> None:
@@ -58,7 +58,7 @@ class Queue(Generic[T]):
         del items[item]
         if not items:
             self._workspaces.remove(workspace_id)
-        self._length -= 1
+        self.length -= 1
 
     def has(self, workspace_id: str, item: T) -> bool:
         return item in self._items[workspace_id]
@@ -83,9 +83,7 @@ class Turns:
 
     def __bool__(self) -> bool:
         """Whether a lane may go on."""
-        return bool(self._proven) or (
-            self._suspect_running < self._suspect_slots and (bool(self._suspect) or self._failing_may_run())
-        )
+        return self._proven.length > 0 or self._suspect_may_run() or self._failing_may_run()
 
     def give(self, lane: Lane) -> None:
         """Let a lane wait for its turn, if it has something to send and a slot free."""
@@ -95,15 +93,14 @@ class Turns:
 
     def next(self) -> Lane | None:
         """The lane whose turn it is; it may have become unable to use it."""
-        room = self._suspect_running < self._suspect_slots
         self._proven_next = not self._proven_next
-        if self._proven and self._proven_next:
+        if self._proven.length and self._proven_next:
             lane = self._proven.pop()
-        elif room and self._suspect:
+        elif self._suspect_may_run():
             lane = self._suspect.pop()
-        elif room and self._failing_may_run():
+        elif self._failing_may_run():
             lane = self._failing.pop()
-        elif self._proven:
+        elif self._proven.length:
             lane = self._proven.pop()
         else:
             return None
@@ -136,5 +133,12 @@ class Turns:
             return self._proven
         return self._failing if lane.failing else self._suspect
 
+    def _suspect_may_run(self) -> bool:
+        return self._suspect.length > 0 and self._suspect_running < self._suspect_slots
+
     def _failing_may_run(self) -> bool:
-        return bool(self._failing) and self._failing_running < self._failing_slots
+        return (
+            self._failing.length > 0
+            and self._failing_running < self._failing_slots
+            and self._suspect_running < self._suspect_slots
+        )
