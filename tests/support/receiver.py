@@ -34,6 +34,7 @@ import socket
 import struct
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,7 +243,7 @@ def _reset(request: web.BaseRequest) -> None:
     request.transport.abort()
 
 
-async def serve(receiver: Receiver, port: int) -> None:
+async def serve(receiver: Receiver, port: int, announce: Callable[[int], None]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -250,23 +251,29 @@ async def serve(receiver: Receiver, port: int) -> None:
     runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
-    print(runner.addresses[0][1], flush=True)
+    announce(runner.addresses[0][1])
     await stop.wait()
     await runner.cleanup()
 
 
-def main() -> None:
+def _print(port: int) -> None:
+    print(port, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None, announce: Callable[[int], None] = _print) -> None:
+    """`announce` is told the port."""
     parser = argparse.ArgumentParser(prog="receiver")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--secret", help="without one, signatures are not checked")
     parser.add_argument("--secret-for", action="append", default=[], metavar="PATH=SECRET")
     parser.add_argument("--mode", type=_check_mode, default="ok")
     parser.add_argument("--keep", type=int, default=20_000, help="requests that /_requests can show")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     secret_of = dict(pair.split("=", 1) for pair in options.secret_for)
 
     async def run() -> None:
-        await serve(Receiver(options.mode, options.secret, secret_of, options.keep), options.port)
+        receiver = Receiver(options.mode, options.secret, secret_of, options.keep)
+        await serve(receiver, options.port, announce)
 
     uvloop.run(run())
 
