@@ -107,11 +107,11 @@ CREATE INDEX IF NOT EXISTS deals_lead ON crm.deals (lead_id);
 CREATE INDEX IF NOT EXISTS quotations_deal ON crm.quotations (deal_id);
 CREATE INDEX IF NOT EXISTS payments_invoice ON crm.payments (invoice_id);
 
-INSERT INTO crm.users VALUES (41, 'Amira Khan'), (42, 'John Doe'), (43, 'Lena Fischer') ON CONFLICT DO NOTHING;
+INSERT INTO crm.users VALUES (41, 'Amira Khan'), (42, 'Tom Okoye'), (43, 'Lena Fischer') ON CONFLICT DO NOTHING;
 INSERT INTO crm.stages VALUES (1, NULL, 'New'), (2, NULL, 'Qualified'), (3, NULL, 'Unqualified'),
   (11, 1, 'Proposal'), (12, 1, 'Negotiation'), (13, 1, 'Closed') ON CONFLICT DO NOTHING;
 INSERT INTO crm.clients (id, name, tax_number, website, email, phone)
-  SELECT 'cl_1', 'Acme Inc.', 'TAX123456', 'https://acme.example', 'info@acme.example', '+1234567890'
+  SELECT 'cl_1', 'Nordlicht GmbH', 'DE811000', 'https://nordlicht.example', 'info@nordlicht.example', '+4930555010'
   WHERE NOT EXISTS (SELECT FROM crm.clients);
 
 CREATE OR REPLACE FUNCTION crm.one_of(VARIADIC choices text[]) RETURNS text LANGUAGE sql VOLATILE AS $$
@@ -137,8 +137,8 @@ DECLARE
   target text;
   client crm.clients;
   bill   crm.invoices;
-  first  text := crm.one_of('Jane', 'Omar', 'Priya', 'Tom', 'Wei');
-  last   text := crm.one_of('Smith', 'Haddad', 'Nair', 'Walker', 'Zhang');
+  first  text := crm.one_of('Mira', 'Omar', 'Priya', 'Tom', 'Wei');
+  last   text := crm.one_of('Lind', 'Haddad', 'Nair', 'Walker', 'Zhang');
   mail   text := lower(first) || '@' || lower(last) || '.example';
   worth  numeric := 500 * (1 + floor(random() * 60));
 BEGIN
@@ -202,7 +202,7 @@ BEGIN
   SELECT * INTO client FROM crm.clients ORDER BY random() LIMIT 1 FOR KEY SHARE SKIP LOCKED;
   IF thing = 'clients' OR client.id IS NULL THEN
     INSERT INTO crm.clients (name, tax_number, website, email, phone)
-      VALUES (last || ' Inc.', 'TAX' || worth, 'https://' || lower(last) || '.example', mail, '+1234567890');
+      VALUES (last || ' Inc.', 'TAX' || worth, 'https://' || lower(last) || '.example', mail, '+4930555010');
   ELSIF thing = 'deals' THEN
     SELECT id INTO target FROM crm.leads WHERE NOT archived ORDER BY random() LIMIT 1 FOR KEY SHARE SKIP LOCKED;
     INSERT INTO crm.deals (title, price, expected_close_date, client_id, source, lead_id, owner_id)
@@ -210,7 +210,7 @@ BEGIN
               'Referral', target, me);
   ELSIF thing = 'contacts' THEN
     INSERT INTO crm.contacts (first_name, last_name, email, mobile, designation, client_id)
-      VALUES (first, last, mail, '+1234567890', 'Buyer', client.id);
+      VALUES (first, last, mail, '+4930555010', 'Buyer', client.id);
   ELSIF thing = 'invoices' THEN
     INSERT INTO crm.invoices (client_id, total, sales_person_id) VALUES (client.id, worth, me);
   ELSIF thing = 'quotations' THEN
@@ -218,10 +218,10 @@ BEGIN
     INSERT INTO crm.quotations (client_id, total, deal_id) VALUES (client.id, worth, target);
   ELSIF thing = 'form_responses' THEN
     INSERT INTO crm.form_responses (form_id, data) VALUES ('frm_contact', json_build_object(
-      'name', first || ' ' || last, 'email', mail, 'message', 'I''d like to learn more about your services.'));
+      'name', first || ' ' || last, 'email', mail, 'message', 'Please call me back this week.'));
   ELSE
     INSERT INTO crm.leads (name, mobile, email, title, value, source, custom_fields, owner_id)
-      VALUES (first || ' ' || last, '+1234567890', mail, 'Product Demo Request', worth,
+      VALUES (first || ' ' || last, '+4930555010', mail, 'Solar roof for two halls', worth,
               crm.one_of('Website', 'Referral', 'Trade fair'), '{"budget": "approved"}', me);
   END IF;
 END $$;

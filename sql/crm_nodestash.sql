@@ -64,15 +64,15 @@ ON CONFLICT DO NOTHING;
 DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM crm.companies) THEN
     INSERT INTO crm.companies (id, workspace_id, name, domain, industry) VALUES
-      ('co_1', 'ws_north', 'Acme Corp', 'acme.example', 'Software'),
+      ('co_1', 'ws_north', 'Nordlicht', 'nordlicht.example', 'Software'),
       ('co_2', 'ws_north', 'Fjord Freight', 'fjord.example', 'Logistics'),
       ('co_3', 'ws_south', 'Sol Energy', 'sol.example', 'Energy');
     INSERT INTO crm.contacts (id, workspace_id, company_id, first_name, last_name, email, phone) VALUES
-      ('ct_1', 'ws_north', 'co_1', 'Jane', 'Smith', 'jane@acme.example', '+15550100'),
+      ('ct_1', 'ws_north', 'co_1', 'Mira', 'Lind', 'mira@nordlicht.example', '+15550100'),
       ('ct_2', 'ws_north', 'co_2', 'Nils', 'Berg', 'nils@fjord.example', NULL),
       ('ct_3', 'ws_south', 'co_3', 'Lucia', 'Vega', 'lucia@sol.example', '+15550101');
     INSERT INTO crm.deals (id, workspace_id, company_id, title, stage_id) VALUES
-      ('dl_1', 'ws_north', 'co_1', 'Acme Corp License', 'ps_negotiation'),
+      ('dl_1', 'ws_north', 'co_1', 'Nordlicht, yearly service', 'ps_negotiation'),
       ('dl_2', 'ws_south', 'co_3', 'Sol Energy Renewal', 'ps_lead');
     INSERT INTO crm.activities (workspace_id, kind, subject, deal_id, contact_id, due_at) VALUES
       ('ws_north', 'call', 'Call about the license', 'dl_1', 'ct_1', now() + interval '1 day');
@@ -92,8 +92,8 @@ DECLARE
   target  text;
   company crm.companies;
   contact crm.contacts;
-  first   text := crm.one_of('Jane', 'Nils', 'Lucia', 'Omar', 'Mei', 'Tom');
-  last    text := crm.one_of('Smith', 'Berg', 'Vega', 'Haddad', 'Chen', 'Walker');
+  first   text := crm.one_of('Mira', 'Nils', 'Lucia', 'Omar', 'Mei', 'Tom');
+  last    text := crm.one_of('Lind', 'Berg', 'Vega', 'Haddad', 'Chen', 'Walker');
 BEGIN
   SELECT * INTO me FROM crm.users ORDER BY random() LIMIT 1;
   PERFORM set_config('crm.user_id', me.id, true);

@@ -61,7 +61,7 @@ CREATE INDEX IF NOT EXISTS contacts_account ON crm.contacts (account_id);
 CREATE INDEX IF NOT EXISTS leads_contact ON crm.leads (contact_id);
 
 INSERT INTO crm.users (id, name, first_name, email, initials, administrator) VALUES
-  ('1-users', 'Bob Smith', 'Bob', 'bob@example.com', 'BS', true),
+  ('1-users', 'Ada Brandt', 'Ada', 'ada@example.com', 'AB', true),
   ('2-users', 'Ines Castro', 'Ines', 'ines@example.com', 'IC', false)
 ON CONFLICT DO NOTHING;
 INSERT INTO crm.teams VALUES ('3-teams', '1-users'), ('7-teams', '1-users'), ('7-teams', '2-users')

@@ -54,11 +54,11 @@ INSERT INTO crm.users VALUES ('usr_1', 'Ida Stover'), ('usr_2', 'Paul Reed') ON 
 
 DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM crm.contacts) THEN
-    INSERT INTO crm.companies (id, name, website) VALUES ('comp_1', 'Acme Inc.', 'https://acme.example');
+    INSERT INTO crm.companies (id, name, website) VALUES ('comp_1', 'Nordlicht GmbH', 'https://nordlicht.example');
     INSERT INTO crm.contacts (id, company_id, first_name, last_name, email) VALUES
-      ('con_1', 'comp_1', 'Jane', 'Doe', 'jane@acme.example'), ('con_2', NULL, 'Raj', 'Patel', 'raj@patel.example');
+      ('con_1', 'comp_1', 'Mira', 'Lind', 'mira@nordlicht.example'), ('con_2', NULL, 'Raj', 'Patel', 'raj@patel.example');
     INSERT INTO crm.deals (id, title, value, stage, contact_id) VALUES
-      ('deal_1', 'Acme rollout', 12000, 'proposal', 'con_1');
+      ('deal_1', 'Nordlicht rollout', 12000, 'proposal', 'con_1');
     INSERT INTO crm.posts (platform, text) VALUES ('linkedin', 'We are hiring!');
   END IF;
 END $$;
@@ -80,8 +80,8 @@ DECLARE
   target  text;
   outcome text;
   contact crm.contacts;
-  first   text := crm.one_of('Jane', 'Raj', 'Elif', 'Marc', 'Sofia');
-  last    text := crm.one_of('Doe', 'Patel', 'Kaya', 'Dupont', 'Rossi');
+  first   text := crm.one_of('Mira', 'Raj', 'Elif', 'Marc', 'Sofia');
+  last    text := crm.one_of('Lind', 'Patel', 'Kaya', 'Dupont', 'Rossi');
 BEGIN
   PERFORM set_config('crm.user_id', (SELECT id FROM crm.users ORDER BY random() LIMIT 1), true);
   -- What makes no event when it goes is cleaned up now and then, so that the sample stays small.

@@ -76,7 +76,7 @@ CREATE TABLE IF NOT EXISTS crm.tickets (
 INSERT INTO crm.users VALUES ('usr_1', 'ws_berlin', 'Jonas Weber'), ('usr_2', 'ws_berlin', 'Mia Berg'),
   ('usr_3', 'ws_lisbon', 'Rui Costa') ON CONFLICT DO NOTHING;
 INSERT INTO crm.contacts (id, workspace_id, first_name, last_name, email, company)
-  SELECT 'con_1', 'ws_berlin', 'John', 'Smith', 'john@acme.example', 'Acme Corp'
+  SELECT 'con_1', 'ws_berlin', 'Mira', 'Lind', 'mira@nordlicht.example', 'Nordlicht'
   WHERE NOT EXISTS (SELECT FROM crm.contacts);
 
 CREATE OR REPLACE FUNCTION crm.one_of(VARIADIC choices text[]) RETURNS text LANGUAGE sql VOLATILE AS $$
@@ -93,9 +93,9 @@ DECLARE
   target text;
   full_up boolean;
   dice   float := random();
-  first  text := crm.one_of('John', 'Mia', 'Rui', 'Aisha', 'Kenji');
-  last   text := crm.one_of('Smith', 'Berg', 'Costa', 'Rahman', 'Mori');
-  firm   text := crm.one_of('Acme Corp', 'Nordwind', 'Atlas', 'Solaria');
+  first  text := crm.one_of('Mira', 'Ilse', 'Rui', 'Aisha', 'Kenji');
+  last   text := crm.one_of('Lind', 'Berg', 'Costa', 'Rahman', 'Mori');
+  firm   text := crm.one_of('Nordlicht', 'Nordwind', 'Atlas', 'Solaria');
   contact text;
   job    text;
   worth  integer := 100 * (1 + floor(random() * 90));

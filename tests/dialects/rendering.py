@@ -1,5 +1,6 @@
 """Requests as the shipped dialects make them, for tests that look at bytes and headers."""
 
+import json
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -7,7 +8,7 @@ from uuid import UUID
 
 import orjson
 
-from postrider.domain.dialects import Dialect, render, request_headers
+from postrider.domain.dialects import Dialect, render, render_handshake, request_headers
 from postrider.domain.model import Event
 from postrider.domain.signing import parse_secret
 from postrider.edges.dialect_files import load_dialects
@@ -57,3 +58,58 @@ def request(dialect: Dialect, sent: Event, *secrets: str) -> tuple[dict[str, str
         extra={},
     )
     return headers, body
+
+
+def moment(written: str) -> datetime:
+    return datetime.fromisoformat(written.replace("Z", "+00:00"))
+
+
+def again(crm: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """What the CRM's dialect makes of an event with the sample's values; the event's id is the sample's."""
+    dialect = DIALECTS[crm]
+    match crm:
+        case "heffl":
+            sent = event(sample["event"], sample["payload"], occurred_at=moment(sample["timestamp"]))
+        case "nutshell":
+            (lead,) = sample["payloads"]
+            sent = event(
+                "lead.created",
+                lead,
+                object_type="lead",
+                object_id=lead["id"],
+                actor=sample["actors"][0],
+                related={"owners": sample["owners"]},
+                occurred_at=datetime.fromtimestamp(sample["events"][0]["createdTime"], UTC),
+            )
+        case "nodestash":
+            sent = event(
+                sample["type"],
+                sample["data"]["attributes"],
+                previous_attributes=sample["previous_attributes"],
+                object_type=sample["data"]["type"],
+                object_id=sample["data"]["id"],
+                workspace_id=sample["workspace_id"],
+                occurred_at=moment(sample["created_at"]),
+            )
+        case _:
+            handshake = dialect.handshake
+            is_handshake = handshake is not None and sample["type"] == handshake.type
+            sent = event(
+                sample["type"],
+                sample.get("data", {}),
+                workspace_id=sample.get("workspace_id", "default"),
+                occurred_at=moment(sample["created_at"]),
+                test=is_handshake,
+            )
+            if handshake is not None and is_handshake:
+                made: dict[str, Any] = json.loads(render_handshake(dialect, handshake, sent))
+                assert made["id"] == f"evt_test_{EVENT_ID.hex}"
+                return {**made, "id": sample["id"]}
+    made = json.loads(render(dialect, sent))
+    if crm == "nutshell":
+        assert made["events"][0]["id"] == f"{EVENT_ID.int}-events"
+        made["events"][0]["id"] = sample["events"][0]["id"]
+    elif crm != "heffl":
+        assert made["id"] == f"evt_{EVENT_ID.hex}"
+        made["id"] = sample["id"]
+    return made

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from postrider.domain.dialects import render
 from postrider.domain.javascript import stringify
-from tests.dialects.conftest import Lines
 from tests.dialects.rendering import DIALECTS, event
+from tests.support.node import Lines
 
 numbers = st.one_of(
     st.integers().map(str),

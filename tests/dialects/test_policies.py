@@ -1,4 +1,4 @@
-"""Schedules and what follows them: as the documents promise, by an injected clock and in real seconds."""
+"""Schedules and what follows them: as the CRMs promise, by an injected clock and in real seconds."""
 
 import asyncio
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from postrider.edges.resources import config_dir
+from tests.dialects.facts import FACTS
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import (
     SECRET,
@@ -22,10 +23,7 @@ from tests.support.daemon_process import (
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import Stage, eventually, staged
 
-DOCUMENTED = {
-    "workestra": (5, 30, 120, 600),  # "Retry Policy": 5 seconds, 30 seconds, 2 minutes, 10 minutes
-    "stover": (60, 300, 1800, 7200),  # "Retry Policy": 1 minute, 5 minutes, 30 minutes, 2 hours
-}
+DOCUMENTED = {crm: facts.retry_delays[1:] for crm, facts in FACTS.items() if facts.retry_delays}
 ENDPOINT = "SELECT state, coalesce(disabled_reason, '') AS reason FROM postrider.endpoint"
 
 
@@ -86,7 +84,7 @@ async def test_attempts_come_at_exactly_the_documented_delays(
     ],
 )
 def test_the_schedule_in_real_seconds(database_dsn: str, tmp_path: Path, crm: str, scale: float) -> None:
-    """`scale` divides the documented delays; 1 is the document's own time."""
+    """`scale` divides the promised delays; 1 is the CRM's own time."""
     shipped = (config_dir() / "dialects" / f"{crm}.toml").read_text()
     delays = [delay / scale for delay in DOCUMENTED[crm]]
     scaled, count = re.subn(r"retry_delays = \[.*\]", f"retry_delays = {[0, *delays]}", shipped)

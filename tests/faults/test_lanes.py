@@ -23,7 +23,7 @@ STALL_S = 0.5
 """Requests that were under way when the lane began to pause may arrive so much later."""
 INEXACT_S = 0.2
 """Timers may be so much early, measured by another clock than their own."""
-PROBES = 3
+PROBES = 2
 
 
 def test_retry_after_keeps_all_deliveries_of_the_endpoint_waiting(database_dsn: str, tmp_path: Path) -> None:

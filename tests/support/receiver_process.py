@@ -1,18 +1,16 @@
-"""Starts `tests.support.receiver` as its own process and talks to it."""
+"""Starts `tests.support.receiver` as a process of its own and talks to it."""
 
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
-_ROOT = Path(__file__).parents[2]
+from tests.support.forked import CONTEXT
+from tests.support.receiver import main
+
 _OPENER = build_opener(ProxyHandler({}))  # no proxy from the environment: the receiver is on this machine
 
 
@@ -31,18 +29,21 @@ class ReceiverProcess:
         secrets: Mapping[str, str] | None = None,
         port: int = 0,
     ) -> None:
-        command = [sys.executable, "-m", "tests.support.receiver", "--mode", mode, "--port", str(port)]
+        arguments = ["--mode", mode, "--port", str(port)]
         if secret:
-            command += ["--secret", secret]
+            arguments += ["--secret", secret]
         for path, own in (secrets or {}).items():
-            command += ["--secret-for", f"{path}={own}"]
-        self._process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout
-        first_line = self._process.stdout.readline()
-        if not first_line:
-            self.stop()
-            raise AssertionError("the receiver ended at once; its error stands on stderr")
-        self.port = int(first_line)
+            arguments += ["--secret-for", f"{path}={own}"]
+        listening, announce = CONTEXT.Pipe(duplex=False)
+        self._process = CONTEXT.Process(target=main, args=(arguments, announce.send), daemon=True)
+        self._process.start()
+        announce.close()
+        with listening:
+            try:
+                self.port: int = listening.recv()
+            except EOFError:
+                self.stop()
+                raise AssertionError("the receiver ended at once; its error stands on stderr") from None
 
     def __enter__(self) -> Self:
         return self
@@ -94,10 +95,9 @@ class ReceiverProcess:
 
     def stop(self) -> None:
         """End the process; its port then refuses connections."""
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(timeout=10)
-        assert self._process.stdout
-        self._process.stdout.close()
+        self._process.terminate()
+        self._process.join(10)
+        assert self._process.exitcode is not None, "the receiver does not end"
 
     def _call(
         self, method: str, route: str, parameters: Mapping[str, Any] | None = None, timeout: float = 30

@@ -1,4 +1,4 @@
-"""Subscribers on this machine, which verify each request as the documents of their CRM teach it."""
+"""Subscribers on this machine, which verify each request as their CRM describes it."""
 
 import asyncio
 import hashlib
