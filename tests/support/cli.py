@@ -3,16 +3,23 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.daemon_process import ROOT
+
 
 class Cli:
-    def __init__(self, config: Path) -> None:
+    def __init__(
+        self, config: Path, *, within: Sequence[str] = (), program: Sequence[str] = ("postrider",)
+    ) -> None:
+        """`within`: a command that runs it; `program`: the module, and what goes before the command."""
         self._config = config
+        self._start = [*within, sys.executable, "-m", *program]
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "postrider", *arguments, "--config", str(self._config)]
+        return [*self._start, *arguments, "--config", str(self._config)]
 
     def __call__(self, *arguments: str, exit_code: int = 0) -> str:
         """Run a command; return what it printed: stdout when it is done, stderr when it failed."""
@@ -22,6 +29,7 @@ class Cli:
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
+            cwd=ROOT,
         )
         assert done.returncode == exit_code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
