@@ -15,11 +15,11 @@ class Cli:
         self, config: Path, *, within: Sequence[str] = (), program: Sequence[str] = ("postrider",)
     ) -> None:
         """`within`: a command that runs it; `program`: the module, and what goes before the command."""
-        self._config = config
+        self.config = config
         self._start = [*within, sys.executable, "-m", *program]
 
     def command(self, *arguments: str) -> list[str]:
-        return [*self._start, *arguments, "--config", str(self._config)]
+        return [*self._start, *arguments, "--config", str(self.config)]
 
     def __call__(self, *arguments: str, exit_code: int = 0) -> str:
         """Run a command; return what it printed: stdout when it is done, stderr when it failed."""
@@ -34,6 +34,13 @@ class Cli:
         assert done.returncode == exit_code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stderr if exit_code == 2 else done.stdout
+
+    def fails(self, *arguments: str, exit_code: int = 1) -> str:
+        """Run a command that ends with that code; return what it printed on stderr."""
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == exit_code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "--json"))
