@@ -1,12 +1,12 @@
 """Sends events late because a person asks: what an endpoint missed while it was disabled, or any one event.
 
-It reads the outbox page by page, in the order of ids, and has what was missed wait as deliveries: each page
-is a transaction, and what has a delivery is passed over. So it may be cut off at any moment and begun again,
-and holds up nobody; the daemon takes what waits as its lanes have room.
+It reads the outbox page by page, in the order of ids, and has what was missed wait as deliveries, in short
+transactions; what has a delivery is passed over. So it may be cut off at any moment and begun again, and
+holds up nobody; the daemon takes what waits as its lanes have room.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -27,14 +27,16 @@ from postrider.store.deliveries import DeliveryKey
 from postrider.store.history import DeliveryHistory
 from postrider.store.missed import MissedEvents, Period
 
-PAGE = 1000
+PAGE = 4000
+"""Events that are looked at in one piece."""
+SENT_AT_A_TIME = 1000
 PAUSE_S = 0.01
-"""After each page that was sent: others write to the same tables."""
+"""After each transaction: others write to the same tables."""
 SETTLE_S = 1.0
 """A claim that began before the endpoint was resumed is visible by then."""
 TRIES = 30
 
-_NEXT = UUID(int=2**128 - 1)
+_FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
 @dataclass(slots=True)
@@ -56,14 +58,15 @@ class Tally:
 class _Page:
     missed: list[UUID]
     first_open: UUID | None
-    """The first event that is queued, or under way."""
-    claimed: int
+    """The first event that is queued, or being fanned out."""
+    claimed: frozenset[UUID]
+    """Those that are being fanned out."""
 
 
 def spans(periods: Iterable[Period]) -> list[tuple[UUID, UUID]]:
     """The ranges of event ids in which something may have been missed: in order, and without overlaps."""
     found: list[tuple[UUID, UUID]] = []
-    for first, beyond in sorted((each.first_event, each.last_event or _NEXT) for each in periods):
+    for first, beyond in sorted((each.first_event, each.last_event or _LAST) for each in periods):
         if found and first <= found[-1][1]:
             found[-1] = (found[-1][0], max(found[-1][1], beyond))
         else:
@@ -77,8 +80,8 @@ async def count_missed(
     """How many events an endpoint missed that it would get today, as far back as events are kept."""
     tally = Tally()
     async for page in _pages(missed, endpoint):
-        _add(tally, page)
-        tally.under_way += page.claimed
+        _add(tally, page.missed)
+        tally.under_way += len(page.claimed)
         on_progress(tally.events)
     return tally
 
@@ -93,23 +96,35 @@ async def recover_missed(
     when it was resumed as soon as that is decided."""
     tally = Tally()
     never = asyncio.Event()
-    begin: UUID | None = UUID(int=0)
-    for _ in range(TRIES):
-        assert begin is not None
-        first_open, tally.under_way = None, 0
+
+    async def send(events: Sequence[UUID]) -> None:
+        for start in range(0, len(events), SENT_AT_A_TIME):
+            chosen = events[start : start + SENT_AT_A_TIME]
+            _add(tally, await missed.send(endpoint.id, chosen, clock.now()))
+            on_progress(tally.events)
+            await clock.wait(never, PAUSE_S)
+
+    claimed: set[UUID] = set()
+    begin = _FIRST
+    for _ in range(2):  # again, once the claims can be seen that had begun when it was resumed
+        first_open = None
         async for page in _pages(missed, endpoint, begin):
             first_open = first_open or page.first_open
-            tally.under_way += page.claimed
-            if page.missed:
-                sent = await missed.send(endpoint.id, page.missed, clock.now())
-                _add(tally, _Page(sent, None, 0))
-                on_progress(tally.events)
-                await clock.wait(never, PAUSE_S)
-        again = first_open is not None and (tally.under_way > 0 or begin.int == 0)
-        if not again:
+            claimed |= page.claimed
+            await send(page.missed)
+        if first_open is None:
             break
         begin = first_open
         await clock.wait(never, SETTLE_S)
+    for _ in range(TRIES):
+        if not claimed:
+            break
+        fates = await missed.fates(endpoint.id, sorted(claimed))
+        await send(sorted(claimed - fates.recorded - fates.queued - fates.claimed))
+        claimed = set(fates.claimed - fates.recorded)
+        if claimed:
+            await clock.wait(never, SETTLE_S)
+    tally.under_way = len(claimed)
     return tally
 
 
@@ -151,12 +166,13 @@ async def resend(
     return key
 
 
-async def _pages(missed: MissedEvents, endpoint: Endpoint, begin: UUID | None = None) -> AsyncIterator[_Page]:
+async def _pages(missed: MissedEvents, endpoint: Endpoint, begin: UUID = _FIRST) -> AsyncIterator[_Page]:
     """What the endpoint missed, from an event on."""
     for first, beyond in spans(await missed.periods(endpoint.workspace_id, endpoint.id)):
-        after = max(first, begin or first)
+        after = max(first, begin)
         while after < beyond and (events := await missed.events(endpoint.workspace_id, after, beyond, PAGE)):
-            wanted = [event_id for event_id, event_type in events if wants(endpoint, event_type)]
+            types = {each for each in {event_type for _, event_type in events} if wants(endpoint, each)}
+            wanted = [event_id for event_id, event_type in events if event_type in types]
             if wanted:
                 fates = await missed.fates(endpoint.id, wanted)
                 open_ = (fates.queued | fates.claimed) - fates.recorded
@@ -164,12 +180,13 @@ async def _pages(missed: MissedEvents, endpoint: Endpoint, begin: UUID | None = 
                 yield _Page(
                     [each for each in wanted if each not in gone],
                     min(open_, default=None),
-                    len(fates.claimed - fates.recorded),
+                    fates.claimed - fates.recorded,
                 )
             after = UUID(int=events[-1][0].int + 1)
 
 
-def _add(tally: Tally, page: _Page) -> None:
-    tally.events += len(page.missed)
-    if page.missed and (tally.first is None or page.missed[0] < tally.first):
-        tally.first = page.missed[0]
+def _add(tally: Tally, events: Sequence[UUID]) -> None:
+    first = min(events, default=None)
+    tally.events += len(events)
+    if first is not None and (tally.first is None or first < tally.first):
+        tally.first = first

@@ -65,6 +65,11 @@ WHERE p.workspace_id = $1 AND p.first_event <= $2 AND (p.last_event IS NULL OR p
 ORDER BY p.endpoint_id, p.since
 """
 
+_EVENTS = """
+SELECT id, type FROM postrider.outbox
+WHERE workspace_id = $1 AND id >= $2 AND id < $3 AND NOT test ORDER BY id LIMIT $4
+"""
+
 _FATES = """
 SELECT id,
   EXISTS (SELECT FROM postrider.delivery AS d WHERE d.event_id = id AND d.endpoint_id = $1) AS recorded,
@@ -109,19 +114,12 @@ class MissedEvents:
         return [] if event.test else [Missed(*row) for row in rows]
 
     async def events(
-        self, workspace_id: str, first: UUID, beyond: UUID | None, limit: int
+        self, workspace_id: str, first: UUID, beyond: UUID, limit: int
     ) -> list[tuple[UUID, str]]:
-        """Ids and types of some events of a workspace in the order of their ids, from `first` on."""
+        """Ids and types of some events of a workspace in the order of their ids, from `first` on,
+        without `beyond`."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """SELECT id, type FROM postrider.outbox
-                   WHERE workspace_id = $1 AND id >= $2 AND ($3::uuid IS NULL OR id < $3) AND NOT test
-                   ORDER BY id LIMIT $4""",
-                workspace_id,
-                first,
-                beyond,
-                limit,
-            )
+            rows = await connection.fetch(_EVENTS, workspace_id, first, beyond, limit)
         return [(row["id"], row["type"]) for row in rows]
 
     async def fates(self, endpoint_id: int, event_ids: Sequence[UUID]) -> Fates:
