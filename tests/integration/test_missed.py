@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from postrider.domain.model import EndpointState, endpoint_public_id, parse_event_id
@@ -241,6 +242,23 @@ def test_an_event_that_committed_or_was_fanned_out_after_the_change_is_no_gap(da
     query(database_dsn, "DELETE FROM postrider.claim")
     set_state(database_dsn, endpoint, "active")
     assert asyncio.run(missed()) == Tally(2, old, 0)
+
+
+def test_an_event_of_a_transaction_that_was_open_when_the_endpoint_was_disabled_is_missed(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    cli = Cli(write_config(tmp_path, database_dsn))
+    endpoint = add_endpoint(database_dsn, "http://127.0.0.1:9/")
+    query(database_dsn, "UPDATE postrider.endpoint SET created_at = created_at - interval '1 day'")
+    with DaemonProcess(cli.config) as daemon, psycopg.connect(database_dsn) as crm:
+        daemon.wait_for_log("daemon.started")
+        row = crm.execute("SELECT postrider.emit('deal.updated', '{}')").fetchone()
+        assert row is not None
+        time.sleep(0.1)
+        set_state(database_dsn, endpoint, "disabled")
+        crm.commit()
+        fanned_out(database_dsn)
+    assert cli.json("event", "show", row[0])["missed"]
 
 
 def test_recovery_waits_for_claims_that_are_older_than_the_resumption(database_dsn: str) -> None:

@@ -103,9 +103,13 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
     try:
         try:
             await database.open()
+            fits = True
             async with database.connection() as connection:
                 async for finding in _database_findings(connection, config.database.safe_dsn):
                     yield finding
+                    fits = fits and (finding.what, finding.level) != ("schema", "fail")
+            if not fits:
+                return
             async for finding in _guard_findings(database):
                 yield finding
             yield await _listen_finding(database)
