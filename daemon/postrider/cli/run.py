@@ -86,7 +86,9 @@ async def _run_until_stopped(daemon: Daemon, load_config: Callable[[], Config]) 
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
-    elif (error := starting.exception()) is not None:
+        await daemon.stop()
+        return
+    if (error := starting.exception()) is not None:
         stopping.cancel()
         await daemon.stop()
         raise error
