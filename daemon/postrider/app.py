@@ -33,13 +33,14 @@ from postrider.services.recorder import Recorder
 from postrider.services.recoverer import Recoverer
 from postrider.services.reporter import Reporter
 from postrider.services.scheduler import Scheduler
+from postrider.services.schema_watch import SchemaWatch
 from postrider.services.sender import Sender, SendSettings
 from postrider.services.subscriptions import RetrySettings, Subscriptions
 from postrider.services.supervisor import Supervisor
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.daemons import Daemons
-from postrider.store.database import Database, DatabaseUnavailable
+from postrider.store.database import Database, DatabaseError, DatabaseUnavailable
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
@@ -110,6 +111,7 @@ class Daemon:
         self.clock = clock or DatabaseClock(self._host_clock)
         self.metrics = Metrics(__version__)
         self._notifier = notifier or Notifier()
+        self._migrations = read_migrations(sql_dir())
         self._schema_checked = False
         self._clients: list[WebhookClient] = []
         self._opened = AsyncExitStack()
@@ -217,6 +219,7 @@ class Daemon:
                 "postrider_deliveries": self.scheduler.rescan,
             },
             version=__version__,
+            schema=len(self._migrations),
             pooled=self.database.pooled,
             clock=clock,
             metrics=metrics,
@@ -234,7 +237,10 @@ class Daemon:
             metrics=metrics,
             notifier=self._notifier,
         )
-        self._supervisor = Supervisor(database=self.database, clock=clock, metrics=metrics)
+        self.schema_watch = SchemaWatch(database=self.database, migrations=self._migrations, clock=clock)
+        self._supervisor = Supervisor(
+            database=self.database, clock=clock, metrics=metrics, on_failure=self.schema_watch.wake
+        )
 
         await self._patiently(self._check_schema)
         self._opened.push_async_callback(self.listener.stop)
@@ -264,6 +270,7 @@ class Daemon:
         self._supervisor.start("recoverer", self.recoverer.run)
         self._supervisor.start("partitions", self.partition_keeper.run)
         self._supervisor.start("reporter", self.reporter.run)
+        self._supervisor.start("schema watch", self.schema_watch.run)
         if self._notifier.watchdog_interval is not None:
             self._supervisor.start("watchdog", self._watch)
 
@@ -281,6 +288,7 @@ class Daemon:
             "janitor",
             "recoverer",
             "partitions",
+            "schema watch",
             "health",
             "lanes",
         )
@@ -294,10 +302,10 @@ class Daemon:
             await self.health.run_once()
             left = await self._daemons.leave(self.ledger.owner, self.clock.now())
             released = left.events + left.deliveries
-        except DatabaseUnavailable:
-            log.warning(
-                "daemon.unreleased", reason="the database is away; the next daemon rescues the claims"
-            )
+        except DatabaseError as error:
+            away = isinstance(error, DatabaseUnavailable)
+            reason = "the database is away" if away else error.message
+            log.warning("daemon.unreleased", reason=f"{reason}; the next daemon rescues the claims")
         finally:
             await self._opened.aclose()
         log.info("daemon.stopped", cut_off=unfinished, released=released)
@@ -365,7 +373,7 @@ class Daemon:
             return Readiness(False, self._schema_checked, False)
         try:
             async with self.database.connection() as connection:
-                await check_schema(connection, read_migrations(sql_dir()))
+                await check_schema(connection, self._migrations)
         except DatabaseUnavailable:
             return Readiness(False, self._schema_checked, self.listener.up)
         except PostriderError:
@@ -374,7 +382,7 @@ class Daemon:
 
     async def _check_schema(self) -> None:
         async with self.database.connection() as connection:
-            await check_schema(connection, read_migrations(sql_dir()))
+            await check_schema(connection, self._migrations)
         self._schema_checked = True
 
     async def _patiently(self, call: Callable[[], Coroutine[object, object, T]]) -> T:

@@ -121,7 +121,7 @@ def test_a_daemon_whose_lock_was_taken_comes_back_and_lives_by_its_heartbeat(dat
         await database.open()
         daemons = Daemons(database)
         first = await database.dedicated()
-        own = await daemons.register(first, "0", pooled=False)
+        own = await daemons.register(first, "0", 0, pooled=False)
         await first.close()
         thief = await asyncpg.connect(neighbour_dsn)
         await thief.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, own)
@@ -144,7 +144,7 @@ def test_a_session_that_the_server_still_thinks_alive_is_ended_by_its_own_daemon
         await database.open()
         daemons = Daemons(database)
         first = await database.dedicated()
-        own = await daemons.register(first, "0", pooled=False)
+        own = await daemons.register(first, "0", 0, pooled=False)
         second = await database.dedicated()
         async with asyncio.timeout(10):
             assert await daemons.resume(second, own)
@@ -165,13 +165,13 @@ def test_an_id_does_not_come_back_after_a_crash_that_undid_it(database_dsn: str)
         await database.open()
         daemons = Daemons(database)
         first = await database.dedicated()
-        undone = await daemons.register(first, "0", pooled=False)
+        undone = await daemons.register(first, "0", 0, pooled=False)
         await first.close()
         async with database.connection() as connection:
             await connection.execute("DELETE FROM postrider.daemon")
             await connection.execute("ALTER TABLE postrider.daemon ALTER id RESTART")
         second, third = await database.dedicated(), await database.dedicated()
-        assert await daemons.register(second, "0", pooled=False) != undone
+        assert await daemons.register(second, "0", 0, pooled=False) != undone
         assert not await daemons.resume(third, undone)
         await second.close()
         await third.close()
@@ -225,7 +225,7 @@ def test_a_daemon_behind_a_pooler_lives_by_the_databases_clock(database_dsn: str
         await database.open()
         daemons = Daemons(database)
         async with database.connection() as connection:
-            own = await daemons.register(connection, "0", pooled=True)
+            own = await daemons.register(connection, "0", 0, pooled=True)
         # Whatever the rescuer's clock says.
         for off in (-3600, 31, 3600):
             assert await daemons.rescue(0, datetime.now(UTC) + timedelta(seconds=off)) == []

@@ -50,6 +50,15 @@ def test_a_schema_that_is_closed_to_the_daemon_is_named_with_its_grant(
         assert [finding["what"][:8] for finding in failures(cli)] == ["endpoint"]
 
 
+def test_an_older_schema_is_the_only_thing_that_is_told_of_its_tables(
+    empty_database_dsn: str, tmp_path: Path
+) -> None:
+    cli = Cli(write_config(tmp_path, empty_database_dsn))
+    cli("migrate", "--to", "12")
+    (finding,) = failures(cli)
+    assert (finding["what"], finding["hint"]) == ("schema", "Run `postrider migrate`.")
+
+
 def test_an_endpoint_that_can_not_be_used_is_told_as_such(database_dsn: str, tmp_path: Path) -> None:
     right = Cli(write_config(tmp_path, database_dsn, "right", **key_file(tmp_path / "right.key")))
     added = right.json("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*")

@@ -177,7 +177,7 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
 
     async def story(stores: Stores) -> None:
         sessions = [await asyncpg.connect(database_dsn) for _ in range(2)]
-        dead, living = [await stores.daemons.register(session, "0", pooled=False) for session in sessions]
+        dead, living = [await stores.daemons.register(session, "0", 0, pooled=False) for session in sessions]
         await stores.outbox.claim(dead, 2, BYTES)
         await stores.outbox.claim(living, 1, BYTES)
         assert await stores.daemons.rescue(0, NOW) == []

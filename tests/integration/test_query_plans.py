@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postrider.store import deliveries, outbox, status
+from postrider.store import deliveries, missed, outbox, status
 from postrider.store.database import Database
 from tests.support.daemon_process import query
 
@@ -35,6 +35,16 @@ HOT = {
         "1, ARRAY[7]::bigint[], ARRAY[100], ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[],"
         " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000000, 1000000, now()",
     ),
+    "missed: of an event": (
+        missed._OF_EVENT,
+        "'default', '019a8f6e-0000-7000-8000-000000000000'::uuid, ARRAY['deal.updated']",
+    ),
+    "missed: events": (
+        missed._EVENTS,
+        "'default', '019a8f6e-0000-7000-8000-000000000000'::uuid,"
+        " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000",
+    ),
+    "missed: fates": (missed._FATES, "7, ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[]"),
     "promote due": (deliveries._PROMOTE_DUE, "now(), 100"),
     "waiting endpoints": (f"{deliveries._WAITING_AFTER} LIMIT 500", "-1"),
     "next due": ("SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'", ""),

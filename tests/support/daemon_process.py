@@ -27,6 +27,7 @@ SELECT (SELECT count(*) FROM postrider.pending)
      + (SELECT coalesce(sum(cardinality(event_ids)), 0) FROM postrider.claim)
 """
 """Events of which something is to be recorded."""
+ROOT = Path(__file__).parents[2]
 SECRET = "whsec_" + "c2VjcmV0" * 6
 
 
@@ -52,12 +53,17 @@ def write_config(directory: Path, dsn: str, name: str = "postrider", **sections:
 class DaemonProcess:
     """A running daemon; a context manager that ends it. Its log lines go to a file."""
 
-    def __init__(self, config: Path, *, within: Sequence[str] = ()) -> None:
-        """`within`: a command that runs it, such as `ip netns exec NAME`."""
+    def __init__(
+        self, config: Path, *, within: Sequence[str] = (), program: Sequence[str] = ("postrider",)
+    ) -> None:
+        """`within`: a command that runs it, such as `ip netns exec NAME`; `program`: the module, and what
+        goes before the command."""
         self.log_path = config.with_suffix(f".{time.monotonic_ns()}.log")
         self._log = self.log_path.open("wb")
         self.process = subprocess.Popen(
-            [*within, sys.executable, "-m", "postrider", "run", "--config", str(config)], stderr=self._log
+            [*within, sys.executable, "-m", *program, "run", "--config", str(config)],
+            stderr=self._log,
+            cwd=ROOT,
         )
         self.started_at = time.time()
 
@@ -172,6 +178,7 @@ class Writers:
         self._each = each
         self._pause_s = pause_s
         self._ids: list[str] = []
+        self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(writers)]
         for thread in self._threads:
             thread.start()
@@ -180,6 +187,11 @@ class Writers:
     def writing(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
+    def stop(self) -> list[str]:
+        """Let them write no more; return what `join` does."""
+        self._stopped.set()
+        return self.join()
+
     def join(self) -> list[str]:
         for thread in self._threads:
             thread.join()
@@ -187,10 +199,10 @@ class Writers:
 
     def _write(self, writer: int) -> None:
         number = 0
-        while number < self._each:
+        while number < self._each and not self._stopped.is_set():
             try:
                 with psycopg.connect(self._dsn, autocommit=True) as connection:
-                    while number < self._each:
+                    while number < self._each and not self._stopped.is_set():
                         row = connection.execute(
                             """SELECT postrider.emit('deal.updated', json_build_object('n', %s::int),
                                                      idempotency_key => %s)""",

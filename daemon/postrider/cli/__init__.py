@@ -6,7 +6,7 @@ import sys
 import click
 
 from postrider import __version__
-from postrider.domain.errors import PostriderError, UsageError
+from postrider.domain.errors import PostriderError
 from postrider.edges.log import configure_logging
 
 _COMMANDS = {
@@ -43,7 +43,7 @@ class _Commands(click.Group):
 def cli() -> None:
     """Delivers a CRM's outgoing webhooks from its own PostgreSQL.
 
-    Exit codes: 0 done, 1 failed, 2 bad usage or configuration.
+    Exit codes: 0 done, 1 failed, 2 bad usage or configuration, or a program older than the schema.
     """
     # A command says what went wrong itself; the daemon's log events are for the daemon.
     configure_logging("critical", "auto")
@@ -69,4 +69,4 @@ def main() -> None:
         click.echo(f"postrider: {error.message}", err=True)
         if error.hint:
             click.echo(error.hint, err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        sys.exit(error.exit_code)

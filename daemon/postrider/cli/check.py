@@ -103,9 +103,13 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
     try:
         try:
             await database.open()
+            fits = True
             async with database.connection() as connection:
                 async for finding in _database_findings(connection, config.database.safe_dsn):
                     yield finding
+                    fits = fits and (finding.what, finding.level) != ("schema", "fail")
+            if not fits:
+                return
             async for finding in _guard_findings(database):
                 yield finding
             yield await _listen_finding(database)
@@ -220,7 +224,18 @@ async def _daemon_finding(database: Database) -> Finding:
     alive = [row for row in await Daemons(database).list_daemons() if row.alive]
     if not alive:
         return Finding("warn", "daemon", "none is running", "Start it: systemctl start postrider")
-    return Finding("ok", "daemon", ", ".join(f"pid {row.pid} on {row.hostname}" for row in alive))
+    who = ", ".join(f"pid {row.pid} on {row.hostname}" for row in alive)
+    known = len(read_migrations(sql_dir()))
+    older = [row for row in alive if row.schema is None or row.schema < known]
+    if older:
+        programs = ", ".join(
+            f"pid {row.pid} on {row.hostname} (Postrider {row.version}, "
+            + (f"schema {row.schema})" if row.schema is not None else "of an earlier release)")
+            for row in older
+        )
+        hint = "They go on beside this schema, and not beside any later one: upgrade them."
+        return Finding("warn", "daemon", f"{who}; older than this program: {programs}", hint)
+    return Finding("ok", "daemon", who)
 
 
 async def _capture_findings(config: Config, database: Database) -> AsyncIterator[Finding]:

@@ -26,6 +26,7 @@ from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
 from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.missed import MissedEvents
 from postrider.store.outbox import Outbox
 
 P = ParamSpec("P")
@@ -49,6 +50,7 @@ class Stores:
     outbox: Outbox
     endpoints: Endpoints
     history: DeliveryHistory
+    missed: MissedEvents
     clock: SystemClock
 
 
@@ -68,6 +70,7 @@ async def open_stores(config_path: Path | None) -> AsyncIterator[Stores]:
             Outbox(database),
             Endpoints(database, sealer),
             DeliveryHistory(database),
+            MissedEvents(database),
             SystemClock(),
         )
     finally:
@@ -137,6 +140,12 @@ def printable(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+
+
+def show_progress(text: str) -> None:
+    """Write over the last such line, where a person is looking."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{text}", nl=False, err=True)
 
 
 def ago(moment: datetime, now: datetime | None = None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from postrider.cli.common import (
+    Stores,
     ago,
     config_option,
     json_option,
@@ -17,6 +18,7 @@ from postrider.cli.common import (
     printable,
     run_async,
 )
+from postrider.cli.endpoint_facts import missed_text
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import (
     Attempt,
@@ -29,6 +31,7 @@ from postrider.domain.model import (
     parse_endpoint_id,
     parse_event_id,
 )
+from postrider.store.deliveries import DeliveryKey
 from postrider.store.history import DeliveryRow
 
 _state_option = click.option("--status", type=click.Choice([state.value for state in DeliveryState]))
@@ -104,7 +107,8 @@ async def show(dlv: str, config_path: Path | None, as_json: bool) -> None:
         row = await stores.history.get(key)
         if row is None:
             raise UsageError(
-                f"there is no delivery {dlv}", "Its first attempt may be under way, or retention removed it."
+                f"there is no delivery {dlv}",
+                await _missed(stores, key) or "Its first attempt may be under way, or retention removed it.",
             )
         attempts = await stores.history.attempts(key)
     facts = {**_facts(row), "history": [_attempt_facts(attempt) for attempt in attempts]}
@@ -167,10 +171,13 @@ async def retry(
         else:
             keys = [parse_delivery_id(each) for each in dlv]
         queued = set(await stores.history.retry(keys, stores.clock.now()))
-        refused = [
-            (delivery_public_id(*key), await stores.history.get(key)) for key in keys if key not in queued
-        ]
-    reasons = {name: _why_not(row) for name, row in refused}
+        reasons = {
+            delivery_public_id(*key): _why_not(row)
+            if (row := await stores.history.get(key)) is not None
+            else await _missed(stores, key) or "there is no such delivery"
+            for key in keys
+            if key not in queued
+        }
     if as_json:
         print_json(
             {"queued": [delivery_public_id(*key) for key in keys if key in queued], "refused": reasons}
@@ -183,9 +190,18 @@ async def retry(
         raise PostriderError("nothing was queued")
 
 
-def _why_not(row: DeliveryRow | None) -> str:
-    if row is None:
-        return "there is no such delivery"
+async def _missed(stores: Stores, key: DeliveryKey) -> str | None:
+    """That an endpoint has no delivery of an event because it was disabled, and what to do."""
+    event_id, endpoint_id = key
+    for event in await stores.outbox.read([event_id]):
+        for missed in await stores.missed.of_event(event):
+            if missed.endpoint_id == endpoint_id:
+                evt, ep = event_public_id(event_id), endpoint_public_id(endpoint_id)
+                return f"{missed_text(missed)}; send it: postrider event resend {evt} --endpoint {ep}"
+    return None
+
+
+def _why_not(row: DeliveryRow) -> str:
     if row.state in (DeliveryState.WAITING, DeliveryState.SENDING):
         return f"it is {row.state} already"
     return "its endpoint is deleted, or its event is past retention"

@@ -14,12 +14,14 @@ from postrider.cli.common import (
     print_table,
     printable,
     run_async,
+    show_progress,
 )
 from postrider.cli.endpoint_facts import endpoint_facts, living, pattern_text, state_text
 from postrider.cli.subscription import add, update
 from postrider.cli.trial import test, verify
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import EndpointState, endpoint_public_id, parse_endpoint_id
+from postrider.services.resending import count_missed, recover_missed
 
 
 @click.group()
@@ -104,19 +106,53 @@ async def pause(ep: str, config_path: Path | None) -> None:
 
 @endpoint.command()
 @click.argument("ep")
+@click.option("--recover", is_flag=True, help="Send what it missed while it was disabled, too.")
 @config_option
+@json_option
 @run_async
-async def resume(ep: str, config_path: Path | None) -> None:
-    """Send again, what waits first. It also enables an endpoint that was disabled.
+async def resume(ep: str, recover: bool, config_path: Path | None, as_json: bool) -> None:
+    """Send again, what waits first. It also enables an endpoint that was disabled, and says how many events
+    it missed meanwhile.
 
-    Example: postrider endpoint resume ep_0123456789abcdef
+    --recover sends these: all that are kept, and that its patterns of today match. It may be cut off and
+    begun again, also when the endpoint is active already.
+
+    Example: postrider endpoint resume ep_0123456789abcdef --recover
     """
     endpoint_id = parse_endpoint_id(ep)
     async with open_stores(config_path) as stores:
         await _verified(stores, endpoint_id)
         changed = await stores.endpoints.set_state(endpoint_id, EndpointState.ACTIVE, stores.clock.now())
         waiting = await stores.endpoints.waiting(endpoint_id)
+        target = (await stores.endpoints.get(endpoint_id)).endpoint
+        if recover:
+            tally = await recover_missed(
+                stores.missed, target, stores.clock, lambda n: show_progress(f"{n} that it missed are sent")
+            )
+        else:
+            tally = await count_missed(stores.missed, target, lambda n: show_progress(f"it missed {n}"))
+        show_progress("")
+    if as_json:
+        print_json(
+            {
+                "id": ep,
+                "resumed": changed,
+                "waiting": waiting,
+                "missed": tally.events,
+                "first_missed_at": tally.first_at,
+                "recovered": tally.events if recover else 0,
+                "under_way": tally.under_way,
+            }
+        )
+        return
     click.echo(f"resumed {ep}; {waiting} deliveries wait for it" if changed else f"{ep} is active already")
+    if tally.events:
+        events = "1 event" if tally.events == 1 else f"{tally.events} events"
+        said = f"it missed {events} while it was disabled, the first at {printable(tally.first_at)}"
+        hint = f"; postrider endpoint resume {ep} --recover sends what it missed"
+        click.echo(said + (": now to be sent" if recover else hint))
+    if tally.under_way:
+        click.echo(f"{tally.under_way} more are being fanned out; ask again in a moment", err=True)
 
 
 @endpoint.command()

@@ -20,9 +20,17 @@ from postrider.cli.common import (
     printable,
     run_async,
 )
+from postrider.cli.endpoint_facts import missed_facts, missed_text, state_text
 from postrider.domain.cursors import event_cursor, parse_event_cursor
 from postrider.domain.errors import UsageError
-from postrider.domain.model import Event, delivery_public_id, event_public_id, parse_event_id
+from postrider.domain.model import (
+    Event,
+    delivery_public_id,
+    event_public_id,
+    parse_endpoint_id,
+    parse_event_id,
+)
+from postrider.services.resending import resend as send_again
 
 TAIL_POLL_S = 0.3
 TAIL_OVERLAP_S = 30.0
@@ -32,7 +40,7 @@ _SORTS = ("-created_at", "created_at", "-updated_at", "updated_at")
 
 @click.group()
 def event() -> None:
-    """List, show and follow events."""
+    """List, show, follow and send events again."""
 
 
 @event.command(name="list")
@@ -107,8 +115,10 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         found = await stores.outbox.read([event_id])
         if not found:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
-        deliveries = await stores.history.list_deliveries(event_id=event_id, limit=1000)
+        # In this order: what is recorded meanwhile is listed, and not told as missed.
+        missed = await stores.missed.of_event(found[0])
         pending = await stores.outbox.is_pending(event_id)
+        deliveries = await stores.history.list_deliveries(event_id=event_id, limit=1000)
     facts = _facts(found[0])
     facts["pending"] = pending
     facts["deliveries"] = [
@@ -120,6 +130,7 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         }
         for each in deliveries
     ]
+    facts["missed"] = [missed_facts(each) for each in missed]
     if as_json:
         print_json(facts)
         return
@@ -133,8 +144,41 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
     print_table(
         ["delivery", "state", "attempts", "reason"],
         [tuple(each.values()) for each in facts["deliveries"]],
-        empty="no deliveries" if pending else "no deliveries: nobody was subscribed to it",
+        empty="no deliveries" if pending or missed else "no deliveries: nobody was subscribed to it",
     )
+    for each in missed:
+        click.echo(missed_text(each))
+    if missed:
+        click.echo(f"send it: postrider event resend {evt} --endpoint EP", err=True)
+
+
+@event.command()
+@click.argument("evt")
+@click.option("--endpoint", "ep", metavar="EP", required=True, help="Where to.")
+@config_option
+@json_option
+@run_async
+async def resend(evt: str, ep: str, config_path: Path | None, as_json: bool) -> None:
+    """Send an event to one endpoint that is subscribed to its type, whether or not it was sent there before.
+
+    It gets a whole new schedule, and has the id that it always had.
+
+    Example: postrider event resend evt_0198c5b0c7e27a7f8a3c6d1e2f304152 --endpoint ep_0123456789abcdef
+    """
+    event_id, endpoint_id = parse_event_id(evt), parse_endpoint_id(ep)
+    async with open_stores(config_path) as stores:
+        found = await stores.outbox.read([event_id])
+        if not found:
+            raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
+        target = (await stores.endpoints.get(endpoint_id)).endpoint
+        key = await send_again(stores.missed, stores.history, found[0], target, stores.clock.now())
+    delivery_id = delivery_public_id(*key)
+    if as_json:
+        print_json({"delivery": delivery_id, "endpoint_state": target.state})
+        return
+    click.echo(f"{delivery_id} is queued to be sent")
+    if not target.open:
+        click.echo(f"it waits: {ep} is {state_text(target)}", err=True)
 
 
 @event.command()

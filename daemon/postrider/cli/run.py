@@ -28,7 +28,8 @@ def run(config_path: Path | None) -> None:
     """Deliver webhooks until SIGTERM or SIGINT.
 
     The first signal lets requests under way finish within delivery.drain_timeout; a second one ends at
-    once. SIGHUP re-reads the configuration.
+    once. SIGHUP re-reads the configuration. Where a migration has left this program behind, the daemon stops
+    and ends with exit code 2: it has to be upgraded.
     """
 
     def read_config() -> Config:
@@ -86,9 +87,19 @@ async def _run_until_stopped(daemon: Daemon, load_config: Callable[[], Config]) 
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
-    elif (error := starting.exception()) is not None:
+        await daemon.stop()
+        return
+    if (error := starting.exception()) is not None:
         stopping.cancel()
         await daemon.stop()
         raise error
-    await stop.wait()
-    await daemon.stop()
+    outdated = asyncio.create_task(daemon.schema_watch.outdated())
+    await asyncio.wait({stopping, outdated}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    try:
+        await daemon.stop()
+    finally:
+        # Whatever the stop met in a schema that is not the daemon's, this is the cause.
+        if outdated.done():
+            raise outdated.result()
+        outdated.cancel()

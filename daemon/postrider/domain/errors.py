@@ -8,6 +8,9 @@ class PostriderError(Exception):
     never a traceback.
     """
 
+    exit_code = 1
+    """Of a command, or a daemon, that ends with it."""
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
@@ -18,7 +21,10 @@ class PostriderError(Exception):
 
 
 class UsageError(PostriderError):
-    """Bad arguments or a bad configuration: the command exits with 2, where other errors exit with 1."""
+    """Bad arguments or a bad configuration: it stays so until a person mends it, and starting again is in
+    vain."""
+
+    exit_code = 2
 
 
 class HostExhausted(PostriderError):

@@ -53,6 +53,12 @@ def matching_patterns(event_type: str) -> frozenset[str]:
     return frozenset({event_type, *prefixes, *everything})
 
 
+def wants(endpoint: Endpoint, event_type: str) -> bool:
+    """Whether an endpoint is subscribed to events of this type, whatever its state."""
+    patterns = matching_patterns(event_type)
+    return not patterns.isdisjoint(endpoint.patterns) and patterns.isdisjoint(endpoint.exclusions)
+
+
 class Matcher:
     """An index over the endpoints that are subscribed: it looks only at those with a matching pattern."""
 

@@ -42,18 +42,21 @@ class Listener:
         ledger: Ledger,
         channels: Mapping[str, Callable[[], None]],
         version: str,
+        schema: int,
         pooled: bool,
         clock: SharedClock,
         metrics: Metrics,
         on_reconnected: Callable[[], None],
         on_identity_lost: Callable[[], None],
     ) -> None:
-        """`channels` maps a notification channel to what it wakes."""
+        """`channels` maps a notification channel to what it wakes. `version` and `schema` are those of the
+        program."""
         self._database = database
         self._daemons = daemons
         self._ledger = ledger
         self._channels = channels
         self._version = version
+        self._schema = schema
         self._pooled = pooled
         self._clock = clock
         self._metrics = metrics
@@ -129,7 +132,9 @@ class Listener:
             self._ledger.lose_everything()
             self._on_identity_lost()
             log.warning("daemon.replaced", daemon=self._ledger.owner, reason="others took it for dead")
-        self._ledger.owner = await self._daemons.register(connection, self._version, pooled=self._pooled)
+        self._ledger.owner = await self._daemons.register(
+            connection, self._version, self._schema, pooled=self._pooled
+        )
 
     async def _alive(self) -> bool:
         """Leave a heartbeat; False if the connection or the identity is lost."""

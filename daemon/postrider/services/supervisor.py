@@ -24,9 +24,13 @@ log = structlog.get_logger()
 
 
 class Supervisor:
-    def __init__(self, *, database: Database, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, *, database: Database, clock: Clock, metrics: Metrics, on_failure: Callable[[], None]
+    ) -> None:
+        """`on_failure` is called when a service failed, and not for want of the database."""
         self._clock = clock
         self._metrics = metrics
+        self._on_failure = on_failure
         self._restored = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         database.on_restored = self._restored.set
@@ -66,6 +70,7 @@ class Supervisor:
                     restart_in_s=wait,
                     exc_info=None if known else error,
                 )
+                self._on_failure()
                 await asyncio.sleep(wait)
             else:
                 return

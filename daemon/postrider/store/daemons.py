@@ -32,7 +32,7 @@ ANOTHER_TRY_S = 0.1
 
 # Roles are asked for by oid: of other users' sessions, no more is shown to everybody. A daemon of an
 # earlier release has no application_name, and no heartbeat where it has a lock.
-_ALIVE = f"""
+ALIVE = f"""
 (((d.application_name IS NULL AND NOT d.pooled)
   OR d.heartbeat_at >= clock_timestamp() - interval '{HEARTBEAT_TIMEOUT_S} s') AND (d.pooled OR EXISTS (
   SELECT FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
@@ -45,9 +45,9 @@ _ALIVE = f"""
 """  # noqa: S608 (constant)
 
 _DEAD = f"""
-SELECT d.id, d.application_name FROM postrider.daemon AS d WHERE d.id <> $1 AND NOT {_ALIVE}
+SELECT d.id, d.application_name FROM postrider.daemon AS d WHERE d.id <> $1 AND NOT {ALIVE}
 """  # noqa: S608 (constant)
-_IS_ALIVE = f"SELECT {_ALIVE} FROM postrider.daemon AS d WHERE d.id = $1"  # noqa: S608 (constant)
+_IS_ALIVE = f"SELECT {ALIVE} FROM postrider.daemon AS d WHERE d.id = $1"  # noqa: S608 (constant)
 
 _BEAT = """
 UPDATE postrider.daemon SET heartbeat_at = clock_timestamp() WHERE id = $1 RETURNING clock_timestamp() AS at
@@ -77,6 +77,8 @@ class DaemonRow:
     started_at: datetime
     heartbeat_at: datetime
     pooled: bool
+    schema: int | None
+    """The last migration that its program knows; None of a release that did not tell."""
     alive: bool
     reported_at: datetime | None
     report: DaemonReport | None
@@ -87,17 +89,18 @@ class Daemons:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def register(self, connection: Connection, version: str, *, pooled: bool) -> int:
-        """Enter a new daemon; return its id, locked by the session of `connection`."""
+    async def register(self, connection: Connection, version: str, schema: int, *, pooled: bool) -> int:
+        """Enter a new daemon, whose program knows the schema of that number; return its id, locked by the
+        session of `connection`."""
         while True:
             daemon_id = secrets.randbelow(2**31 - 1) + 1
             if not pooled and not await _lock(connection, daemon_id):
                 continue
             entered = await connection.fetchval(
                 """INSERT INTO postrider.daemon (id, hostname, pid, version, started_at, heartbeat_at, pooled,
-                                                 application_name)
+                                                 application_name, schema)
                    OVERRIDING SYSTEM VALUE
-                   VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp(), $5, $6)
+                   VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp(), $5, $6, $7)
                    ON CONFLICT DO NOTHING RETURNING id""",
                 daemon_id,
                 socket.gethostname(),
@@ -105,6 +108,7 @@ class Daemons:
                 version,
                 pooled,
                 self._database.application_name,
+                schema,
             )
             if entered is not None:
                 return daemon_id
@@ -224,8 +228,9 @@ class Daemons:
     async def list_daemons(self) -> list[DaemonRow]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"""SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled, reported_at, report,
-                           {_ALIVE} AS alive
+                f"""SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled, schema, reported_at,
+                           report,
+                           {ALIVE} AS alive
                     FROM postrider.daemon AS d ORDER BY started_at, id"""  # noqa: S608 (constant)
             )
         return [

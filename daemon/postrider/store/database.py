@@ -66,15 +66,16 @@ _UNAVAILABLE = (
     asyncpg.ObjectNotInPrerequisiteStateError,  # the database accepts no connections at the moment
     asyncpg.ReadOnlySQLTransactionError,  # a standby, for the time of a failover
 )
+_OTHER_SCHEMA = "`postrider check` says whether the program is older than the schema, or newer."
 _REFUSED = {
     asyncpg.InvalidPasswordError: "Check user and password in database.dsn.",
     asyncpg.InvalidAuthorizationSpecificationError: "Check the user in database.dsn, and pg_hba.conf.",
     asyncpg.InvalidCatalogNameError: "Create the database, or name another one in database.dsn.",
     asyncpg.InsufficientPrivilegeError: "Grant the role postrider_daemon to the user of database.dsn.",
-    asyncpg.UndefinedTableError: "Run `postrider migrate`.",
-    asyncpg.UndefinedFunctionError: "Run `postrider migrate`.",
-    asyncpg.InvalidSchemaNameError: "Run `postrider migrate`.",
-    asyncpg.UndefinedColumnError: "Run `postrider migrate`.",
+    asyncpg.UndefinedTableError: _OTHER_SCHEMA,
+    asyncpg.UndefinedFunctionError: _OTHER_SCHEMA,
+    asyncpg.InvalidSchemaNameError: _OTHER_SCHEMA,
+    asyncpg.UndefinedColumnError: _OTHER_SCHEMA,
 }
 
 

@@ -5,6 +5,11 @@ the writers who queued behind it pass, and tries again. One that begins with `--
 indexes, by CREATE INDEX CONCURRENTLY IF NOT EXISTS, outside of a transaction: what was cut off leaves an
 invalid index, which is dropped before the next try. That, and noting it as applied once all are valid, is
 done under the lock: two hosts may be at it at once, and one may die.
+
+A program works with a schema that is newer than its own unless one of the migrations that it does not know
+says that it breaks it: `-- breaks: N` in the file, kept in the database, are programs that know no migration
+after N. The rule: no migration breaks the previous release, so that daemons are upgraded one by one; what
+only it needs is taken away one release later.
 """
 
 import asyncio
@@ -15,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import asyncpg
 
@@ -23,6 +28,9 @@ from postrider.domain.errors import UsageError
 from postrider.store.database import Connection, DatabaseError, is_pooled, pin, translated_errors
 
 _CONCURRENTLY = "-- concurrently\n"
+_BREAKS = re.compile(r"^-- breaks: (\d+)$", re.MULTILINE)
+_RELEASED_BREAKS = {7: 6}
+"""Of migrations that were released before their files could say it."""
 _INDEX = re.compile(r"^CREATE INDEX CONCURRENTLY IF NOT EXISTS (\w+) ON postrider\.", re.MULTILINE)
 
 _BOOTSTRAP = """
@@ -66,6 +74,12 @@ class SchemaError(DatabaseError):
     """The schema in the database is not the one this program works with."""
 
 
+class OutdatedProgram(SchemaError):
+    """The schema is newer than this program, and does not work with it: only an upgrade helps."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long a migration may stand in the way of others, and how often it tries."""
@@ -95,6 +109,20 @@ class Migration:
     def concurrently(self) -> bool:
         return self.sql.startswith(_CONCURRENTLY)
 
+    @property
+    def breaks(self) -> int | None:
+        """Programs that know no migration after this one don't work any more; None: all do."""
+        match = _BREAKS.search(self.sql)
+        return int(match[1]) if match else _RELEASED_BREAKS.get(self.number)
+
+
+class Applied(NamedTuple):
+    """A migration as the database remembers it."""
+
+    name: str
+    checksum: str
+    breaks: int | None
+
 
 def read_migrations(directory: Path) -> list[Migration]:
     """The files NNNN_name.sql of `directory`, in order, numbered from 1 without a gap."""
@@ -117,8 +145,8 @@ async def migrate(
     """Apply what is missing up to number `to` (None: all); return what was applied.
 
     `connection` should have no command timeout: a statement may take as long as it needs. Raises SchemaError
-    if an applied migration was edited, or the database is newer than the program; DatabaseError, with the
-    sessions in the way, if a lock can't be had.
+    if an applied migration was edited, OutdatedProgram if the database is newer than the program;
+    DatabaseError, with the sessions in the way, if a lock can't be had.
     """
     target = len(migrations) if to is None else to
     if not 0 < target <= len(migrations):
@@ -143,19 +171,32 @@ async def migrate(
 
 
 async def check_schema(connection: Connection, migrations: list[Migration]) -> int:
-    """The number of the applied schema; raises SchemaError unless it is the program's own."""
+    """The number of the applied schema; raises SchemaError unless the program works with it."""
     with translated_errors():
-        try:
-            applied = await _applied(connection)
-        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-            applied = {}
+        applied = await applied_migrations(connection)
     _compare(applied, migrations)
+    for number, migration in sorted(applied.items()):
+        if number > len(migrations) and migration.breaks is not None and migration.breaks >= len(migrations):
+            raise OutdatedProgram(
+                f"this Postrider is too old for the database: it knows schema {len(migrations)}, "
+                f"the database has {max(applied)}, and {number:04}_{migration.name} broke programs that know "
+                f"no more than {migration.breaks}",
+                "Upgrade Postrider on this host, and start it again. To migrate does not help.",
+            )
     if len(applied) < len(migrations):
         raise SchemaError(
             f"the database has schema {len(applied)}; this Postrider needs {len(migrations)}",
             "Run `postrider migrate`.",
         )
-    return len(applied)
+    return max(applied)
+
+
+async def applied_migrations(connection: Connection) -> dict[int, Applied]:
+    """By their numbers; none where there is no schema."""
+    try:
+        return await _applied(connection)
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return {}
 
 
 async def _patiently(connection: Connection, patience: Patience, act: Callable[[], Awaitable[T]]) -> T:
@@ -279,6 +320,11 @@ async def _begin(connection: Connection, patience: Patience) -> None:
 async def _is_applied(connection: Connection, migrations: list[Migration], migration: Migration) -> bool:
     applied = await _applied(connection)
     _compare(applied, migrations)
+    if len(applied) > len(migrations):
+        raise OutdatedProgram(
+            f"the database has schema {max(applied)}, newer than this Postrider ({len(migrations)})",
+            "Upgrade Postrider on this host to the version that migrated the database.",
+        )
     return migration.number in applied
 
 
@@ -298,23 +344,27 @@ async def _note(connection: Connection, migration: Migration) -> None:
         migration.name,
         migration.checksum,
     )
+    if migration.breaks is not None and migration.number not in _RELEASED_BREAKS:
+        await connection.execute(
+            "UPDATE postrider.migration SET breaks = $2 WHERE number = $1", migration.number, migration.breaks
+        )
 
 
-async def _applied(connection: Connection) -> dict[int, tuple[str, str]]:
-    rows = await connection.fetch("SELECT number, name, checksum FROM postrider.migration")
-    return {row["number"]: (row["name"], row["checksum"]) for row in rows}
+async def _applied(connection: Connection) -> dict[int, Applied]:
+    # The column is not there before the migration that makes it.
+    rows = await connection.fetch(
+        """SELECT number, name, checksum, (to_jsonb(m) ->> 'breaks')::integer AS breaks
+           FROM postrider.migration AS m"""
+    )
+    return {row["number"]: Applied(row["name"], row["checksum"], row["breaks"]) for row in rows}
 
 
-def _compare(applied: dict[int, tuple[str, str]], migrations: list[Migration]) -> None:
-    known = {migration.number: migration for migration in migrations}
-    for number, (name, checksum) in sorted(applied.items()):
-        if number not in known:
+def _compare(applied: dict[int, Applied], migrations: list[Migration]) -> None:
+    """Raises SchemaError if a migration that the program knows was edited."""
+    for migration in migrations:
+        known = applied.get(migration.number)
+        if known is not None and known.checksum != migration.checksum:
             raise SchemaError(
-                f"the database has schema {max(applied)}, newer than this Postrider ({len(migrations)})",
-                "Upgrade Postrider on this host to the version that migrated the database.",
-            )
-        if known[number].checksum != checksum:
-            raise SchemaError(
-                f"migration {number:04}_{name} was edited after it had been applied",
+                f"migration {migration.number:04}_{known.name} was edited after it had been applied",
                 "Restore the file as it was released, and put the change into a new migration.",
             )

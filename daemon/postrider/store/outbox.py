@@ -106,12 +106,13 @@ SELECT o.id, o.workspace_id, true FROM unnest($1::uuid[]) AS given (id) CROSS JO
 ON CONFLICT DO NOTHING
 """
 
-_UNREADABLE = (
+UNREADABLE = (
     asyncpg.CharacterNotInRepertoireError,  # a database in SQL_ASCII holds what is not UTF-8
     asyncpg.UntranslatableCharacterError,
     asyncpg.DataCorruptedError,
     asyncpg.InternalServerError,  # a value stored out of line has lost a part
 )
+"""Errors of a query that reads an event whose row is damaged."""
 _NIL = UUID(int=0)
 _LOOK_BACK = 8
 """Claims. Most look for nothing that lies before the ends of so many claims before them."""
@@ -183,7 +184,7 @@ class Outbox:
         events = None
         try:
             rows = await self._claim(limit, arguments, _TAKEN)
-        except _UNREADABLE:
+        except UNREADABLE:
             rows = await self._claim(limit, arguments, _NO_EVENT)
             events = await self._read_safely([row["event_id"] for row in rows], _READ_NO_JSON)
         if full:
@@ -216,7 +217,7 @@ class Outbox:
     async def _read_safely(self, event_ids: Sequence[UUID], statement: str) -> list[Event]:
         try:
             return await self._read(event_ids, statement)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             if len(event_ids) > 1:
                 return [event for each in event_ids for event in await self._read_safely([each], statement)]
             log.error("event.unreadable", event_id=event_public_id(event_ids[0]), reason=str(error))

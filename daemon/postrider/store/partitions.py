@@ -108,6 +108,10 @@ _FORGET_KEYS = f"""
 DELETE FROM postrider.idempotency WHERE ctid = ANY (ARRAY(
   SELECT ctid FROM postrider.idempotency WHERE event_id < postrider.first_id_of($1) LIMIT {SWEEP_ROWS}))
 """  # noqa: S608 (constant)
+_FORGET_PERIODS = f"""
+DELETE FROM postrider.disabled_period WHERE ctid = ANY (ARRAY(
+  SELECT ctid FROM postrider.disabled_period WHERE last_event < postrider.first_id_of($1) LIMIT {SWEEP_ROWS}))
+"""  # noqa: S608 (constant)
 
 
 class Busy(Exception):
@@ -222,6 +226,7 @@ class Partitions:
         await self._sweep(_SWEEP_DEFAULT[parent], first)
         if parent == "outbox":
             await self._sweep(_FORGET_KEYS, first)
+            await self._sweep(_FORGET_PERIODS, first)
         return Dropped(dropped, kept, sorted(holders)[:MAX_TOLD], ended)
 
     async def _create(self, parent: Partitioned, day: date) -> bool:

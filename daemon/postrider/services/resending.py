@@ -1,0 +1,192 @@
+"""Sends events late because a person asks: what an endpoint missed while it was disabled, or any one event.
+
+It reads the outbox page by page, in the order of ids, and has what was missed wait as deliveries, in short
+transactions; what has a delivery is passed over. So it may be cut off at any moment and begun again, and
+holds up nobody; the daemon takes what waits as its lanes have room.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from postrider.domain.errors import PostriderError, UsageError
+from postrider.domain.matching import wants
+from postrider.domain.model import (
+    Endpoint,
+    EndpointState,
+    Event,
+    delivery_public_id,
+    emitted_at_s,
+    endpoint_public_id,
+    event_public_id,
+)
+from postrider.edges.clock import Clock
+from postrider.store.deliveries import DeliveryKey
+from postrider.store.history import DeliveryHistory
+from postrider.store.missed import MissedEvents, Period
+
+PAGE = 4000
+"""Events that are looked at in one piece."""
+SENT_AT_A_TIME = 1000
+PAUSE_S = 0.01
+"""After each transaction: others write to the same tables."""
+SETTLE_S = 1.0
+"""A claim that began before the endpoint was resumed is visible by then."""
+TRIES = 30
+
+_FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What an endpoint missed."""
+
+    events: int = 0
+    first: UUID | None = None
+    under_way: int = 0
+    """Events that are being fanned out: whether it misses them is not known yet."""
+
+    @property
+    def first_at(self) -> datetime | None:
+        """When the first of them was emitted."""
+        return None if self.first is None else datetime.fromtimestamp(emitted_at_s(self.first), UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    missed: list[UUID]
+    first_open: UUID | None
+    """The first event that is queued, or being fanned out."""
+    claimed: frozenset[UUID]
+    """Those that are being fanned out."""
+
+
+def spans(periods: Iterable[Period]) -> list[tuple[UUID, UUID]]:
+    """The ranges of event ids in which something may have been missed: in order, and without overlaps."""
+    found: list[tuple[UUID, UUID]] = []
+    for first, beyond in sorted((each.first_event, each.last_event or _LAST) for each in periods):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], beyond))
+        else:
+            found.append((first, beyond))
+    return found
+
+
+async def count_missed(
+    missed: MissedEvents, endpoint: Endpoint, on_progress: Callable[[int], None] = lambda _: None
+) -> Tally:
+    """How many events an endpoint missed that it would get today, as far back as events are kept."""
+    tally = Tally()
+    async for page in _pages(missed, endpoint):
+        _add(tally, page.missed)
+        tally.under_way += len(page.claimed)
+        on_progress(tally.events)
+    return tally
+
+
+async def recover_missed(
+    missed: MissedEvents,
+    endpoint: Endpoint,
+    clock: Clock,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Tally:
+    """Send the events that an endpoint missed, and that it would get today; those that were being fanned out
+    when it was resumed as soon as that is decided."""
+    tally = Tally()
+    never = asyncio.Event()
+
+    async def send(events: Sequence[UUID]) -> None:
+        for start in range(0, len(events), SENT_AT_A_TIME):
+            chosen = events[start : start + SENT_AT_A_TIME]
+            _add(tally, await missed.send(endpoint.id, chosen, clock.now()))
+            on_progress(tally.events)
+            await clock.wait(never, PAUSE_S)
+
+    claimed: set[UUID] = set()
+    begin = _FIRST
+    for _ in range(2):  # again, once the claims can be seen that had begun when it was resumed
+        first_open = None
+        async for page in _pages(missed, endpoint, begin):
+            first_open = first_open or page.first_open
+            claimed |= page.claimed
+            await send(page.missed)
+        if first_open is None:
+            break
+        begin = first_open
+        await clock.wait(never, SETTLE_S)
+    for _ in range(TRIES):
+        if not claimed:
+            break
+        fates = await missed.fates(endpoint.id, sorted(claimed))
+        await send(sorted(claimed - fates.recorded - fates.queued - fates.claimed))
+        claimed = set(fates.claimed - fates.recorded)
+        if claimed:
+            await clock.wait(never, SETTLE_S)
+    tally.under_way = len(claimed)
+    return tally
+
+
+async def resend(
+    missed: MissedEvents, history: DeliveryHistory, event: Event, endpoint: Endpoint, now: datetime
+) -> DeliveryKey:
+    """Send an event to an endpoint that it matches, whether or not it was sent before; return the delivery.
+
+    Raises UsageError where it does not match, PostriderError where it can't be sent now.
+    """
+    evt, ep = event_public_id(event.id), endpoint_public_id(endpoint.id)
+    if endpoint.workspace_id != event.workspace_id:
+        raise UsageError(
+            f"{evt} is of another workspace than {ep}", "An endpoint gets the events of its own workspace."
+        )
+    if not wants(endpoint, event.type):
+        raise UsageError(
+            f"{ep} is not subscribed to {event.type}", f"postrider endpoint update {ep} --events …"
+        )
+    if endpoint.state is EndpointState.DELETED:
+        raise PostriderError(f"endpoint {ep} is deleted", "Add it anew with `postrider endpoint add`.")
+    if endpoint.state is EndpointState.UNVERIFIED:
+        raise PostriderError(f"{ep} has not answered its handshake yet", f"postrider endpoint verify {ep}")
+    key = (event.id, endpoint.id)
+    fates = await missed.fates(endpoint.id, [event.id])
+    if event.id in fates.recorded:
+        sent = bool(await history.retry([key], now))
+    elif fates.queued or fates.claimed:
+        raise PostriderError(
+            f"{evt} is being delivered at this moment", "Look again soon: `postrider event show` tells."
+        )
+    else:
+        sent = bool(await missed.send(endpoint.id, [event.id], now))
+    if not sent:
+        raise PostriderError(
+            f"{delivery_public_id(*key)} is not over yet: it waits, or is being sent",
+            f"postrider delivery show {delivery_public_id(*key)}",
+        )
+    return key
+
+
+async def _pages(missed: MissedEvents, endpoint: Endpoint, begin: UUID = _FIRST) -> AsyncIterator[_Page]:
+    """What the endpoint missed, from an event on."""
+    for first, beyond in spans(await missed.periods(endpoint.workspace_id, endpoint.id)):
+        after = max(first, begin)
+        while after < beyond and (events := await missed.events(endpoint.workspace_id, after, beyond, PAGE)):
+            types = {each for each in {event_type for _, event_type in events} if wants(endpoint, each)}
+            wanted = [event_id for event_id, event_type in events if event_type in types]
+            if wanted:
+                fates = await missed.fates(endpoint.id, wanted)
+                open_ = (fates.queued | fates.claimed) - fates.recorded
+                gone = fates.recorded | open_
+                yield _Page(
+                    [each for each in wanted if each not in gone],
+                    min(open_, default=None),
+                    fates.claimed - fates.recorded,
+                )
+            after = UUID(int=events[-1][0].int + 1)
+
+
+def _add(tally: Tally, events: Sequence[UUID]) -> None:
+    first = min(events, default=None)
+    tally.events += len(events)
+    if first is not None and (tally.first is None or first < tally.first):
+        tally.first = first
