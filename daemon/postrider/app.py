@@ -1,7 +1,7 @@
 """The daemon: composes the services, starts them, and stops them so that nothing is lost or doubled."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import TypeVar
 import structlog
 
 from postrider import __version__
+from postrider.domain.dialects import Dialect
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import DeliveryState
+from postrider.domain.promises import RetrySettings, overruled
 from postrider.domain.sealing import Sealer, parse_key
 from postrider.edges.addresses import AddressPolicy, explain
 from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
@@ -34,7 +36,7 @@ from postrider.services.recoverer import Recoverer
 from postrider.services.reporter import Reporter
 from postrider.services.scheduler import Scheduler
 from postrider.services.sender import Sender, SendSettings
-from postrider.services.subscriptions import RetrySettings, Subscriptions
+from postrider.services.subscriptions import Subscriptions
 from postrider.services.supervisor import Supervisor
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
@@ -88,6 +90,10 @@ def address_policy(config: Config) -> AddressPolicy:
     return AddressPolicy(map(str, network.allow), map(str, network.deny), network.allow_ports)
 
 
+def retry_settings(config: Config) -> RetrySettings:
+    return RetrySettings(config.retry.schedule, config.retry.jitter, config.retry.disable_after)
+
+
 def network_options(config: Config) -> NetworkOptions:
     return NetworkOptions(
         policy=address_policy(config),
@@ -96,6 +102,7 @@ def network_options(config: Config) -> NetworkOptions:
         max_response_bytes=config.delivery.max_response_bytes,
         proxy=config.network.proxy,
         ca_file=config.network.ca_file,
+        source_addresses=tuple(map(str, config.network.source_addresses)),
     )
 
 
@@ -145,7 +152,7 @@ class Daemon:
             clock=clock,
         )
         self.recorder = Recorder(deliveries=deliveries, ledger=self.ledger, clock=clock, metrics=metrics)
-        retry = RetrySettings(config.retry.schedule, config.retry.jitter)
+        retry = retry_settings(config)
         self.subscriptions = Subscriptions(
             endpoints=endpoints,
             lanes=self.lanes,
@@ -186,7 +193,7 @@ class Daemon:
             ledger=self.ledger,
             clock=clock,
         )
-        self.health = Health(endpoints=endpoints, disable_after=config.retry.disable_after, clock=clock)
+        self.health = Health(endpoints=endpoints, policy_of=self.subscriptions.policy_of, clock=clock)
         self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
         self.recorder.on_waiting = self.scheduler.waiting
         self.recorder.on_retrying = self.scheduler.retry_at
@@ -244,6 +251,7 @@ class Daemon:
         # Last: what emit() accepts changes only for a daemon that can run.
         self._catalogue = CatalogueStore(self.database)
         await self._patiently(lambda: self._catalogue.publish(spoken))
+        await self._patiently(lambda: self._tell_of_overruled(config, dialects))
         self._start_services()
         self.started.set()
         self._notifier.ready()
@@ -321,9 +329,10 @@ class Daemon:
         spoken = default_dialect(dialects, config.dialect.default)
         sealer = read_sealer(config)
         retention = Retention(config.retention.events, config.retention.attempts)
-        retry = RetrySettings(config.retry.schedule, config.retry.jitter)
+        retry = retry_settings(config)
         client = await self._open_client(config)
         try:
+            await self._tell_of_overruled(config, dialects)
             await self._catalogue.publish(spoken)
         except BaseException:
             await self._close_client(client)
@@ -334,7 +343,6 @@ class Daemon:
         self.sender.settings = SendSettings(
             client, dialects, config.delivery.user_agent, config.network.https_only
         )
-        self.health.disable_after = config.retry.disable_after
         self.partition_keeper.retention = retention
         fixed = [
             name
@@ -376,6 +384,15 @@ class Daemon:
         async with self.database.connection() as connection:
             await check_schema(connection, read_migrations(sql_dir()))
         self._schema_checked = True
+
+    async def _tell_of_overruled(self, config: Config, dialects: Mapping[str, Dialect]) -> None:
+        """Say which keys have no effect on endpoints, because what their dialect promises goes first."""
+        spoken = {config.dialect.default, *await self._endpoints.dialects()}
+        for name in sorted(spoken & dialects.keys()):
+            for key in overruled(dialects[name], retry_settings(config)):
+                log.warning(
+                    "config.overruled", dialect=name, key=key, reason="the dialect promises its schedule"
+                )
 
     async def _patiently(self, call: Callable[[], Coroutine[object, object, T]]) -> T:
         """Call again and again while the database is away."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postrider.domain.dialects import render, render_handshake
+from postrider.domain.dialects import render
 from tests.dialects.documents import event_types, payloads, text
 from tests.dialects.rendering import DIALECTS, EVENT_ID, event
 
@@ -78,11 +78,8 @@ def test_workestra() -> None:
 
 def test_workestra_handshake() -> None:
     sample, _ = payloads("workestra")
-    dialect = DIALECTS["workestra"]
-    assert dialect.handshake is not None
-    body = render_handshake(
-        dialect,
-        dialect.handshake,
+    body = render(
+        DIALECTS["workestra"],
         event(sample["type"], "{}", test=True, occurred_at=moment(sample["created_at"])),
     )
     same(body, {**sample, "id": f"evt_test_{EVENT_ID.hex}"})

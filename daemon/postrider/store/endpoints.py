@@ -70,6 +70,13 @@ class Version(NamedTuple):
     revision: int
 
 
+class Failing(NamedTuple):
+    """An endpoint whose every attempt failed."""
+
+    since: datetime
+    dialect: str
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What leads to a version: endpoints that changed, deleted ones among them."""
@@ -286,14 +293,22 @@ class Endpoints:
             )
         return event is not None
 
-    async def failing(self) -> dict[int, datetime]:
+    async def failing(self) -> dict[int, Failing]:
         """Endpoints whose every attempt failed, and since when."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """SELECT id, failing_since FROM postrider.endpoint
+                """SELECT id, failing_since, dialect FROM postrider.endpoint
                    WHERE failing_since IS NOT NULL AND state <> 'deleted' ORDER BY id"""
             )
-        return {row["id"]: row["failing_since"] for row in rows}
+        return {row["id"]: Failing(row["failing_since"], row["dialect"]) for row in rows}
+
+    async def dialects(self) -> set[str]:
+        """Those that endpoints speak."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT DISTINCT dialect FROM postrider.endpoint WHERE state <> 'deleted'"
+            )
+        return {row["dialect"] for row in rows}
 
     async def note_attempts(self, notes: Mapping[int, AttemptNote]) -> None:
         """Take in what became of the last attempts of some endpoints."""
