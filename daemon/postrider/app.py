@@ -24,6 +24,7 @@ from postrider.edges.metrics import Metrics
 from postrider.edges.network import NetworkOptions, WebhookClient
 from postrider.edges.resources import sql_dir
 from postrider.edges.systemd import Notifier
+from postrider.services.chronicler import Chronicler
 from postrider.services.dispatcher import Dispatcher
 from postrider.services.health import Health
 from postrider.services.janitor import Janitor
@@ -44,6 +45,7 @@ from postrider.store.daemons import Daemons
 from postrider.store.database import Database, DatabaseUnavailable
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import Endpoints
+from postrider.store.last_deliveries import LastDeliveries
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.outbox import Outbox
 from postrider.store.partitions import Partitions
@@ -194,10 +196,12 @@ class Daemon:
             clock=clock,
         )
         self.health = Health(endpoints=endpoints, policy_of=self.subscriptions.policy_of, clock=clock)
+        self.chronicler = Chronicler(last_deliveries=LastDeliveries(self.database), clock=clock)
         self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
         self.recorder.on_waiting = self.scheduler.waiting
         self.recorder.on_retrying = self.scheduler.retry_at
         self.recorder.on_outcome = self.health.note
+        self.recorder.on_attempt = self.chronicler.note
         self.recorder.on_lost = self.dispatcher.doubt
         captures = Captures(self.database)
         self.partition_keeper = PartitionKeeper(
@@ -264,6 +268,7 @@ class Daemon:
         self._supervisor.start("sender", lambda: self.sender.run(concurrency))
         self._supervisor.start("lanes", self.lanes.run)
         self._supervisor.start("health", self.health.run)
+        self._supervisor.start("chronicler", self.chronicler.run)
         self._supervisor.start("scheduler", self.scheduler.run)
         self._supervisor.start("dispatcher", self.dispatcher.run)
         self._supervisor.start("subscriptions", self.subscriptions.run)
@@ -290,6 +295,7 @@ class Daemon:
             "recoverer",
             "partitions",
             "health",
+            "chronicler",
             "lanes",
         )
         self.lanes.close()
@@ -300,6 +306,8 @@ class Daemon:
             while not self.recorder.empty:
                 await self.recorder.run_once()
             await self.health.run_once()
+            while await self.chronicler.run_once():
+                pass
             left = await self._daemons.leave(self.ledger.owner, self.clock.now())
             released = left.events + left.deliveries
         except DatabaseUnavailable:

@@ -46,7 +46,7 @@ SELECT string_agg(name || ' (' || need || ')', ', ') FROM (VALUES
   ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('pending', 'INSERT'), ('pending', 'DELETE'),
   ('claim', 'INSERT'), ('claim', 'DELETE'),
   ('delivery', 'INSERT'), ('delivery', 'UPDATE'), ('attempt', 'INSERT'), ('endpoint', 'UPDATE'),
-  ('daemon', 'INSERT'), ('idempotency', 'DELETE')
+  ('daemon', 'INSERT'), ('idempotency', 'DELETE'), ('last_delivery', 'INSERT')
 ) AS needed(name, need) WHERE NOT has_table_privilege('postrider.' || name, need)
 """
 
