@@ -123,3 +123,29 @@ def test_the_daemon_and_check_say_that_a_promise_goes_first(database_dsn: str, t
         assert len(daemon.logged("config.overruled")) == 1
         found = Cli(config)("check", "--no-endpoints")
     assert "warn  dialect stover: retry.schedule has no effect on its endpoints" in found
+
+
+def test_show_tells_what_is_promised_and_whose_choice_https_is(database_dsn: str, tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path, database_dsn, retry={"schedule": ["0s", "1h"]}, network={"https_only": True}
+    )
+    cli = Cli(config)
+    shown = {crm: cli.json("dialect", "show", crm) for crm in ("stover", "workestra", "heffl")}
+    assert shown["stover"]["retry_schedule"] == ["0s", "1m", "5m", "30m", "2h"]
+    assert shown["heffl"]["retry_schedule"] == ["0s", "1h"]
+    for crm, disabled in (
+        ("stover", "never"),
+        ("workestra", "never"),
+        ("heffl", "5d of nothing but failures"),
+    ):
+        assert shown[crm]["disable_after"] == disabled
+    facts = ("connect_timeout", "promised_schedule", "retry_after", "on_410")
+    assert [shown["stover"][name] for name in facts] == ["30s", True, "is ignored", "as any other failure"]
+    assert [shown["heffl"][name] for name in facts] == [
+        "5s",
+        False,
+        "puts the next attempt off",
+        "the endpoint is disabled",
+    ]
+    assert shown["workestra"]["https"] == "demanded, as the CRM promises it"
+    assert shown["heffl"]["https"] == "demanded by network.https_only"

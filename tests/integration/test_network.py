@@ -1,10 +1,12 @@
 import asyncio
+import socket
 from ipaddress import ip_address
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
-from postrider.domain.errors import UsageError
+from postrider.domain.errors import HostExhausted, UsageError
 from postrider.domain.model import ErrorKind, Failure
 from postrider.edges.addresses import AddressPolicy, check_url, explain
 from postrider.edges.dialing import BlockedAddressError
@@ -114,6 +116,17 @@ def test_connections_leave_from_the_source_addresses_by_turns() -> None:
 def test_source_address_that_the_host_lacks_is_refused() -> None:
     with pytest.raises(UsageError, match=r"source_addresses: nothing can be sent from 192\.0\.2\.1: "):
         client(source_addresses=("127.0.0.1", "192.0.2.1"))
+
+
+def test_a_source_address_that_the_host_loses_is_no_attempt() -> None:
+    async def main() -> None:
+        async with receiver() as server, client(source_addresses=("127.0.0.2",)) as sender:
+            sender._sources._turns[socket.AF_INET] = cycle([("192.0.2.1", 0)])
+            with pytest.raises(HostExhausted, match="can't open a connection: "):
+                await post(sender, server.url)
+            assert server.connections == 0
+
+    run(main())
 
 
 def test_a_request_may_have_a_connect_timeout_of_its_own() -> None:
