@@ -1,7 +1,7 @@
 """The daemon: composes the services, starts them, and stops them so that nothing is lost or doubled."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import TypeVar
 import structlog
 
 from postrider import __version__
+from postrider.domain.dialects import Dialect
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import DeliveryState
+from postrider.domain.promises import RetrySettings, overruled
 from postrider.domain.sealing import Sealer, parse_key
 from postrider.edges.addresses import AddressPolicy, explain
 from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
@@ -22,6 +24,7 @@ from postrider.edges.metrics import Metrics
 from postrider.edges.network import NetworkOptions, WebhookClient
 from postrider.edges.resources import sql_dir
 from postrider.edges.systemd import Notifier
+from postrider.services.chronicler import Chronicler
 from postrider.services.dispatcher import Dispatcher
 from postrider.services.health import Health
 from postrider.services.janitor import Janitor
@@ -35,7 +38,7 @@ from postrider.services.reporter import Reporter
 from postrider.services.scheduler import Scheduler
 from postrider.services.schema_watch import SchemaWatch
 from postrider.services.sender import Sender, SendSettings
-from postrider.services.subscriptions import RetrySettings, Subscriptions
+from postrider.services.subscriptions import Subscriptions
 from postrider.services.supervisor import Supervisor
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
@@ -43,6 +46,7 @@ from postrider.store.daemons import Daemons
 from postrider.store.database import Database, DatabaseError, DatabaseUnavailable
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import Endpoints
+from postrider.store.last_deliveries import LastDeliveries
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.outbox import Outbox
 from postrider.store.partitions import Partitions
@@ -89,6 +93,10 @@ def address_policy(config: Config) -> AddressPolicy:
     return AddressPolicy(map(str, network.allow), map(str, network.deny), network.allow_ports)
 
 
+def retry_settings(config: Config) -> RetrySettings:
+    return RetrySettings(config.retry.schedule, config.retry.jitter, config.retry.disable_after)
+
+
 def network_options(config: Config) -> NetworkOptions:
     return NetworkOptions(
         policy=address_policy(config),
@@ -97,6 +105,7 @@ def network_options(config: Config) -> NetworkOptions:
         max_response_bytes=config.delivery.max_response_bytes,
         proxy=config.network.proxy,
         ca_file=config.network.ca_file,
+        source_addresses=tuple(map(str, config.network.source_addresses)),
     )
 
 
@@ -147,7 +156,7 @@ class Daemon:
             clock=clock,
         )
         self.recorder = Recorder(deliveries=deliveries, ledger=self.ledger, clock=clock, metrics=metrics)
-        retry = RetrySettings(config.retry.schedule, config.retry.jitter)
+        retry = retry_settings(config)
         self.subscriptions = Subscriptions(
             endpoints=endpoints,
             lanes=self.lanes,
@@ -188,11 +197,13 @@ class Daemon:
             ledger=self.ledger,
             clock=clock,
         )
-        self.health = Health(endpoints=endpoints, disable_after=config.retry.disable_after, clock=clock)
+        self.health = Health(endpoints=endpoints, policy_of=self.subscriptions.policy_of, clock=clock)
+        self.chronicler = Chronicler(last_deliveries=LastDeliveries(self.database), clock=clock)
         self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
         self.recorder.on_waiting = self.scheduler.waiting
         self.recorder.on_retrying = self.scheduler.retry_at
         self.recorder.on_outcome = self.health.note
+        self.recorder.on_attempt = self.chronicler.note
         self.recorder.on_lost = self.dispatcher.doubt
         captures = Captures(self.database)
         self.partition_keeper = PartitionKeeper(
@@ -250,6 +261,7 @@ class Daemon:
         # Last: what emit() accepts changes only for a daemon that can run.
         self._catalogue = CatalogueStore(self.database)
         await self._patiently(lambda: self._catalogue.publish(spoken))
+        await self._patiently(lambda: self._tell_of_overruled(config, dialects))
         self._start_services()
         self.started.set()
         self._notifier.ready()
@@ -262,6 +274,7 @@ class Daemon:
         self._supervisor.start("sender", lambda: self.sender.run(concurrency))
         self._supervisor.start("lanes", self.lanes.run)
         self._supervisor.start("health", self.health.run)
+        self._supervisor.start("chronicler", self.chronicler.run)
         self._supervisor.start("scheduler", self.scheduler.run)
         self._supervisor.start("dispatcher", self.dispatcher.run)
         self._supervisor.start("subscriptions", self.subscriptions.run)
@@ -290,6 +303,7 @@ class Daemon:
             "partitions",
             "schema watch",
             "health",
+            "chronicler",
             "lanes",
         )
         self.lanes.close()
@@ -300,6 +314,8 @@ class Daemon:
             while not self.recorder.empty:
                 await self.recorder.run_once()
             await self.health.run_once()
+            while await self.chronicler.run_once():
+                pass
             left = await self._daemons.leave(self.ledger.owner, self.clock.now())
             released = left.events + left.deliveries
         except DatabaseError as error:
@@ -329,9 +345,10 @@ class Daemon:
         spoken = default_dialect(dialects, config.dialect.default)
         sealer = read_sealer(config)
         retention = Retention(config.retention.events, config.retention.attempts)
-        retry = RetrySettings(config.retry.schedule, config.retry.jitter)
+        retry = retry_settings(config)
         client = await self._open_client(config)
         try:
+            await self._tell_of_overruled(config, dialects)
             await self._catalogue.publish(spoken)
         except BaseException:
             await self._close_client(client)
@@ -342,7 +359,6 @@ class Daemon:
         self.sender.settings = SendSettings(
             client, dialects, config.delivery.user_agent, config.network.https_only
         )
-        self.health.disable_after = config.retry.disable_after
         self.partition_keeper.retention = retention
         fixed = [
             name
@@ -384,6 +400,15 @@ class Daemon:
         async with self.database.connection() as connection:
             await check_schema(connection, self._migrations)
         self._schema_checked = True
+
+    async def _tell_of_overruled(self, config: Config, dialects: Mapping[str, Dialect]) -> None:
+        """Say which keys have no effect on endpoints, because what their dialect promises goes first."""
+        spoken = {config.dialect.default, *await self._endpoints.dialects()}
+        for name in sorted(spoken & dialects.keys()):
+            for key in overruled(dialects[name], retry_settings(config)):
+                log.warning(
+                    "config.overruled", dialect=name, key=key, reason="the dialect promises its schedule"
+                )
 
     async def _patiently(self, call: Callable[[], Coroutine[object, object, T]]) -> T:
         """Call again and again while the database is away."""

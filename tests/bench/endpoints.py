@@ -18,6 +18,7 @@ import structlog
 import uvloop
 
 from postrider.domain.model import endpoint_public_id
+from postrider.domain.promises import RetrySettings
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
@@ -27,7 +28,7 @@ from postrider.edges.resources import sql_dir
 from postrider.services.lanes import Lanes
 from postrider.services.ledger import Ledger
 from postrider.services.recorder import Recorder
-from postrider.services.subscriptions import RetrySettings, Subscriptions
+from postrider.services.subscriptions import Subscriptions
 from postrider.store.database import Database
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import Endpoints
@@ -97,7 +98,7 @@ async def measure(dsn: str, count: int) -> None:
     database = Database(dsn, pool_size=2, synchronous_commit=False)
     await database.open()
     clock, ledger = SystemClock(), Ledger()
-    dialects, retry = load_dialects([]), RetrySettings(None, None)
+    dialects, retry = load_dialects([]), RetrySettings(None, None, 432_000.0)
     subscriptions = Subscriptions(
         endpoints=Endpoints(database, sealer),
         lanes=Lanes(capacity=8192, concurrency=256, endpoint_concurrency=8, ledger=ledger, clock=clock),

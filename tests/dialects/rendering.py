@@ -8,7 +8,7 @@ from uuid import UUID
 
 import orjson
 
-from postrider.domain.dialects import Dialect, render, render_handshake, request_headers
+from postrider.domain.dialects import Dialect, render, request_headers
 from postrider.domain.model import Event
 from postrider.domain.signing import parse_secret
 from postrider.edges.dialect_files import load_dialects
@@ -102,7 +102,7 @@ def again(crm: str, sample: dict[str, Any]) -> dict[str, Any]:
                 test=is_handshake,
             )
             if handshake is not None and is_handshake:
-                made: dict[str, Any] = json.loads(render_handshake(dialect, handshake, sent))
+                made: dict[str, Any] = json.loads(render(dialect, sent))
                 assert made["id"] == f"evt_test_{EVENT_ID.hex}"
                 return {**made, "id": sample["id"]}
     made = json.loads(render(dialect, sent))

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import subprocess
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def test_a_workestra_endpoint_becomes_active_by_its_handshake(
         (listed,) = workestra.json("endpoint", "list")
         assert listed["state"] == "unverified"
         workestra("emit", "contact.created", "--data", "{}")
-        assert_settled(database_dsn)
+        assert_settled(database_dsn, ("succeeded", "failed"))
         workestra("endpoint", "resume", listed["id"], exit_code=1)
         workestra("endpoint", "pause", listed["id"], exit_code=1)
         assert "HTTP 500, not 200" in workestra("endpoint", "verify", listed["id"], exit_code=1)
@@ -47,7 +48,7 @@ def test_a_workestra_endpoint_becomes_active_by_its_handshake(
         assert "is verified" in workestra("endpoint", "verify", listed["id"])
         workestra("emit", "contact.created", "--data", '{"id":"con_1"}')
         receiver.wait_for(2)
-        assert_settled(database_dsn)
+        assert_settled(database_dsn, ("succeeded", "failed"))
         first, *_, last = receiver.requests(10)
         sent = json.loads(first["body"])
         assert list(sent) == ["type", "id", "created_at"]
@@ -253,3 +254,83 @@ def test_capture_from_plan_to_check(database_dsn: str, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"contact"', '"person"'))
     said = cli("capture", "plan", exit_code=2)
     assert "there is no event type 'person.created' in the catalogue of stover" in said
+
+
+HANDSHAKE = {"type": "endpoint.verify", "id": "evt_test_0195a9b28e40700080000123456789ab"}
+
+
+def test_a_handshake_is_recorded_and_shown_as_a_test_is(workestra: Cli) -> None:
+    with ReceiverProcess(mode="204") as receiver:
+        workestra("endpoint", "add", "--url", receiver.url("/a"), "--events", "deal.*", exit_code=1)
+        (listed,) = workestra.json("endpoint", "list")
+        (failed,) = workestra.json("delivery", "list", "--endpoint", listed["id"])
+        assert (failed["event_type"], failed["state"]) == ("endpoint.verify", "failed")
+        assert failed["reason"] == "it answered HTTP 204, not 200"
+        receiver.set_mode("ok")
+        workestra("endpoint", "verify", listed["id"])
+        newest, _ = workestra.json("delivery", "list", "--endpoint", listed["id"])
+        assert (newest["state"], newest["attempts"]) == ("succeeded", 1)
+        sent = json.loads(receiver.requests(10)[-1]["body"])
+        shown = workestra.json("event", "show", sent["id"])
+        assert (shown["id"], shown["type"], shown["test"]) == (newest["event"], "endpoint.verify", True)
+        tried = workestra.json("endpoint", "test", listed["id"], "--type", "endpoint.verify")
+        assert tried["state"] == "succeeded"
+        assert list(json.loads(receiver.requests(10)[-1]["body"])) == ["type", "id", "created_at"]
+
+
+def test_a_handshake_is_shown_as_a_sample(workestra: Cli) -> None:
+    assert workestra.json("dialect", "sample", "workestra", "endpoint.verify") == {
+        **HANDSHAKE,
+        "created_at": "2026-03-15T10:30:00Z",
+    }
+    assert "X-Workestra-Signature: " in workestra("dialect", "sample", "workestra", "endpoint.verify")
+
+
+@pytest.mark.parametrize("crm", ["heffl", "workestra", "nutshell"])
+def test_every_id_on_the_wire_leads_to_its_event(database_dsn: str, tmp_path: Path, crm: str) -> None:
+    cli = Cli(config_of(tmp_path, database_dsn, dialect=crm))
+    cli("migrate")
+    with ReceiverProcess() as receiver, DaemonProcess(tmp_path / "postrider.toml"):
+        ep = add(cli, receiver.url("/a"), "*")["id"]
+        cli("emit", "contact.created", "--data", "{}")
+        receiver.wait_for(2 if crm == "workestra" else 1)
+        cli.json("endpoint", "test", ep, "--type", "contact.created")
+        assert_settled(database_dsn)
+        for request in receiver.requests(10):
+            headers = {name.lower(): value for name, value in request["headers"].items()}
+            body = json.loads(request["body"])
+            written = {headers["webhook-id"], body.get("id")} | {
+                each["id"] for each in body.get("events", ()) if isinstance(each, dict)
+            }
+            for wire_id in written - {None}:
+                shown = cli.json("event", "show", wire_id)
+                assert shown["type"] in {"contact.created", "endpoint.verify"}
+    (delivered,) = cli.json("delivery", "list", "--event", wire_id)
+    assert delivered["event"] == shown["id"]
+
+
+def test_planned_types_are_subscribed_to_with_a_word(database_dsn: str, tmp_path: Path) -> None:
+    cli = Cli(config_of(tmp_path, database_dsn, dialect="heffl"))
+    cli("migrate")
+    with ReceiverProcess() as receiver, DaemonProcess(tmp_path / "postrider.toml"):
+        done = subprocess.run(
+            cli.command("endpoint", "add", "--url", receiver.url("/a"), "--events", "contact.*,lead.created"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (
+            "planned by heffl, and delivered once they are emitted: "
+            "contact.created, contact.updated, contact.deleted\n" in done.stderr
+        )
+        assert "Postrider's default of HTTPS" in done.stderr
+        cli("emit", "contact.created", "--data", '{"id":"ct_1"}')
+        receiver.wait_for(1)
+        (endpoint,) = cli.json("endpoint", "list")
+        done = subprocess.run(
+            cli.command("endpoint", "update", endpoint["id"], "--exclude", "contact.*"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "planned" not in done.stderr

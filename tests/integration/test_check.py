@@ -3,15 +3,22 @@
 import base64
 import json
 import os
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from postrider.cli.check_promises import sending_findings
+from postrider.edges.config import Config, DatabaseConfig
+from postrider.edges.dialect_files import load_dialects
+from postrider.edges.resources import config_dir
 from tests.conftest import execute
 from tests.support.cli import Cli
-from tests.support.daemon_process import write_config
+from tests.support.daemon_process import add_endpoint, write_config
 from tests.support.logins import login, user_of
+from tests.support.receiver_process import ReceiverProcess
 
 DEALS = """
 [[capture]]
@@ -79,3 +86,57 @@ def test_a_ca_file_that_can_not_be_used_is_told(
     (finding,) = failures(Cli(config))
     assert finding["what"] == "configuration"
     assert "network.ca_file" in finding["message"]
+
+
+def promise(directory: Path, *networks: str) -> dict[str, dict[str, Any]]:
+    """A configuration whose default dialect promises that requests come from these networks."""
+    shipped = (config_dir() / "dialects" / "workestra.toml").read_text()
+    own, count = re.subn(r"sending_addresses = .*", f"sending_addresses = {json.dumps(networks)}", shipped)
+    assert count == 1
+    (directory / "workestra.toml").write_text(own)
+    return {"dialect": {"default": "workestra", "paths": [str(directory / "workestra.toml")]}}
+
+
+def sending(cli: Cli, *arguments: str) -> dict[str, Any]:
+    """What check finds of the addresses that requests leave from."""
+    done = subprocess.run(cli.command("check", "--json", *arguments), capture_output=True, check=False)
+    (found,) = [each for each in json.loads(done.stdout) if each["what"] == "dialect workestra"]
+    return {str(key): value for key, value in found.items()}
+
+
+def test_addresses_that_a_dialect_promises_are_compared_with_what_leaves(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    with ReceiverProcess() as receiver:
+        add_endpoint(database_dsn, receiver.url("/a"), dialect="workestra")
+        kept = promise(tmp_path, "127.0.0.2/32", "198.51.100.0/24")
+        unbound = Cli(write_config(tmp_path, database_dsn, "unbound", **kept))
+        assert sending(unbound)["level"] == "warn"
+        assert "requests leave from 127.0.0.1, and it promises" in sending(unbound)["message"]
+        nothing = sending(unbound, "--no-endpoints")
+        assert (nothing["level"], "nothing shows" in nothing["message"]) == ("warn", True)
+        kept["network"] = {"source_addresses": ["127.0.0.2"]}
+        bound = sending(Cli(write_config(tmp_path, database_dsn, "bound", **kept)))
+        assert (bound["level"], bound["message"]) == (
+            "ok",
+            "requests leave from 127.0.0.2, as it promises (127.0.0.2/32, 198.51.100.0/24)",
+        )
+        kept["network"] = {"proxy": "http://127.0.0.1:3128"}
+        proxied = sending(Cli(write_config(tmp_path, database_dsn, "proxied", **kept)))
+        assert (proxied["level"], "from the proxy" in proxied["message"]) == ("warn", True)
+
+
+def test_a_public_address_that_is_not_promised_is_a_failure() -> None:
+    (workestra,) = [each for each in load_dialects(()).values() if each.name == "workestra"]
+    config = Config(database=DatabaseConfig(dsn=""))
+    (finding,) = sending_findings([workestra], {"workestra": {"203.0.113.7", "8.8.8.8"}}, config)
+    assert (finding.level, "leave from 8.8.8.8, and" in finding.message) == ("fail", True)
+    (finding,) = sending_findings([workestra], {"workestra": {"203.0.113.7", "198.51.100.9"}}, config)
+    assert finding.level == "ok"
+
+
+def test_a_source_address_that_this_host_lacks_is_told(database_dsn: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path, database_dsn, network={"source_addresses": ["192.0.2.1"]})
+    (finding,) = failures(Cli(config))
+    assert finding["what"] == "configuration"
+    assert "network.source_addresses: nothing can be sent from 192.0.2.1" in finding["message"]

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from postrider.domain.model import EndpointState
+from postrider.domain.promises import RetrySettings
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
@@ -19,7 +20,7 @@ from postrider.edges.metrics import Metrics
 from postrider.services.lanes import Lanes
 from postrider.services.ledger import Ledger
 from postrider.services.recorder import Recorder
-from postrider.services.subscriptions import RetrySettings, Subscriptions
+from postrider.services.subscriptions import Subscriptions
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import PAGE, Endpoints
@@ -60,7 +61,7 @@ class Memory:
                 deliveries=Deliveries(database), ledger=ledger, clock=clock, metrics=Metrics("test")
             ),
             dialects=load_dialects([]),
-            retry=RetrySettings(None, None),
+            retry=RetrySettings(None, None, 432_000.0),
             clock=clock,
         )
 

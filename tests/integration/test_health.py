@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
-from postrider.domain.policy import Outcome
+from postrider.domain.policy import Outcome, RetryPolicy
 from postrider.domain.sealing import Sealer
 from postrider.services.health import Health
 from postrider.services.ledger import HeldEvent, Job
@@ -20,6 +20,7 @@ from tests.support.daemon_process import add_endpoint
 
 DAY_S = 86_400.0
 SUCCESS = Outcome(DeliveryState.SUCCEEDED, None, None, "HTTP 200", None, throttled=False)
+POLICY = RetryPolicy(disable_after=5 * DAY_S)
 FAILURE = Outcome(DeliveryState.RETRYING, None, ErrorKind.HTTP, "HTTP 500", None, throttled=False)
 
 
@@ -31,7 +32,7 @@ class Daemons:
         self.endpoints = endpoints
         self.endpoint_id = endpoint_id
         self.one, self.other = (
-            Health(endpoints=endpoints, disable_after=5 * DAY_S, clock=self.clock) for _ in range(2)
+            Health(endpoints=endpoints, policy_of=lambda _dialect: POLICY, clock=self.clock) for _ in range(2)
         )
 
     def note(self, health: Health, outcome: Outcome, *, after_s: float = 1.0) -> datetime:
@@ -41,7 +42,8 @@ class Daemons:
         return self.clock.now()
 
     async def failing_since(self) -> datetime | None:
-        return (await self.endpoints.failing()).get(self.endpoint_id)
+        failing = (await self.endpoints.failing()).get(self.endpoint_id)
+        return failing.since if failing is not None else None
 
     async def state(self) -> EndpointState:
         return (await self.endpoints.get(self.endpoint_id)).endpoint.state

@@ -1,16 +1,19 @@
 import asyncio
+import socket
 from ipaddress import ip_address
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
-from postrider.domain.errors import UsageError
+from postrider.domain.errors import HostExhausted, UsageError
 from postrider.domain.model import ErrorKind, Failure
 from postrider.edges.addresses import AddressPolicy, check_url, explain
 from postrider.edges.dialing import BlockedAddressError
 from tests.support.loopback import (
     LOOPBACK,
     NOTHING_ALLOWED,
+    OK,
     Reader,
     Writer,
     client,
@@ -87,6 +90,57 @@ def test_allowed_name_is_looked_up_and_reached() -> None:
     async def main() -> None:
         async with receiver() as server, client() as sender:
             assert reply(await post(sender, f"http://localhost:{server.port}/")).status == 200
+
+    run(main())
+
+
+def test_connections_leave_from_the_source_addresses_by_turns() -> None:
+    async def main() -> None:
+        peers: list[str] = []
+
+        async def note(request: bytes, writer: Writer) -> None:
+            peers.append(writer.get_extra_info("peername")[0])
+            writer.write(OK)
+
+        sources = ("127.0.0.2", "127.0.0.3")
+        async with receiver(note) as server, client(source_addresses=sources) as sender:
+            for endpoint_id in range(4):
+                reply(await post(sender, server.url, endpoint_id=endpoint_id))
+            assert sorted(peers) == ["127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"]
+            reason = failure(await post(sender, f"http://[::1]:{server.port}/"), ErrorKind.CONNECT)
+            assert reason == "the connection failed: nothing is sent from here to IPv6 addresses"
+
+    run(main())
+
+
+def test_source_address_that_the_host_lacks_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"source_addresses: nothing can be sent from 192\.0\.2\.1: "):
+        client(source_addresses=("127.0.0.1", "192.0.2.1"))
+
+
+def test_a_source_address_that_the_host_loses_is_no_attempt() -> None:
+    async def main() -> None:
+        async with receiver() as server, client(source_addresses=("127.0.0.2",)) as sender:
+            sender._sources._turns[socket.AF_INET] = cycle([("192.0.2.1", 0)])
+            with pytest.raises(HostExhausted, match="can't open a connection: "):
+                await post(sender, server.url)
+            assert server.connections == 0
+
+    run(main())
+
+
+def test_a_request_may_have_a_connect_timeout_of_its_own() -> None:
+    async def main() -> None:
+        async with receiver(silence) as server, client(connect_timeout=30) as sender:
+            result = await sender.post(
+                f"https://127.0.0.1:{server.port}/",
+                {},
+                b"{}",
+                endpoint_id=1,
+                https_only=False,
+                connect_timeout=0.3,
+            )
+            assert failure(result, ErrorKind.TIMEOUT) == "no connection within 0.3 s"
 
     run(main())
 

@@ -99,9 +99,12 @@ def client(
     max_response_bytes: int = 1000,
     proxy: str | None = None,
     ca_file: str | None = None,
+    source_addresses: tuple[str, ...] = (),
     on_blocked: Callable[[BlockedAddressError], None] | None = None,
 ) -> WebhookClient:
-    options = NetworkOptions(policy, timeout, connect_timeout, max_response_bytes, proxy, ca_file)
+    options = NetworkOptions(
+        policy, timeout, connect_timeout, max_response_bytes, proxy, ca_file, source_addresses
+    )
     return WebhookClient(options, on_blocked)
 
 

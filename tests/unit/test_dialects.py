@@ -14,7 +14,9 @@ from standardwebhooks import Webhook
 from postrider.domain.dialects import (
     Dialect,
     check_header,
+    event_id,
     parse_dialect,
+    parse_event_ids,
     render,
     request_headers,
 )
@@ -23,9 +25,11 @@ from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, MAX_DATA_DEPTH, Event
 from postrider.domain.policy import DEFAULT_DELAYS
 from postrider.domain.signing import Secret
+from postrider.edges.dialect_files import load_dialects
 
 STANDARD_TOML = (Path(__file__).parents[2] / "config/dialects/standard.toml").read_text()
 STANDARD = parse_dialect(STANDARD_TOML, "standard.toml")
+SHIPPED = load_dialects(())
 KEY = bytes(range(32))
 EVENT = Event(
     id=UUID("01957b2c-8f00-7000-8000-000000000001"),
@@ -285,3 +289,30 @@ def test_too_long_header_is_refused_without_its_value() -> None:
     with pytest.raises(UsageError, match="has 9,005 characters") as refused:
         check_header("X-Key", "v" * 9000)
     assert "vvv" not in str(refused.value)
+
+
+@given(number=st.integers(0, (1 << 128) - 1))
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_id_that_a_dialect_writes_leads_back_to_its_event(name: str, number: int) -> None:
+    dialect = SHIPPED[name]
+    for test in (False, True):
+        event = replace(EVENT, id=UUID(int=number), test=test)
+        sent = headers(event, b"{}", dialect)
+        for written in (event_id(dialect, event), sent["webhook-id"], f"evt_{event.id.hex}"):
+            assert parse_event_ids(written, SHIPPED.values()) == [event.id]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "evt_", "evt_12", "msg_" + "g" * 32, "-events", f"{1 << 128}-events", "-1-events", "evt_{hex}"],
+)
+def test_what_no_dialect_writes_is_no_event_id(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_event_ids(text, SHIPPED.values())
+    assert "is not an event id" in refused.value.message
+    assert "msg_<32 hexadecimal digits>" in refused.value.hint
+
+
+def test_time_to_connect_is_a_part_of_the_whole() -> None:
+    with pytest.raises(UsageError, match="connect_timeout: it can't be longer than timeout"):
+        parse_dialect(STANDARD_TOML.replace("[body]", "timeout = 5\nconnect_timeout = 6\n[body]"), "a.toml")

@@ -184,3 +184,17 @@ def test_endpoint_is_disabled_after_failing_long_enough() -> None:
     assert not should_disable(None, NOW, days)
     assert not should_disable(NOW - timedelta(days=5) + timedelta(seconds=1), NOW, days)
     assert should_disable(NOW - timedelta(days=5), NOW, days)
+
+
+@given(status=st.sampled_from([410, 429, 503]), retry_after=st.sampled_from([None, "7200", "soon"]))
+def test_a_promised_schedule_knows_neither_410_nor_retry_after(status: int, retry_after: str | None) -> None:
+    policy = RetryPolicy(delays=(0.0, 10.0), gone_disables=False, heeds_retry_after=False)
+    outcome = judge(reply(status, retry_after), 1, policy, NOW, 0.0)
+    assert wait(outcome) == 10.0
+    assert (outcome.disable_reason, outcome.retry_after) == (None, 0.0)
+    last = judge(reply(status, retry_after), 2, policy, NOW, 0.0)
+    assert (last.state, last.disable_reason) == (DeliveryState.FAILED, None)
+
+
+def test_no_patience_means_that_an_endpoint_is_never_disabled() -> None:
+    assert not should_disable(NOW - timedelta(days=3650), NOW, None)

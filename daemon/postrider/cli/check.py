@@ -6,8 +6,9 @@ import re
 import shlex
 import ssl
 import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +16,10 @@ from urllib.parse import urlsplit
 import click
 
 from postrider.app import network_options, read_sealer
+from postrider.cli.check_promises import overruled_findings, sending_findings
 from postrider.cli.common import config_option, json_option, print_json, run_async
+from postrider.cli.finding import Finding
+from postrider.domain.dialects import Dialect
 from postrider.domain.errors import PostriderError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.edges.config import Config, config_source, holds_password, load_config
@@ -23,6 +27,7 @@ from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.dialing import tls_context
 from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
+from postrider.edges.sources import SourceAddresses
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.database import Connection, Database, DatabaseUnavailable
@@ -41,18 +46,9 @@ SELECT string_agg(name || ' (' || need || ')', ', ') FROM (VALUES
   ('outbox', 'SELECT'), ('outbox', 'INSERT'), ('pending', 'INSERT'), ('pending', 'DELETE'),
   ('claim', 'INSERT'), ('claim', 'DELETE'),
   ('delivery', 'INSERT'), ('delivery', 'UPDATE'), ('attempt', 'INSERT'), ('endpoint', 'UPDATE'),
-  ('daemon', 'INSERT'), ('idempotency', 'DELETE')
+  ('daemon', 'INSERT'), ('idempotency', 'DELETE'), ('last_delivery', 'INSERT')
 ) AS needed(name, need) WHERE NOT has_table_privilege('postrider.' || name, need)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    level: str
-    """ok, warn or fail."""
-    what: str
-    message: str
-    hint: str = ""
 
 
 @click.command()
@@ -61,7 +57,8 @@ class Finding:
 @json_option
 @run_async
 async def check(no_endpoints: bool, config_path: Path | None, as_json: bool) -> None:
-    """Check configuration, database, clock, schema, rights, partitions, LISTEN, captures and endpoints.
+    """Check configuration, database, clock, schema, rights, partitions, LISTEN, captures, endpoints, and
+    whether what their dialects promise is what happens.
 
     Exit code 1 if anything fails; warnings don't fail.
 
@@ -85,20 +82,17 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
     """One check after the other; those that need what failed are left out."""
     try:
         config = load_config(config_path, os.environ)
-        spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
+        dialects = load_dialects(config.dialect.paths)
+        spoken = default_dialect(dialects, config.dialect.default)
         sealer = read_sealer(config)
-        tls = tls_context(network_options(config).ca_file)
+        tls = tls_context(config.network.ca_file)
+        leave_from = SourceAddresses(network_options(config).source_addresses)
     except PostriderError as error:
         yield Finding("fail", "configuration", error.message, error.hint)
         return
     yield Finding("ok", "configuration", "valid")
     for finding in _permission_findings(config_path, config):
         yield finding
-    if spoken.sending_addresses:
-        promised = ", ".join(spoken.sending_addresses)
-        yield Finding(
-            "ok", f"dialect {spoken.name}", f"requests have to leave from {promised}, as it promises"
-        )
     database = Database(config.database.dsn, pool_size=2, keyed=False)
     try:
         try:
@@ -120,9 +114,17 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
         except PostriderError as error:
             yield Finding("fail", "database", error.message, error.hint)
             return
+        in_use = {spoken.name, *(row.endpoint.dialect for row in endpoints)} & dialects.keys()
+        used = [dialects[name] for name in sorted(in_use)]
+        for finding in overruled_findings(used, config):
+            yield finding
+        sources: dict[str, set[str]] = defaultdict(set)
         if with_endpoints:
-            async for finding in _endpoint_findings([row.endpoint for row in endpoints], config, tls):
+            prober = _Prober(config, dialects, tls, leave_from, sources)
+            async for finding in _endpoint_findings([row.endpoint for row in endpoints], prober):
                 yield finding
+        for finding in sending_findings(used, sources, config):
+            yield finding
     finally:
         await database.close()
 
@@ -280,17 +282,14 @@ async def _schema_hint(error: PostriderError, database: Database) -> str | None:
     return f"Let the owner of the schema run: {grant}"
 
 
-async def _endpoint_findings(
-    endpoints: Sequence[Endpoint], config: Config, tls: ssl.SSLContext
-) -> AsyncIterator[Finding]:
+async def _endpoint_findings(endpoints: Sequence[Endpoint], prober: "_Prober") -> AsyncIterator[Finding]:
     unusable = [each for each in endpoints if each.unusable is not None]
     for endpoint in unusable[:MAX_ENDPOINTS]:
         hint = "Its deliveries wait. Restore the key file, or delete the endpoint and add it anew."
         yield Finding("fail", _named(endpoint), str(endpoint.unusable), hint)
     active = [each for each in endpoints if each.state is EndpointState.ACTIVE and each.unusable is None]
-    gate = asyncio.Semaphore(PROBES_AT_A_TIME)
     probed = active[:MAX_ENDPOINTS]
-    results = await asyncio.gather(*(_probe(each.url, config, tls, gate) for each in probed))
+    results = await asyncio.gather(*map(prober.probe, probed))
     for endpoint, result in zip(probed, results, strict=True):
         yield Finding(result.level, _named(endpoint), result.message)
     for count, what in (
@@ -305,12 +304,37 @@ def _named(endpoint: Endpoint) -> str:
     return f"endpoint {endpoint_public_id(endpoint.id)} ({urlsplit(endpoint.url).hostname})"
 
 
-async def _probe(url: str, config: Config, tls: ssl.SSLContext, gate: asyncio.Semaphore) -> Probe:
-    async with gate:
-        return await probe(
-            url,
-            network_options(config).policy,
-            https_only=config.network.https_only,
-            tls=tls,
-            timeout=config.delivery.connect_timeout,
-        )
+class _Prober:
+    """Looks at endpoints as their deliveries would, and gathers by dialect where these leave from."""
+
+    def __init__(
+        self,
+        config: Config,
+        dialects: Mapping[str, Dialect],
+        tls: ssl.SSLContext,
+        leave_from: SourceAddresses,
+        sources: Mapping[str, set[str]],
+    ) -> None:
+        self._config = config
+        self._dialects = dialects
+        self._tls = tls
+        self._leave_from = leave_from
+        self._sources = sources
+        self._policy = network_options(config).policy
+        self._gate = asyncio.Semaphore(PROBES_AT_A_TIME)
+
+    async def probe(self, endpoint: Endpoint) -> Probe:
+        dialect = self._dialects.get(endpoint.dialect)
+        promised = dialect.connect_timeout if dialect is not None else None
+        async with self._gate:
+            result = await probe(
+                endpoint.url,
+                self._policy,
+                https_only=self._config.network.https_only,
+                tls=self._tls,
+                sources=self._leave_from,
+                timeout=promised or self._config.delivery.connect_timeout,
+            )
+        if result.source is not None:
+            self._sources[endpoint.dialect].add(result.source)
+        return result

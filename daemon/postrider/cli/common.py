@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
 
 import click
 import orjson
 
 from postrider.app import read_sealer
-from postrider.domain.dialects import Dialect
+from postrider.domain.dialects import Dialect, parse_event_ids
 from postrider.domain.errors import UsageError
 from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, load_config
@@ -107,6 +108,16 @@ def known_dialect(name: str, config: Config) -> Dialect:
             f"Did you mean {nearest[0]}?" if nearest else f"Known are: {', '.join(sorted(known))}.",
         )
     return known[name]
+
+
+async def event_id_of(text: str, stores: Stores) -> UUID:
+    """The event that an id means, in any dialect's form. Raises UsageError if it is not one."""
+    meant = parse_event_ids(text, load_dialects(stores.config.dialect.paths).values())
+    if len(meant) == 1:
+        return meant[0]
+    # Two templates may fit one text; hardly will there be an event for each.
+    known = await stores.outbox.read(meant)
+    return known[0].id if known else meant[0]
 
 
 def print_json(value: object) -> None:

@@ -11,6 +11,7 @@ from postrider.cli.common import (
     Stores,
     ago,
     config_option,
+    event_id_of,
     json_option,
     open_stores,
     print_json,
@@ -29,7 +30,6 @@ from postrider.domain.model import (
     event_public_id,
     parse_delivery_id,
     parse_endpoint_id,
-    parse_event_id,
 )
 from postrider.store.deliveries import DeliveryKey
 from postrider.store.history import DeliveryRow
@@ -44,7 +44,7 @@ def delivery() -> None:
 
 @delivery.command(name="list")
 @click.option("--endpoint", "ep", metavar="EP", help="Only of this endpoint.")
-@click.option("--event", "evt", metavar="EVT", help="Only of this event.")
+@click.option("--event", "evt", metavar="EVT", help="Only of this event; its id in any dialect's form.")
 @_state_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--before", metavar="DLV", help="Deliveries after this one in the list: the next page.")
@@ -67,7 +67,7 @@ async def list_(
     async with open_stores(config_path) as stores:
         rows = await stores.history.list_deliveries(
             endpoint_id=parse_endpoint_id(ep) if ep else None,
-            event_id=parse_event_id(evt) if evt else None,
+            event_id=await event_id_of(evt, stores) if evt else None,
             state=DeliveryState(status) if status else None,
             before=parse_delivery_id(before) if before else None,
             limit=limit,

@@ -8,10 +8,13 @@ from uuid import UUID
 import click
 import orjson
 
+from postrider.app import retry_settings
 from postrider.cli.common import config_option, json_option, known_dialect, print_json, print_table, run_async
+from postrider.domain.catalogue import Sample
 from postrider.domain.dialects import Dialect, render, request_headers
 from postrider.domain.errors import UsageError
 from postrider.domain.model import DEFAULT_WORKSPACE, Event
+from postrider.domain.promises import retry_policy
 from postrider.domain.signing import Secret
 from postrider.edges.config import Config, DatabaseConfig, load_config
 from postrider.edges.dialect_files import load_dialects
@@ -19,6 +22,8 @@ from postrider.edges.durations import format_duration
 
 _SAMPLE_ID = UUID("0195a9b2-8e40-7000-8000-0123456789ab")
 _SAMPLE_TIME = datetime(2026, 3, 15, 10, 30, tzinfo=UTC)
+_NOTHING = Sample(None, None, "{}", None, None, None)
+"""What a handshake tells of."""
 _SAMPLE_SECRET = Secret(b"an example key, not a secret", b"an example key, not a secret")
 
 
@@ -107,7 +112,7 @@ async def show(name: str, config_path: Path | None, as_json: bool) -> None:
 @json_option
 @run_async
 async def sample(name: str, event_type: str, config_path: Path | None, as_json: bool) -> None:
-    """Print the request that the sample of an event type makes: headers, then the body.
+    """Print the request that the sample of an event type makes, or the handshake: headers, then the body.
 
     Ids, times and signatures are an example's. --json prints the body alone.
 
@@ -115,20 +120,7 @@ async def sample(name: str, event_type: str, config_path: Path | None, as_json: 
     """
     config = _config(config_path)
     shown = known_dialect(name, config)
-    found = shown.catalogue.sample(event_type)
-    event = Event(
-        id=_SAMPLE_ID,
-        workspace_id=DEFAULT_WORKSPACE,
-        type=event_type,
-        data=found.data,
-        data_bytes=len(found.data.encode()),
-        previous_attributes=found.previous_attributes,
-        object_type=found.object_type,
-        object_id=found.object_id,
-        actor=found.actor,
-        related=found.related,
-        occurred_at=_SAMPLE_TIME,
-    )
+    event = sample_event(shown, event_type)
     body = render(shown, event)
     if not as_json:
         headers = request_headers(
@@ -146,6 +138,26 @@ async def sample(name: str, event_type: str, config_path: Path | None, as_json: 
     click.echo(orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode())
 
 
+def sample_event(shown: Dialect, event_type: str) -> Event:
+    """An event as the catalogue shows it, or the handshake. Raises UsageError for a type that is neither."""
+    handshake = shown.handshake is not None and event_type == shown.handshake.type
+    found = _NOTHING if handshake else shown.catalogue.sample(event_type)
+    return Event(
+        id=_SAMPLE_ID,
+        workspace_id=DEFAULT_WORKSPACE,
+        type=event_type,
+        data=found.data,
+        data_bytes=len(found.data.encode()),
+        previous_attributes=found.previous_attributes,
+        object_type=found.object_type,
+        object_id=found.object_id,
+        actor=found.actor,
+        related=found.related,
+        occurred_at=_SAMPLE_TIME,
+        test=handshake,
+    )
+
+
 def _config(path: Path | None) -> Config:
     """The configuration, or the defaults where none was named and none is installed."""
     try:
@@ -156,8 +168,15 @@ def _config(path: Path | None) -> Config:
         return Config(database=DatabaseConfig(dsn=""))
 
 
+def _https(shown: Dialect, config: Config) -> str:
+    """Whether endpoints need it, and by whose choice."""
+    if not config.network.https_only:
+        return "not demanded: network.https_only = false"
+    return "demanded, as the CRM promises it" if shown.https_only else "demanded by network.https_only"
+
+
 def _facts(shown: Dialect, config: Config) -> dict[str, object]:
-    delays = config.retry.schedule or shown.retry_delays
+    policy = retry_policy(shown, retry_settings(config))
     return {
         "name": shown.name,
         "description": shown.description,
@@ -165,11 +184,19 @@ def _facts(shown: Dialect, config: Config) -> dict[str, object]:
         + (["webhook-signature"] if shown.standard_webhooks else []),
         "user_agent": shown.user_agent or config.delivery.user_agent,
         "https_only": shown.https_only,
+        "https": _https(shown, config),
         "timeout": format_duration(shown.timeout or config.delivery.timeout),
-        "retry_schedule": [format_duration(delay) for delay in delays],
+        "connect_timeout": format_duration(shown.connect_timeout or config.delivery.connect_timeout),
+        "retry_schedule": [format_duration(delay) for delay in policy.delays],
+        "promised_schedule": shown.promised_schedule,
+        "retry_after": "puts the next attempt off" if policy.heeds_retry_after else "is ignored",
+        "on_410": "the endpoint is disabled" if policy.gone_disables else "as any other failure",
         "when_exhausted": "the endpoint is disabled"
         if shown.disable_when_exhausted
         else "the delivery is failed",
+        "disable_after": "never"
+        if policy.disable_after is None
+        else f"{format_duration(policy.disable_after)} of nothing but failures",
         "handshake": shown.handshake.type if shown.handshake else None,
         "sending_addresses": list(shown.sending_addresses),
         "closed_catalogue": shown.closed_catalogue,

@@ -16,7 +16,7 @@ from postrider.cli.common import (
     run_async,
     show_progress,
 )
-from postrider.cli.endpoint_facts import endpoint_facts, living, pattern_text, state_text
+from postrider.cli.endpoint_facts import endpoint_facts, last_delivery_text, living, pattern_text, state_text
 from postrider.cli.subscription import add, update
 from postrider.cli.trial import test, verify
 from postrider.domain.errors import PostriderError, UsageError
@@ -38,7 +38,7 @@ def endpoint() -> None:
 async def list_(
     workspace: str | None, include_deleted: bool, config_path: Path | None, as_json: bool
 ) -> None:
-    """List endpoints.
+    """List endpoints, each with its last delivery: what came of it, and when it was tried.
 
     Example: postrider endpoint list --workspace ws_1
     """
@@ -48,12 +48,13 @@ async def list_(
         print_json([endpoint_facts(row) for row in rows])
         return
     print_table(
-        ["id", "workspace", "state", "events", "url"],
+        ["id", "workspace", "state", "last delivery", "events", "url"],
         [
             (
                 endpoint_public_id(row.endpoint.id),
                 row.endpoint.workspace_id,
                 state_text(row.endpoint),
+                last_delivery_text(row),
                 pattern_text(row.endpoint),
                 row.endpoint.url,
             )
@@ -83,6 +84,7 @@ async def show(ep: str, with_secret: bool, config_path: Path | None, as_json: bo
     if as_json:
         print_json(facts)
         return
+    facts["last_delivery"] = last_delivery_text(row)
     for name, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         click.echo(f"{name + ':':<17} {printable(text if text != '' else None)}")

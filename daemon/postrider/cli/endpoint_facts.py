@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from postrider.cli.common import Stores, printable
+from postrider.cli.common import Stores, ago, printable
 from postrider.domain.errors import PostriderError
-from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
+from postrider.domain.model import Endpoint, EndpointState, delivery_public_id, endpoint_public_id
 from postrider.store.endpoint_rows import EndpointRow
+from postrider.store.last_deliveries import LastDelivery
 from postrider.store.missed import Missed
 
 
@@ -55,6 +56,25 @@ def pattern_text(endpoint: Endpoint) -> str:
     return ",".join(endpoint.patterns) + "".join(f" -{pattern}" for pattern in endpoint.exclusions)
 
 
+def last_delivery_text(row: EndpointRow) -> str | None:
+    """When the last delivery was tried, and what came of it."""
+    last = row.last_delivery
+    if last is None:
+        return None
+    return f"{last.state} {ago(last.at)}" + (f": {last.reason}" if last.reason else "")
+
+
+def _last_delivery_facts(last: LastDelivery | None) -> dict[str, Any] | None:
+    if last is None:
+        return None
+    return {
+        "id": delivery_public_id(last.event_id, last.endpoint_id),
+        "state": last.state,
+        "reason": last.reason,
+        "at": last.at,
+    }
+
+
 def endpoint_facts(row: EndpointRow) -> dict[str, Any]:
     """An endpoint without what may be secret: its keys, and the values of its headers."""
     endpoint = replace(row.endpoint, secrets=())
@@ -73,6 +93,7 @@ def endpoint_facts(row: EndpointRow) -> dict[str, Any]:
         "concurrency": endpoint.concurrency,
         "rate_per_s": endpoint.rate,
         "headers": sorted(endpoint.headers),
+        "last_delivery": _last_delivery_facts(row.last_delivery),
         "created_at": row.created_at,
         "updated_at": row.updated_at,
     }

@@ -13,6 +13,7 @@ import orjson
 
 from postrider.cli.common import (
     config_option,
+    event_id_of,
     json_option,
     open_stores,
     print_json,
@@ -108,10 +109,12 @@ async def list_(
 async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
     """Show one event, its data, and its deliveries.
 
+    EVT is its id as any dialect writes it into a body or a header: evt_…, msg_…, …-events.
+
     Example: postrider event show evt_0198c5b0c7e27a7f8a3c6d1e2f304152
     """
-    event_id = parse_event_id(evt)
     async with open_stores(config_path) as stores:
+        event_id = await event_id_of(evt, stores)
         found = await stores.outbox.read([event_id])
         if not found:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")

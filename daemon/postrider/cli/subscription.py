@@ -1,7 +1,7 @@
 """postrider endpoint add, update: subscribe a URL to events."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from postrider.cli.common import (
     run_async,
 )
 from postrider.cli.endpoint_facts import endpoint_facts, living
-from postrider.cli.trial import ask_for_handshake, verify_endpoint
+from postrider.cli.trial import ask_for_handshake, problem_of, show_delivery, verify_endpoint
 from postrider.domain.dialects import Dialect, check_headers
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.matching import parse_pattern
@@ -35,6 +35,10 @@ from postrider.domain.signing import new_secret, parse_secret
 from postrider.edges.addresses import check_url
 from postrider.edges.config import Config
 from postrider.edges.durations import parse_rate
+from postrider.store.deliveries import DeliveryResult
+
+MAX_PLANNED = 5
+"""Names of event types that are told."""
 
 
 class _Slots(click.IntRange):
@@ -128,7 +132,7 @@ async def add(
             rate=rate_per_s or None,
         )
         await stores.endpoints.add(new, [secret], stores.clock.now())
-        problem = await verify_endpoint(stores, new) if spoken.handshake else None
+        handshake = await verify_endpoint(stores, new) if spoken.handshake else None
         facts = endpoint_facts(await stores.endpoints.get(new.id))
     if as_json:
         print_json(facts if given is not None else {**facts, "secret": secret})
@@ -139,7 +143,8 @@ async def add(
             click.echo(
                 "Give it to the receiver; `postrider endpoint show --secret` prints it again.", err=True
             )
-    _tell_of_handshake(str(facts["id"]), spoken, problem)
+    _tell_of_planned(facts, spoken)
+    _tell_of_handshake(str(facts["id"]), spoken, handshake)
 
 
 @click.command()
@@ -187,8 +192,8 @@ async def update(
         if not unverified and (after.url, after.dialect) != (before.url, before.dialect):
             if spoken.handshake is not None and not before.secrets:
                 raise PostriderError(f"{ep} can't be used: {before.unusable}", "Mend that first.")
-            problem = await ask_for_handshake(stores, after)
-            if problem is not None:
+            handshake = await ask_for_handshake(stores, after)
+            if (problem := problem_of(handshake)) is not None:
                 raise PostriderError(
                     f"{ep} was not changed: the handshake of {spoken.name} failed: {problem}",
                     "Mend the receiver, then try again.",
@@ -205,18 +210,35 @@ async def update(
             rate=rate_per_s,
             headers=_headers(headers) if headers else None,
         )
-        problem = await verify_endpoint(stores, after) if unverified else None
+        handshake = await verify_endpoint(stores, after) if unverified else None
         facts = endpoint_facts(await stores.endpoints.get(endpoint_id))
     if as_json:
         print_json(facts)
     else:
         click.echo(f"updated {ep}")
-    _tell_of_handshake(ep, spoken, problem)
+    if events is not None or dialect is not None:
+        _tell_of_planned(facts, spoken)
+    _tell_of_handshake(ep, spoken, handshake)
 
 
-def _tell_of_handshake(ep: str, dialect: Dialect, problem: str | None) -> None:
-    if problem is None:
+def _tell_of_planned(facts: Mapping[str, Any], dialect: Dialect) -> None:
+    """Say of which event types the CRM only plans to tell; what it emits of them is delivered nonetheless."""
+    planned = dialect.catalogue.planned(facts["events"], facts["exclude"])
+    if not planned:
         return
+    more = f" and {len(planned) - MAX_PLANNED} more" if len(planned) > MAX_PLANNED else ""
+    click.echo(
+        f"planned by {dialect.name}, and delivered once they are emitted: "
+        f"{', '.join(planned[:MAX_PLANNED])}{more}",
+        err=True,
+    )
+
+
+def _tell_of_handshake(ep: str, dialect: Dialect, handshake: DeliveryResult | None) -> None:
+    problem = problem_of(handshake)
+    if handshake is None or problem is None:
+        return
+    show_delivery(handshake)
     assert dialect.handshake is not None
     click.echo(
         f"{ep} gets no events yet: it did not answer {dialect.handshake.type} as {dialect.name} demands: "
@@ -248,11 +270,12 @@ def _check_url(url: str, config: Config) -> None:
 
 
 def _warn_of_http(url: str, dialect: Dialect, config: Config) -> None:
-    if dialect.https_only and not config.network.https_only and not url.lower().startswith("https:"):
-        click.echo(
-            f"{dialect.name} promises HTTPS; network.https_only = false lifts that, for development only",
-            err=True,
-        )
+    if config.network.https_only or url.lower().startswith("https:"):
+        return
+    lifted = (
+        f"the HTTPS that {dialect.name} promises" if dialect.https_only else "Postrider's default of HTTPS"
+    )
+    click.echo(f"network.https_only = false lifts {lifted}; that is for development only", err=True)
 
 
 def _patterns(text: str, dialect: Dialect) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from postrider.edges.dialect_files import load_dialects
 from postrider.edges.network import WebhookClient
 from postrider.services.sender import SendSettings
 from postrider.services.trial import made_up_event, send_test, shake_hands
-from postrider.store.deliveries import Deliveries
+from postrider.store.deliveries import Deliveries, DeliveryResult
 
 _PLAIN_TYPE = "postrider.test"
 
@@ -94,7 +94,7 @@ async def test(
         click.echo(f"{event.type}: {delivery.state}, {answer} in {result.duration_ms:.0f} ms")
         if isinstance(result, Reply) and result.body:
             click.echo(printable(result.body))
-        click.echo(f"postrider delivery show {public_id}", err=True)
+        show_delivery(delivery)
     if not succeeded:
         raise click.exceptions.Exit(1)
 
@@ -117,8 +117,10 @@ async def verify(ep: str, config_path: Path | None) -> None:
             raise UsageError(
                 f"the dialect {dialect.name} knows no handshake", "Try the endpoint: postrider endpoint test."
             )
-        problem = await verify_endpoint(stores, target)
-    if problem is not None:
+        handshake = await verify_endpoint(stores, target)
+    if handshake is not None:
+        show_delivery(handshake)
+    if (problem := problem_of(handshake)) is not None:
         click.echo(f"{ep} is not verified: {printable(problem)}")
         raise click.exceptions.Exit(1)
     click.echo(
@@ -126,21 +128,39 @@ async def verify(ep: str, config_path: Path | None) -> None:
     )
 
 
-async def verify_endpoint(stores: Stores, endpoint: Endpoint) -> str | None:
-    """Shake hands, and activate an unverified endpoint that did; else say what it did instead."""
-    problem = await ask_for_handshake(stores, endpoint)
-    if problem is None:
+async def verify_endpoint(stores: Stores, endpoint: Endpoint) -> DeliveryResult | None:
+    """Shake hands where that is demanded, and activate an unverified endpoint that did."""
+    handshake = await ask_for_handshake(stores, endpoint)
+    if problem_of(handshake) is None:
         await stores.endpoints.activate(endpoint.id, stores.clock.now())
-    return problem
+    return handshake
 
 
-async def ask_for_handshake(stores: Stores, endpoint: Endpoint) -> str | None:
-    """None if the endpoint answers the handshake of its dialect, or none is demanded; else what it did."""
+async def ask_for_handshake(stores: Stores, endpoint: Endpoint) -> DeliveryResult | None:
+    """What came of the handshake that the endpoint's dialect demands; None if it demands none."""
     dialect = known_dialect(endpoint.dialect, stores.config)
     if dialect.handshake is None:
         return None
     async with _send_settings(stores) as settings:
-        return await shake_hands(settings, dialect, dialect.handshake, endpoint, stores.clock)
+        return await shake_hands(
+            settings,
+            dialect,
+            dialect.handshake,
+            endpoint,
+            deliveries=Deliveries(stores.database),
+            clock=stores.clock,
+        )
+
+
+def problem_of(handshake: DeliveryResult | None) -> str | None:
+    """What the endpoint did instead of answering the handshake; None if it did, or none was demanded."""
+    return handshake.reason if handshake is not None else None
+
+
+def show_delivery(delivery: DeliveryResult) -> None:
+    """Tell where to look at it."""
+    public_id = delivery_public_id(delivery.event_id, delivery.endpoint_id)
+    click.echo(f"postrider delivery show {public_id}", err=True)
 
 
 @asynccontextmanager
@@ -158,6 +178,8 @@ def _test_event(
     now = stores.clock.now()
     catalogue = dialect.catalogue
     chosen = event_type or _first_subscribed(endpoint, dialect)
+    if dialect.handshake is not None and chosen == dialect.handshake.type:
+        return made_up_event(endpoint, chosen, now)
     if chosen in catalogue.types or catalogue.closed:
         sample = catalogue.sample(chosen)
         return made_up_event(

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID
 
@@ -44,6 +46,7 @@ from postrider.services.trial import shake_hands
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import PINNED, Connection, Database
+from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory, DeliveryRow
 from postrider.store.migrations import migrate, read_migrations
@@ -94,7 +97,8 @@ class Demo:
     async def running(self) -> AsyncIterator["Demo"]:
         await self._create_database()
         runner = await self._start_receivers()
-        config = self._config()
+        directory = TemporaryDirectory(prefix="postrider-demo-")
+        config = self._config(self._hasty_dialect(Path(directory.name)))
         daemon = Daemon(config)
         self._database = Database(self.dsn, pool_size=2)
         await self._database.open()
@@ -109,12 +113,13 @@ class Demo:
         finally:
             await self._database.close()
             await runner.cleanup()
+            directory.cleanup()
 
-    def _config(self) -> Config:
+    def _config(self, dialect: Path) -> Config:
         return parse_config(
             {
                 "database": {"dsn": self.dsn},
-                "dialect": {"default": self.dialect.name},
+                "dialect": {"default": self.dialect.name, "paths": [str(dialect)]},
                 "network": {"allow": ["127.0.0.0/8"], "https_only": False},
                 "retry": {"schedule": ["0s", "500ms", "1s", "2s", "4s", "8s"]},
                 "admin": {"listen": ""},
@@ -122,6 +127,13 @@ class Demo:
             },
             "the demo's configuration",
         )
+
+    def _hasty_dialect(self, directory: Path) -> Path:
+        """The file of the dialect, less the promise of its schedule: who watches does not wait for hours."""
+        shipped = (config_dir() / "dialects" / f"{self.dialect.name}.toml").read_text()
+        path = directory / f"{self.dialect.name}.toml"
+        path.write_text(shipped.replace("promised_schedule = true\n", ""))
+        return path
 
     def _capture_sections(self) -> list[Any]:
         if self.dialect.name == EMITTING:
@@ -194,11 +206,16 @@ class Demo:
             return
         async with WebhookClient(network_options(config)) as client:
             settings = SendSettings(client, {}, config.delivery.user_agent, https_only=False)
-            problem = await shake_hands(
-                settings, self.dialect, self.dialect.handshake, endpoint, SystemClock()
+            handshake = await shake_hands(
+                settings,
+                self.dialect,
+                self.dialect.handshake,
+                endpoint,
+                deliveries=Deliveries(self._database),
+                clock=SystemClock(),
             )
-        if problem is not None:
-            raise PostriderError(f"the demo's own receiver did not answer the handshake: {problem}")
+        if handshake.reason is not None:
+            raise PostriderError(f"the demo's own receiver did not answer the handshake: {handshake.reason}")
 
     async def write_for(self, seconds: float | None, rate: float, stop: asyncio.Event) -> None:
         """Let the CRM work, `rate` transactions a second, until the time is over or `stop` is set."""

@@ -46,7 +46,7 @@ class EventType(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Sample(msgspec.Struct, frozen=True):
     """The parts of a sample event, as JSON text."""
 
-    object_type: str
+    object_type: str | None
     object_id: str | None
     data: str
     previous_attributes: str | None
@@ -92,6 +92,17 @@ class Catalogue:
             return
         if not any(pattern in matching_patterns(event_type) for event_type in self.types):
             raise self._unknown(f"no event type matches {pattern!r}", pattern)
+
+    def planned(self, patterns: Iterable[str], exclusions: Iterable[str]) -> list[str]:
+        """The event types of a subscription that the CRM plans, and does not announce yet."""
+        wanted, unwanted = set(patterns), set(exclusions)
+        return [
+            each.type
+            for each in self.types.values()
+            if each.status == "planned"
+            and wanted & (matching := matching_patterns(each.type))
+            and not unwanted & matching
+        ]
 
     def _unknown(self, message: str, name: str) -> UsageError:
         known = set(self.types)

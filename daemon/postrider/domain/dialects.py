@@ -4,10 +4,10 @@ A dialect is a TOML file; `config/dialects/README.md` describes its keys.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from ipaddress import ip_network
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -101,12 +101,22 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """None takes `delivery.user_agent`."""
     timeout: Annotated[float, msgspec.Meta(gt=0, le=3_600)] | None = None
     """Seconds for a whole attempt; None takes `delivery.timeout`."""
+    connect_timeout: Annotated[float, msgspec.Meta(gt=0, le=3_600)] | None = None
+    """Seconds of it until a connection is made; None takes `delivery.connect_timeout`."""
     retry_delays: Annotated[tuple[Delay, ...], msgspec.Meta(min_length=1, max_length=100)] = DEFAULT_DELAYS
     """Seconds before attempt 1, 2, …"""
     retry_jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     """Largest random part added to a delay, as a fraction of it; None takes `retry.jitter`."""
+    promised_schedule: bool = False
+    """The CRM's document has these delays: `retry.schedule` and `retry.jitter` do not replace them."""
+    retry_after: bool = True
+    """A `Retry-After` of a 429 or 503 puts the next attempt off."""
+    gone: Literal["disable", "retry"] = "disable"
+    """What a 410 does: end the delivery and disable the endpoint, or count as any other failure."""
     disable_when_exhausted: bool = False
     """Disable the endpoint when the last attempt of a delivery fails."""
+    disable_after: Annotated[float, msgspec.Meta(gt=0)] | Literal["never"] | None = None
+    """Seconds of nothing but failures that disable the endpoint; None takes `retry.disable_after`."""
     sending_addresses: tuple[str, ...] = ()
     """Networks that the CRM's document promises requests to come from."""
     handshake: Handshake | None = None
@@ -131,6 +141,8 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             compile_template(self.handshake.body, "handshake.body")
         if any(delay == 0 for delay in self.retry_delays[1:]):
             raise ValueError("retry_delays: only the first delay may be zero")
+        if self.timeout is not None and (self.connect_timeout or 0.0) > self.timeout:
+            raise ValueError("connect_timeout: it can't be longer than timeout, which counts it in")
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -168,6 +180,22 @@ def event_id(dialect: Dialect, event: Event) -> str:
     return _filled(template, event.id)
 
 
+def parse_event_ids(text: str, dialects: Iterable[Dialect]) -> list[UUID]:
+    """The events that an id may mean: the public id, or what one of these dialects writes into a body or the
+    header `webhook-id`. Raises UsageError where it is neither."""
+    templates = {"evt_{hex}": None}
+    for each in dialects:
+        written = (each.event_id, each.test_event_id, each.message_id)
+        templates |= dict.fromkeys(template for template in written if template is not None)
+    found = dict.fromkeys(meant for each in templates if (meant := _meant(text, each)) is not None)
+    if found:
+        return list(found)
+    shapes = ", ".join(
+        each.replace("{hex}", "<32 hexadecimal digits>").replace("{number}", "<number>") for each in templates
+    )
+    raise UsageError(f"{text[:100]!r} is not an event id", f"One looks like this: {shapes}.")
+
+
 def render(dialect: Dialect, event: Event) -> bytes:
     """The body of a request: the same bytes at every attempt, with the CRM's own JSON in it byte for byte
     (or, where the dialect wants that, as JavaScript writes it).
@@ -175,17 +203,16 @@ def render(dialect: Dialect, event: Event) -> bytes:
     Raises PayloadError when the event's data is too large, nested too deep or not text that JSON can hold.
     """
     check_sendable(event)
-    return _render(dialect, dialect.build, event)
-
-
-def render_handshake(dialect: Dialect, handshake: Handshake, event: Event) -> bytes:
-    """The body of the request that asks a new endpoint whether it is one."""
-    return _render(dialect, handshake.build, event)
-
-
-def _render(dialect: Dialect, build: Build, event: Event) -> bytes:
+    handshake = handshake_of(dialect, event)
+    build = dialect.build if handshake is None else handshake.build
     body = dump_body(build(Values(event, event_id(dialect, event))))
     return stringify(body.decode()) if dialect.javascript else body
+
+
+def handshake_of(dialect: Dialect, event: Event) -> Handshake | None:
+    """The handshake, where the event is one that was made up to ask an endpoint whether it is one."""
+    handshake = dialect.handshake
+    return handshake if event.test and handshake is not None and event.type == handshake.type else None
 
 
 def request_headers(
@@ -272,6 +299,22 @@ def _refusal_of_name(name: str) -> tuple[str, str] | None:
     if name.lower() in _RESERVED_HEADERS or name.lower().startswith("webhook-"):
         return f"the header {name[:100]} is set by Postrider", "Choose another name."
     return None
+
+
+_HEX_ID = re.compile(r"[0-9a-fA-F]{32}")
+_NUMBER_ID = re.compile(r"[0-9]{1,39}")
+
+
+def _meant(text: str, template: str) -> UUID | None:
+    """The event whose id, written by the template, is this text."""
+    start, placeholder, end = re.split(r"(\{hex\}|\{number\})", template)
+    middle = text.removeprefix(start).removesuffix(end)
+    if start + middle + end != text:
+        return None
+    if placeholder == "{hex}":
+        return UUID(hex=middle) if _HEX_ID.fullmatch(middle) else None
+    number = int(middle) if _NUMBER_ID.fullmatch(middle) else -1
+    return UUID(int=number) if 0 <= number < 1 << 128 else None
 
 
 def _filled(template: str, event_id: UUID) -> str:

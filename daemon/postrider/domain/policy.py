@@ -28,6 +28,12 @@ class RetryPolicy:
     """Largest random part added to a delay, as a fraction of it, so that retries do not come in herds."""
     disable_when_exhausted: bool = False
     """Disable the endpoint when the last attempt fails."""
+    gone_disables: bool = True
+    """A 410 ends the delivery and disables the endpoint; else it is a failure as any other."""
+    heeds_retry_after: bool = True
+    """A `Retry-After` may put the next attempt off."""
+    disable_after: float | None = None
+    """Seconds of nothing but failures after which the endpoint is disabled; None lets it be."""
 
 
 DEFAULT_JITTER = 0.1
@@ -59,7 +65,8 @@ def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime
     The next attempt is never due before the schedule's delay has passed since `now`; `rand`, from [0, 1),
     chooses the jitter added to it. 2xx succeeds; 410 and a bad payload fail at once; 429 and 503 may ask
     for a later attempt by `Retry-After`, at most 24 hours; all else is retried while attempts are left.
-    410 disables the endpoint, and so does the last failure where the policy says so.
+    410 disables the endpoint, and so does the last failure where the policy says so. Where it says that
+    neither 410 nor `Retry-After` counts, these change nothing of the schedule.
     """
     retry_after = 0.0
     disable_reason = None
@@ -72,10 +79,10 @@ def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime
             if 300 <= status < 400:
                 reason += ": redirects are not followed"
             kind = ErrorKind.HTTP
-            if status == 410:
+            if status == 410 and policy.gone_disables:
                 disable_reason = "HTTP 410: the receiver wants no more webhooks"
             throttled = status in _THROTTLING
-            if status in (429, 503) and result.retry_after is not None:
+            if policy.heeds_retry_after and status in (429, 503) and result.retry_after is not None:
                 retry_after = _retry_after_seconds(result.retry_after, now)
         case Failure(kind=kind):
             reason = f"{kind}: {result.reason}"
@@ -99,9 +106,11 @@ class AttemptNote(msgspec.Struct, frozen=True):
     """When the first one since then failed; None where none did."""
 
 
-def should_disable(failing_since: datetime | None, now: datetime, disable_after: float) -> bool:
+def should_disable(failing_since: datetime | None, now: datetime, disable_after: float | None) -> bool:
     """Whether an endpoint that only fails since `failing_since` has done so for `disable_after` seconds."""
-    return failing_since is not None and (now - failing_since).total_seconds() >= disable_after
+    if failing_since is None or disable_after is None:
+        return False
+    return (now - failing_since).total_seconds() >= disable_after
 
 
 def _retry_after_seconds(header: str, now: datetime) -> float:

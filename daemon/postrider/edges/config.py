@@ -22,6 +22,7 @@ DEFAULT_PATH = Path("/etc/postrider/postrider.toml")
 DAY_S = 86_400.0
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _HOST_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^:\[\]\s/]*)(?::(\d{1,5}))?", re.ASCII)
 _PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*(?=@)|([?&](?:ssl)?password=)[^&#]*")
@@ -143,6 +144,13 @@ def _network(value: Any) -> Network:
     raise _Mistake(f'an address range without host bits: "{corrected}"')
 
 
+def _address(value: Any) -> Address:
+    try:
+        return ipaddress.ip_address(value if type(value) is str else "")
+    except ValueError:
+        raise _Mistake('an address of this host such as "203.0.113.7"') from None
+
+
 def _dsn(value: Any) -> str:
     scheme, _, rest = value.partition("://") if type(value) is str else ("", "", "")
     if scheme not in {"postgresql", "postgres"}:
@@ -225,6 +233,7 @@ class NetworkConfig:
     allow: tuple[Network, ...] = key(_list(_network), ())
     deny: tuple[Network, ...] = key(_list(_network), ())
     allow_ports: tuple[int, ...] = key(_list(_integer(1, 65_535)), ())
+    source_addresses: tuple[Address, ...] = key(_list(_address), ())
     proxy: str | None = key(_url("http"), None, secret=True)
     ca_file: str | None = key(_readable_file, None)
 

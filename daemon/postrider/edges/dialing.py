@@ -19,6 +19,7 @@ from yarl import URL
 from postrider.domain.errors import UsageError
 from postrider.edges.addresses import AddressPolicy, AddressVerdict, explain_to_customer
 from postrider.edges.resolving import Resolver
+from postrider.edges.sources import SourceAddresses
 
 _LOOKUP_SHARE = 0.8
 """How much of the time to connect a name lookup may take, so that its failure is told as such."""
@@ -50,6 +51,7 @@ class Dialer:
         tls: ssl.SSLContext,
         proxy: URL | None,
         connect_timeout: float,
+        sources: SourceAddresses,
         name_servers: Sequence[str] = (),
     ) -> None:
         """`proxy` is exempt from `policy`, which judges each target. `connect_timeout` is in seconds;
@@ -61,6 +63,7 @@ class Dialer:
             self._proxy = proxy.with_user(None)
             self._proxy_auth = aiohttp.BasicAuth(proxy.user, proxy.password or "")
         self._timeout = connect_timeout
+        self._sources = sources
         self._names = Resolver(timeout=connect_timeout * _LOOKUP_SHARE, servers=name_servers)
         self._targets = _ConnectorNames(self._names, policy)
         self._connector = aiohttp.TCPConnector(
@@ -127,7 +130,7 @@ class Dialer:
         family, kind, protocol, _, address = info
         if self._proxy is None:
             _admit(self._policy, str(address[0]), str(address[0]))
-        return socket.socket(family, kind, protocol)
+        return self._sources.open(family, kind, protocol)
 
 
 class _ConnectorNames(abc.AbstractResolver):

@@ -33,6 +33,7 @@ from postrider.edges.http1 import (
     request_head,
 )
 from postrider.edges.idle import IdleConnections, Owner, connection_budget
+from postrider.edges.sources import NoSourceAddress, SourceAddresses
 
 _MAX_HEADER_CHARACTERS = 4096
 _KEEP_IDLE_S = 15.0
@@ -61,6 +62,8 @@ class NetworkOptions:
     proxy looks the target's name up again, so it has to forbid what it must not reach."""
     ca_file: str | None = None
     """PEM certificates trusted besides the system's."""
+    source_addresses: tuple[str, ...] = ()
+    """Addresses of this host that connections leave from; without any the system chooses."""
     name_servers: tuple[str, ...] = ()
     """Name servers (address:port) instead of the system's."""
 
@@ -82,12 +85,15 @@ class WebhookClient:
     def __init__(
         self, options: NetworkOptions, on_blocked: Callable[[BlockedAddressError], None] | None = None
     ) -> None:
-        """`on_blocked` hears of each attempt that the policy stopped. Raises `UsageError` for a `ca_file`
-        or `proxy` that can't be used."""
+        """`on_blocked` hears of each attempt that the policy stopped. Raises `UsageError` for a `ca_file`,
+        a `proxy` or `source_addresses` that can't be used."""
         self._options = options
         self._on_blocked = on_blocked
         self._tls = tls_context(options.ca_file)
         self._proxy = proxy_url(options.proxy)
+        self._sources = SourceAddresses(options.source_addresses)
+        self._dialers: dict[float, Dialer] = {}
+        """By the time that a connection may take: a lookup is over in a part of it."""
         self._idle = IdleConnections()
         self._busy: set[HttpConnection] = set()
         self._connecting = 0
@@ -100,13 +106,7 @@ class WebhookClient:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._dialer = Dialer(
-            self._options.policy,
-            tls=self._tls,
-            proxy=self._proxy,
-            connect_timeout=self._options.connect_timeout,
-            name_servers=self._options.name_servers,
-        )
+        self._dialer = self._dialer_for(self._options.connect_timeout)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -115,7 +115,8 @@ class WebhookClient:
         for connection in [*self._busy]:
             connection.abort()
         self._idle.shrink_to(0)
-        await self._dialer.close()
+        for dialer in self._dialers.values():
+            await dialer.close()
 
     async def post(
         self,
@@ -126,15 +127,17 @@ class WebhookClient:
         endpoint_id: int,
         https_only: bool,
         timeout: float | None = None,
+        connect_timeout: float | None = None,
     ) -> AttemptResult:
         """Send one request with exactly these headers, plus Host and Content-Length.
 
-        It uses no connection that another endpoint has used. `timeout` replaces that of the options, in
-        seconds. Whatever goes wrong is a `Failure`, but for what is no attempt: `CancelledError`, and
-        `HostExhausted` where this host can't open a connection.
+        It uses no connection that another endpoint has used. `timeout` and `connect_timeout` replace those
+        of the options, in seconds. Whatever goes wrong is a `Failure`, but for what is no attempt:
+        `CancelledError`, and `HostExhausted` where this host can't open a connection.
         """
         started = time.monotonic()
         timeout = timeout or self._options.timeout
+        connect_timeout = connect_timeout or self._options.connect_timeout
         fresh: HttpConnection | None = None
         try:
             target = self._target(url, https_only)
@@ -142,7 +145,7 @@ class WebhookClient:
             head = request_head(target.start, headers, len(body))
             if self._proxy is not None:
                 async with asyncio.timeout(timeout):
-                    await self._dialer.judge(target.url)
+                    await self._dialer_for(connect_timeout).judge(target.url)
             answer: Answer | None = None
             if (kept := self._idle.take(owner)) is not None:
                 try:
@@ -153,7 +156,8 @@ class WebhookClient:
                     if ended.begun:
                         raise
             if answer is None:
-                fresh = await self._connect(target, started, timeout)
+                dialer = self._dialer_for(connect_timeout)
+                fresh = await self._connect(dialer, target, started, timeout)
                 answer = await self._exchange(fresh, owner, head, body, started + timeout)
             return Reply(
                 status=answer.status,
@@ -169,9 +173,9 @@ class WebhookClient:
                 raise HostExhausted(
                     f"this host can't open a connection: {os.strerror(shortage)}",
                     "Raise its limit (LimitNOFILE= of the unit, memory, local ports), or lower"
-                    " delivery.concurrency.",
+                    " delivery.concurrency; does it still have its network.source_addresses?",
                 ) from error
-            kind, reason = self._explain(error, timeout)
+            kind, reason = self._explain(error, timeout, connect_timeout)
             connect_ms = fresh.connect_ms if fresh is not None else None
             return Failure(kind, reason, _milliseconds_since(started), connect_ms)
 
@@ -179,26 +183,41 @@ class WebhookClient:
         parsed = parse_url(url, https_only)
         return _Target(parsed, self._dialer.request_start(parsed))
 
-    async def _connect(self, target: _Target, started: float, timeout: float) -> HttpConnection:
+    def _dialer_for(self, connect_timeout: float) -> Dialer:
+        dialer = self._dialers.get(connect_timeout)
+        if dialer is None:
+            dialer = self._dialers[connect_timeout] = Dialer(
+                self._options.policy,
+                tls=self._tls,
+                proxy=self._proxy,
+                connect_timeout=connect_timeout,
+                sources=self._sources,
+                name_servers=self._options.name_servers,
+            )
+        return dialer
+
+    async def _connect(
+        self, dialer: Dialer, target: _Target, started: float, timeout: float
+    ) -> HttpConnection:
         """Open a connection, if need be in place of idle ones: only here does their number grow."""
         self._idle.shrink_to(self._budget - len(self._busy) - self._connecting - 1)
         self._connecting += 1
         try:
-            return await self._open(target, started, timeout)
+            return await self._open(dialer, target, started, timeout)
         except (aiohttp.ClientError, OSError) as error:
             # A port that we let go of stays taken for a minute.
             if _shortage(error, str(target.url)) in (None, errno.EADDRNOTAVAIL):
                 raise
             self._idle.shrink_to(0)
             await asyncio.sleep(_LET_GO_S)
-            return await self._open(target, started, timeout)
+            return await self._open(dialer, target, started, timeout)
         finally:
             self._connecting -= 1
 
-    async def _open(self, target: _Target, started: float, timeout: float) -> HttpConnection:
+    async def _open(self, dialer: Dialer, target: _Target, started: float, timeout: float) -> HttpConnection:
         began = time.monotonic()
         async with asyncio.timeout(started + timeout - began):
-            opened = await self._dialer.connect(target.url)
+            opened = await dialer.connect(target.url)
         transport = opened.transport
         if transport is None or (opened.protocol is not None and opened.protocol.should_close):
             opened.close()
@@ -243,7 +262,9 @@ class WebhookClient:
         self._tick = self._loop.call_later(seconds, self._look_at_the_clock)
 
     # One line for each foreign exception reads better than any split of them.
-    def _explain(self, error: Exception, timeout: float) -> tuple[ErrorKind, str]:  # noqa: PLR0911, PLR0912
+    def _explain(  # noqa: PLR0911, PLR0912
+        self, error: Exception, timeout: float, connect_timeout: float
+    ) -> tuple[ErrorKind, str]:
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         match cause:
             case BlockedAddressError():
@@ -255,9 +276,11 @@ class WebhookClient:
             case UsageError():
                 return ErrorKind.PROTOCOL, cause.message
             case aiohttp.ConnectionTimeoutError():
-                return ErrorKind.TIMEOUT, f"no connection within {self._options.connect_timeout:g} s"
+                return ErrorKind.TIMEOUT, f"no connection within {connect_timeout:g} s"
             case TimeoutError():
                 return ErrorKind.TIMEOUT, f"no complete answer within {timeout:g} s"
+            case NoSourceAddress():
+                return ErrorKind.CONNECT, f"the connection failed: {cause}"
             case socket.gaierror():
                 return ErrorKind.DNS, f"the name lookup failed: {cause.strerror}"
             case ssl.SSLCertVerificationError():

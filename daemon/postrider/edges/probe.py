@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from postrider.domain.errors import UsageError
 from postrider.edges.addresses import AddressPolicy, AddressVerdict, check_url, explain, parse_url
 from postrider.edges.resolving import Resolver
+from postrider.edges.sources import SourceAddresses
 
 EXPIRES_SOON_DAYS = 14
 
@@ -19,10 +20,18 @@ class Probe:
     level: str
     """ok, warn or fail."""
     message: str
+    source: str | None = None
+    """The address that the connection left from."""
 
 
 async def probe(  # noqa: PLR0911 (one return for each way to fail)
-    url: str, policy: AddressPolicy, *, https_only: bool, tls: ssl.SSLContext, timeout: float
+    url: str,
+    policy: AddressPolicy,
+    *,
+    https_only: bool,
+    tls: ssl.SSLContext,
+    sources: SourceAddresses,
+    timeout: float,
 ) -> Probe:
     """Look the host up, judge its addresses and port, and shake hands where the URL is https."""
     try:
@@ -40,7 +49,7 @@ async def probe(  # noqa: PLR0911 (one return for each way to fail)
                 if verdict is not AddressVerdict.ALLOWED:
                     return Probe("fail", explain(address, verdict))
             context = tls if target.scheme == "https" else None
-            certificate = await _shake_hands(addresses, port, context, host)
+            source, certificate = await _shake_hands(addresses, port, context, host, sources)
     except TimeoutError:
         return Probe("fail", f"no connection within {timeout:g} s")
     except socket.gaierror as error:
@@ -54,27 +63,43 @@ async def probe(  # noqa: PLR0911 (one return for each way to fail)
     finally:
         resolver.close()
     if not certificate:
-        return Probe("ok", "reachable, without TLS")
+        return Probe("ok", "reachable, without TLS", source)
     expires = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
     days = (expires - datetime.now(UTC)).days
     level = "warn" if days < EXPIRES_SOON_DAYS else "ok"
-    return Probe(level, f"reachable; its certificate is valid for {days} more days")
+    return Probe(level, f"reachable; its certificate is valid for {days} more days", source)
 
 
 async def _shake_hands(
-    addresses: Sequence[str], port: int, context: ssl.SSLContext | None, host: str
-) -> dict[str, object]:
-    """Connect to the first address that answers; return the certificate, or nothing without TLS."""
+    addresses: Sequence[str], port: int, context: ssl.SSLContext | None, host: str, sources: SourceAddresses
+) -> tuple[str, dict[str, object]]:
+    """Connect to the first address that answers; return the address that this left from, and the certificate,
+    which is empty without TLS."""
     for address in addresses:
         try:
-            _, writer = await asyncio.open_connection(
-                address, port, ssl=context, server_hostname=host if context else None
-            )
+            writer = await _connect(address, port, context, host, sources)
         except OSError:
             if address == addresses[-1]:
                 raise
             continue
+        source = str(writer.get_extra_info("sockname")[0])
         certificate = writer.get_extra_info("peercert") or {}
         writer.close()
-        return dict(certificate)
-    return {}
+        return source, dict(certificate)
+    raise AssertionError("a name has an address, or its lookup fails")
+
+
+async def _connect(
+    address: str, port: int, context: ssl.SSLContext | None, host: str, sources: SourceAddresses
+) -> asyncio.StreamWriter:
+    opened = sources.open(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    opened.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(opened, (address, port))
+        _, writer = await asyncio.open_connection(
+            sock=opened, ssl=context, server_hostname=host if context else None
+        )
+    except BaseException:
+        opened.close()
+        raise
+    return writer

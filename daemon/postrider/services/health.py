@@ -1,20 +1,21 @@
 """Which endpoints only fail, and since when; disables those that have failed for too long, said 410, or
-exhausted a schedule where their dialect disables them for it.
+exhausted a schedule, each where their dialect disables them for it.
 
 Woken when an endpoint starts failing, recovers or wants no more; it looks at the database once a minute.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 
 from postrider.domain.model import DeliveryState, endpoint_public_id
-from postrider.domain.policy import AttemptNote, Outcome, should_disable
+from postrider.domain.policy import AttemptNote, Outcome, RetryPolicy, should_disable
 from postrider.edges.clock import Clock
 from postrider.services.ledger import Job
-from postrider.store.endpoints import Endpoints
+from postrider.store.endpoints import Endpoints, Failing
 
 POLL_S = 60.0
 
@@ -29,13 +30,15 @@ class HealthCounts:
 
 
 class Health:
-    def __init__(self, *, endpoints: Endpoints, disable_after: float, clock: Clock) -> None:
-        self.disable_after = disable_after
-        """Seconds of nothing but failures."""
+    def __init__(
+        self, *, endpoints: Endpoints, policy_of: Callable[[str], RetryPolicy], clock: Clock
+    ) -> None:
+        """`policy_of` the name of a dialect tells how long an endpoint may fail."""
+        self._policy_of = policy_of
         self._endpoints = endpoints
         self._clock = clock
         self._wake = asyncio.Event()
-        self._failing: dict[int, datetime] = {}
+        self._failing: dict[int, Failing] = {}
         """What the database said when it was asked last."""
         self._notes: dict[int, AttemptNote] = {}
         """Attempts since the database was asked before, and those it was not told of."""
@@ -91,10 +94,11 @@ class Health:
         for endpoint_id, reason in gone.items():
             disabled += await self._disable(endpoint_id, reason, now)
             self._gone.pop(endpoint_id, None)
-        for endpoint_id, since in failing.items():
+        for endpoint_id, (since, dialect) in failing.items():
             newer = self._notes.get(endpoint_id)
             succeeded = newer is not None and newer.succeeded_at is not None
-            if endpoint_id not in gone and not succeeded and should_disable(since, now, self.disable_after):
+            patience_s = self._policy_of(dialect).disable_after
+            if endpoint_id not in gone and not succeeded and should_disable(since, now, patience_s):
                 days = (now - since).total_seconds() / 86_400
                 reason = f"every attempt failed for {days:.1f} days"
                 disabled += await self._disable(endpoint_id, reason, now, since)
@@ -109,8 +113,8 @@ class Health:
         return True
 
 
-def _changes(note: AttemptNote, failing_since: datetime | None) -> bool:
+def _changes(note: AttemptNote, failing: Failing | None) -> bool:
     """Whether a note says something else than what the database knows."""
-    if failing_since is None:
+    if failing is None:
         return note.failing_since is not None
-    return note.succeeded_at is not None and note.succeeded_at >= failing_since
+    return note.succeeded_at is not None and note.succeeded_at >= failing.since

@@ -74,6 +74,7 @@ class Recorder:
         self.on_waiting: Callable[[int, UUID], None] = lambda _endpoint_id, _event_id: None
         self.on_retrying: Callable[[datetime], None] = lambda _due: None
         self.on_outcome: Callable[[Job, Outcome, datetime], None] = lambda _job, _outcome, _now: None
+        self.on_attempt: Callable[[DeliveryResult], None] = lambda _result: None
         self.on_lost: Callable[[], None] = lambda: None
         """Called when the database does not know a claim of ours, or counts less than was recorded of it."""
 
@@ -274,6 +275,7 @@ class Recorder:
         self._metrics.deliveries.counts[result.state.value] += 1
         if entry.outcome is not None:
             self.on_outcome(job, entry.outcome, now)
+            self.on_attempt(result)
 
 
 def _answer_bytes(attempt: Attempt | None) -> int:

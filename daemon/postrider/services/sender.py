@@ -83,6 +83,7 @@ async def send(
         endpoint_id=endpoint.id,
         https_only=settings.https_only,
         timeout=dialect.timeout,
+        connect_timeout=dialect.connect_timeout,
     )
 
 

@@ -9,7 +9,7 @@ to from ours, and all is read anew.
 import asyncio
 import gc
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from uuid import UUID
 
@@ -18,7 +18,8 @@ import structlog
 from postrider.domain.dialects import Dialect
 from postrider.domain.matching import Matcher
 from postrider.domain.model import DeliveryState, Endpoint, EndpointState, endpoint_public_id
-from postrider.domain.policy import DEFAULT_DELAYS, DEFAULT_JITTER, RetryPolicy
+from postrider.domain.policy import RetryPolicy
+from postrider.domain.promises import RetrySettings, retry_policy
 from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
 from postrider.services.lanes import Lanes
@@ -28,14 +29,6 @@ from postrider.store.endpoints import PAGE, Endpoints, Version
 POLL_S = 1.0
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class RetrySettings:
-    schedule: tuple[float, ...] | None
-    """Seconds before each attempt; None takes the dialect's."""
-    jitter: float | None
-    """Likewise."""
 
 
 class Subscriptions:
@@ -73,20 +66,14 @@ class Subscriptions:
         self._dialects = frozenset(dialects)
         self._stale = True
         self._wake.set()
-        self._policies = {
-            name: RetryPolicy(
-                retry.schedule or dialect.retry_delays,
-                _first_given(retry.jitter, dialect.retry_jitter, DEFAULT_JITTER),
-                dialect.disable_when_exhausted,
-            )
-            for name, dialect in dialects.items()
-        }
-        self._default_policy = RetryPolicy(
-            retry.schedule or DEFAULT_DELAYS, _first_given(retry.jitter, DEFAULT_JITTER)
-        )
+        self._policies = {name: retry_policy(dialect, retry) for name, dialect in dialects.items()}
+        self._default_policy = retry_policy(None, retry)
 
     def retry_policy(self, endpoint: Endpoint) -> RetryPolicy:
         return self._policies.get(endpoint.dialect, self._default_policy)
+
+    def policy_of(self, dialect: str) -> RetryPolicy:
+        return self._policies.get(dialect, self._default_policy)
 
     def match(self, workspace_id: str, event_type: str) -> tuple[Endpoint, ...]:
         return self._matcher.match(workspace_id, event_type)
@@ -209,7 +196,3 @@ class Subscriptions:
         self._unsealed = False
         if total:
             log.info("secrets.sealed", values=total)
-
-
-def _first_given(*values: float | None) -> float:
-    return next(value for value in values if value is not None)

@@ -1,13 +1,14 @@
 """Requests that a person asks for: a test event for an endpoint, and the handshake of a new one.
 
-Each is one signed request over the guarded network, sent at once and never repeated.
+Each is one signed request over the guarded network, sent at once, never repeated, and recorded as a delivery
+that people can look at.
 """
 
 import secrets
 from datetime import datetime
 from uuid import UUID
 
-from postrider.domain.dialects import Dialect, Handshake, render, render_handshake
+from postrider.domain.dialects import Dialect, Handshake, handshake_of, render
 from postrider.domain.envelope import PayloadError
 from postrider.domain.model import (
     Attempt,
@@ -63,7 +64,8 @@ async def send_test(
     deliveries: Deliveries,
     clock: Clock,
 ) -> DeliveryResult:
-    """Send a test event to one endpoint, and record it as a delivery that people can look at."""
+    """Send a test event to one endpoint, and record what came of it. A handshake succeeds by the status that
+    the dialect demands."""
     started_at = clock.now()
     result: AttemptResult
     try:
@@ -72,13 +74,17 @@ async def send_test(
     except PayloadError as error:
         result = Failure(ErrorKind.PAYLOAD, error.message, 0.0)
     outcome = judge(result, 1, ONE_ATTEMPT, clock.now(), 0.0)
+    state, reason = outcome.state, outcome.reason
+    handshake = handshake_of(dialect, event)
+    if handshake is not None and isinstance(result, Reply) and result.status != handshake.status:
+        state, reason = DeliveryState.FAILED, f"it answered HTTP {result.status}, not {handshake.status}"
     delivery = DeliveryResult(
         event_id=event.id,
         endpoint_id=endpoint.id,
         workspace_id=event.workspace_id,
-        state=outcome.state,
+        state=state,
         attempts=1,
-        reason=None if outcome.state is DeliveryState.SUCCEEDED else outcome.reason,
+        reason=None if state is DeliveryState.SUCCEEDED else reason,
         attempt=Attempt(1, started_at, result),
     )
     await deliveries.record_test(event, delivery, clock.now())
@@ -86,17 +92,14 @@ async def send_test(
 
 
 async def shake_hands(
-    settings: SendSettings, dialect: Dialect, handshake: Handshake, endpoint: Endpoint, clock: Clock
-) -> str | None:
-    """Ask an endpoint whether it is one; None if it answered as the dialect demands, else what it did."""
-    now = clock.now()
-    event = made_up_event(endpoint, handshake.type, now)
-    body = render_handshake(dialect, handshake, event)
-    result = await send(settings, dialect, endpoint, event, body=body, now=now)
-    match result:
-        case Reply(status=handshake.status):
-            return None
-        case Reply(status=status):
-            return f"it answered HTTP {status}, not {handshake.status}"
-        case Failure(kind=kind, reason=reason):
-            return f"{kind}: {reason}"
+    settings: SendSettings,
+    dialect: Dialect,
+    handshake: Handshake,
+    endpoint: Endpoint,
+    *,
+    deliveries: Deliveries,
+    clock: Clock,
+) -> DeliveryResult:
+    """Ask an endpoint whether it is one; it is if the delivery succeeded, else `reason` says what it did."""
+    event = made_up_event(endpoint, handshake.type, clock.now())
+    return await send_test(settings, dialect, endpoint, event, deliveries=deliveries, clock=clock)

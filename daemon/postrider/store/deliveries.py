@@ -17,7 +17,9 @@ from postrider.domain.model import (
     Reply,
     first_event_id,
 )
+from postrider.store import last_deliveries
 from postrider.store.database import Connection, Database
+from postrider.store.last_deliveries import LastDelivery
 
 UNWRITABLE = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, asyncpg.IntegrityConstraintViolationError)
 """Errors of `record` that come from one of the results."""
@@ -40,6 +42,13 @@ class DeliveryResult(msgspec.Struct, frozen=True):
     """The claim of its event, where this is the delivery's first result."""
     bytes: int | None = None
     """Of the event's JSON."""
+
+    @property
+    def as_last(self) -> LastDelivery:
+        """Of its endpoint; an attempt was made."""
+        assert self.attempt is not None
+        at = self.attempt.started_at
+        return LastDelivery(self.endpoint_id, self.workspace_id, self.event_id, self.state, self.reason, at)
 
 
 class ClaimProgress(msgspec.Struct, frozen=True):
@@ -277,6 +286,7 @@ class Deliveries:
                 now,
             )
             await _insert_attempts(connection, [result] if _failed(result) else [])
+            await last_deliveries.note(connection, [result.as_last])
 
     async def claim_waiting(
         self,

@@ -14,9 +14,10 @@ import asyncpg
 
 from postrider.domain.errors import PostriderError
 from postrider.domain.matching import parse_pattern
-from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
+from postrider.domain.model import DeliveryState, Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.sealing import Sealer
 from postrider.domain.signing import Secret, parse_secret
+from postrider.store.last_deliveries import LastDelivery
 
 COLUMNS = """
   e.id, e.workspace_id, e.url, e.description, e.patterns, e.exclusions, e.dialect, e.concurrency,
@@ -26,6 +27,12 @@ COLUMNS = """
         WHERE s.endpoint_id = e.id AND s.workspace_id = e.workspace_id ORDER BY s.created_at DESC) AS secrets
 """
 """Of `postrider.endpoint AS e`."""
+LISTED = f"""
+SELECT {COLUMNS}, l.event_id AS last_event_id, l.state AS last_state, l.reason AS last_reason, l.at AS last_at
+FROM postrider.endpoint AS e
+LEFT JOIN postrider.last_delivery AS l ON l.endpoint_id = e.id AND l.workspace_id = e.workspace_id
+"""  # noqa: S608 (constant)
+"""What people see of endpoints."""
 
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -36,6 +43,7 @@ class EndpointRow:
 
     endpoint: Endpoint
     disabled_reason: str | None
+    last_delivery: LastDelivery | None
     created_at: datetime
     updated_at: datetime
 
@@ -49,9 +57,11 @@ def seal_headers(headers: Mapping[str, str], endpoint_id: int, sealer: Sealer) -
 
 
 def read_row(row: asyncpg.Record, sealer: Sealer) -> EndpointRow:
+    """The endpoint of a row of `LISTED`."""
     return EndpointRow(
         endpoint=read_endpoint(row, sealer),
         disabled_reason=row["disabled_reason"],
+        last_delivery=_last_delivery(row),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )
@@ -99,6 +109,19 @@ def read_endpoint(row: asyncpg.Record, sealer: Sealer) -> Endpoint:
         description=row["description"],
         rate=rate,
         unusable="; ".join(damage.reasons) or None,
+    )
+
+
+def _last_delivery(row: asyncpg.Record) -> LastDelivery | None:
+    if row["last_event_id"] is None:
+        return None
+    return LastDelivery(
+        row["id"],
+        row["workspace_id"],
+        row["last_event_id"],
+        DeliveryState(row["last_state"]),
+        row["last_reason"],
+        row["last_at"],
     )
 
 

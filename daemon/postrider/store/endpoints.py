@@ -16,6 +16,7 @@ from postrider.domain.sealing import Sealer
 from postrider.store.database import Connection, Database
 from postrider.store.endpoint_rows import (
     COLUMNS,
+    LISTED,
     EndpointRow,
     read_endpoint,
     read_row,
@@ -70,6 +71,13 @@ class Version(NamedTuple):
     revision: int
 
 
+class Failing(NamedTuple):
+    """An endpoint whose every attempt failed."""
+
+    since: datetime
+    dialect: str
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What leads to a version: endpoints that changed, deleted ones among them."""
@@ -118,9 +126,8 @@ class Endpoints:
     ) -> list[EndpointRow]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"""SELECT {COLUMNS} FROM postrider.endpoint AS e
-                    WHERE ($1::text IS NULL OR workspace_id = $1) AND ($2 OR state <> 'deleted')
-                    ORDER BY workspace_id, created_at, id""",  # noqa: S608 (constant)
+                f"""{LISTED} WHERE ($1::text IS NULL OR e.workspace_id = $1) AND ($2 OR e.state <> 'deleted')
+                    ORDER BY e.workspace_id, e.created_at, e.id""",
                 workspace_id,
                 include_deleted,
             )
@@ -129,10 +136,7 @@ class Endpoints:
     async def get(self, endpoint_id: int) -> EndpointRow:
         """Raises UsageError if there is no such endpoint."""
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                f"SELECT {COLUMNS} FROM postrider.endpoint AS e WHERE id = $1",  # noqa: S608 (constant)
-                endpoint_id,
-            )
+            row = await connection.fetchrow(f"{LISTED} WHERE e.id = $1", endpoint_id)
         if row is None:
             raise UsageError(
                 f"there is no endpoint {endpoint_public_id(endpoint_id)}",
@@ -286,14 +290,22 @@ class Endpoints:
             )
         return event is not None
 
-    async def failing(self) -> dict[int, datetime]:
+    async def failing(self) -> dict[int, Failing]:
         """Endpoints whose every attempt failed, and since when."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """SELECT id, failing_since FROM postrider.endpoint
+                """SELECT id, failing_since, dialect FROM postrider.endpoint
                    WHERE failing_since IS NOT NULL AND state <> 'deleted' ORDER BY id"""
             )
-        return {row["id"]: row["failing_since"] for row in rows}
+        return {row["id"]: Failing(row["failing_since"], row["dialect"]) for row in rows}
+
+    async def dialects(self) -> set[str]:
+        """Those that endpoints speak."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT DISTINCT dialect FROM postrider.endpoint WHERE state <> 'deleted'"
+            )
+        return {row["dialect"] for row in rows}
 
     async def note_attempts(self, notes: Mapping[int, AttemptNote]) -> None:
         """Take in what became of the last attempts of some endpoints."""
