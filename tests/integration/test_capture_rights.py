@@ -334,7 +334,7 @@ async def test_a_capture_needs_no_superuser_but_membership(database_dsn: str) ->
             await store.apply(captures(SECTION.replace('mood = "mood"\n', "")), NOW)
             await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
             assert await crm.root.fetchval("SELECT data->'client'->>'name' FROM postrider.outbox") == "Acme"
-            await store.drop([], NOW)
+            await store.drop(None, NOW)
         finally:
             await database.close()
 
