@@ -242,6 +242,18 @@ async def test_rows_without_any_key_are_kept_as_they_were(database_dsn: str) -> 
         assert await recovered(crm) == (0, 0, 2)
 
 
+async def test_a_capture_that_an_older_release_applied_sets_rows_aside(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(SIMPLE)
+        await crm.connection.execute(
+            """SET ROLE postrider_capture;
+               SELECT postrider.set_aside('deal', 'INSERT', '1', NULL,
+                 '{"id":"1","title":null,"price":null}', NULL, 'x', true);
+               RESET ROLE"""
+        )
+        assert await recovered(crm) == (1, 1, 0)
+
+
 async def test_two_daemons_recover_each_row_once(database_dsn: str) -> None:
     async with crm_of(database_dsn) as crm:
         await crm.apply(SIMPLE)

@@ -1,6 +1,7 @@
 """Partitions, TRUNCATE, and tables with awkward names."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,25 @@ def test_a_name_with_spaces_that_is_not_quoted_is_told(config_file: Path) -> Non
     said = Cli(config_file)("capture", "plan", exit_code=2)
     assert "capture[0].table: expected a table, as in crm.deals" in said
     assert "found 'crm.my calls'" in said
+
+
+async def test_drop_takes_names_or_all(database_dsn: str, config_file: Path) -> None:
+    cli = Cli(config_file)
+    both = SIMPLE + SIMPLE.replace('"deal"', '"sale"')
+    config_file.write_text(config_file.read_text() + both)
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(both)
+        await crm.does("INSERT INTO crm.deals (id, title) VALUES (1, repeat('x', 2000000))")
+        for wrong in ((), ("deal", "--all")):
+            assert "say which captures to drop" in cli("capture", "drop", *wrong, exit_code=2)
+        assert types(await crm.does("INSERT INTO crm.deals (id) VALUES (2)")) == [
+            "deal.created",
+            "sale.created",
+        ]
+        assert cli("capture", "drop", "deal").splitlines() == ["- drop   deal on crm.deals"]
+        assert cli("capture", "drop", "--all").splitlines() == ["- drop   sale on crm.deals"]
+        assert len(await crm.rejected()) == 2, "rows that are set aside stay"
+        done = subprocess.run(
+            cli.command("capture", "drop", "--all"), capture_output=True, text=True, check=True
+        )
+        assert done.stderr == "no capture is applied: there is nothing to drop\n"

@@ -34,7 +34,7 @@ _FORGET = "PR001"
 """Ends a subtransaction that has done its work. Owners' code can raise it too, so a variable tells."""
 _WRITE = f"""IF inner_moment IS NULL THEN
         INSERT INTO postrider.outbox (occurred_at, {EVENT_COLUMNS})
-          SELECT to_timestamp(moment / 1000000.0), {EVENT_COLUMNS} FROM unnest(events);
+          SELECT wrote_at, {EVENT_COLUMNS} FROM unnest(events);
       ELSE
         PERFORM postrider.write_before(events, inner_moment, written);
       END IF;"""
@@ -168,20 +168,22 @@ DECLARE
   here              text[];
   inner_moment      bigint;
   moment            bigint;
+  wrote_at          timestamptz := clock_timestamp();
   written           integer := 0;
 BEGIN
   IF TG_WHEN = 'BEFORE' THEN
     PERFORM set_config({begun}, concat(TG_OP, ':- ', begun), true);
     RETURN NULL;
   END IF;
-  moment := extract(epoch FROM clock_timestamp()) * 1000000;
   IF begun = TG_OP || ':- ' THEN
     PERFORM set_config({begun}, '', true);
   ELSE
+    moment := extract(epoch FROM wrote_at) * 1000000;
     here := regexp_match(begun, '^(.*?)' || TG_OP || ':(-|[0-9]{{1,17}}) (.*)$');
     IF here[2] <> '-' THEN
       inner_moment := here[2];
       moment := inner_moment - 1;
+      wrote_at := to_timestamp(moment / 1000000.0);
       here[3] := replace(here[3], ':' || inner_moment || ' ', ':- ');
     END IF;
     PERFORM set_config({begun}, here[1] || replace(here[3], ':- ', ':' || moment || ' '), true);
@@ -243,7 +245,7 @@ BEGIN
         END IF;
         kept := postrider.set_aside({name}, change.operation, concat_ws(',', {key}), change.old_row,
                                     change.new_row, {_settings_now(capture)}, problem, kept,
-                                    to_timestamp(moment / 1000000.0));
+                                    wrote_at);
       END IF;
     END LOOP;
   EXCEPTION WHEN OTHERS THEN
