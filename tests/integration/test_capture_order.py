@@ -161,10 +161,15 @@ async def test_what_a_session_sets_itself_moves_no_event_out_of_its_transaction(
                 CREATE TRIGGER forge AFTER INSERT ON crm.deals
                   FOR EACH STATEMENT EXECUTE FUNCTION crm.forge()"""
         )
-        (event,) = await crm.does("INSERT INTO crm.deals (id, title) VALUES (1, 'a')")
+        (event,) = await crm.does(
+            "INSERT INTO crm.deals (id, title) VALUES (1, 'a')",
+            "INSERT INTO crm.deals (id, title) VALUES (2, repeat('x', 2000000))",
+        )
         row = await crm.connection.fetchrow(
             """SELECT abs(extract(epoch FROM now() - occurred_at)) AS age,
-                      tableoid::regclass::text LIKE '%default' AS misplaced FROM postrider.outbox"""
+                      tableoid::regclass::text LIKE '%default' AS misplaced FROM postrider.outbox
+               UNION ALL SELECT abs(extract(epoch FROM now() - at)), false FROM postrider.capture_rejected
+               ORDER BY age DESC LIMIT 1"""
         )
         assert row is not None
         assert (row["age"] < 60, row["misplaced"]) == (True, False)

@@ -180,7 +180,8 @@ BEGIN
   ELSE
     moment := extract(epoch FROM wrote_at) * 1000000;
     here := regexp_match(begun, '^(.*?)' || TG_OP || ':(-|[0-9]{{1,17}}) (.*)$');
-    IF here[2] <> '-' THEN
+    -- The CRM's session could set any: one that is none of this transaction's counts for nothing.
+    IF nullif(here[2], '-')::bigint BETWEEN extract(epoch FROM now()) * 1000000 AND moment THEN
       inner_moment := here[2];
       moment := inner_moment - 1;
       wrote_at := to_timestamp(moment / 1000000.0);
