@@ -239,6 +239,7 @@ class Daemon:
         )
         self.reporter = Reporter(
             outbox=self.outbox,
+            captures=captures,
             daemons=self._daemons,
             ledger=self.ledger,
             lanes=self.lanes,

@@ -1,10 +1,13 @@
 """Who owns a captured table gains no right by it: neither the CRM's statements nor Postrider's commands run
 what that owner defines with more rights than postrider_capture has."""
 
+import json
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -14,6 +17,7 @@ from postrider.domain.errors import UsageError
 from postrider.store.captures import Captures
 from postrider.store.database import Connection, Database, DatabaseError
 from tests.integration.test_capture import captures
+from tests.support.cli import Cli
 
 NOW = datetime(2026, 3, 15, tzinfo=UTC)
 OWNER = f"postrider_test_owner_{os.getpid()}"
@@ -99,9 +103,9 @@ SWAPS = {
 }
 
 
-def as_owner(dsn: str) -> str:
+def as_owner(dsn: str, name: str = OWNER) -> str:
     parts = urlsplit(dsn)
-    host = f"{OWNER}@{parts.netloc.rpartition('@')[2]}"
+    host = f"{name}@{parts.netloc.rpartition('@')[2]}"
     return urlunsplit(parts._replace(netloc=host, query=urlencode(parse_qsl(parts.query))))
 
 
@@ -142,6 +146,18 @@ async def crm_of(dsn: str, mood: str = TYPES["plain"]) -> AsyncIterator[Crm]:
         await database.close()
         await root.execute(f"DROP OWNED BY {OWNER} CASCADE; DROP ROLE {OWNER}")
         await root.close()
+
+
+@asynccontextmanager
+async def neighbour(crm: Crm, *grants: str) -> AsyncIterator[str]:
+    """The name of another login; `{}` in `grants` is it."""
+    name = f"{OWNER}_neighbour"
+    await crm.root.execute(f"CREATE ROLE {name} LOGIN")
+    try:
+        await crm.root.execute(";".join(grants).format(*[name] * len(grants)))
+        yield name
+    finally:
+        await crm.root.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
 
 
 async def everything_is_done(crm: Crm, swap: str, mood: str) -> None:
@@ -315,28 +331,100 @@ async def test_a_privileged_role_may_not_own_captures(
         assert await crm.root.fetchval("SELECT postrider.role_flaw('postrider_capture')") is None
 
 
-async def test_a_capture_needs_no_superuser_but_membership(database_dsn: str) -> None:
+async def test_the_tables_owner_applies_a_capture_with_the_grants_that_it_is_told(database_dsn: str) -> None:
     async with crm_of(database_dsn) as crm:
-        await crm.root.execute(
-            f"""ALTER SCHEMA postrider OWNER TO {OWNER};
-                GRANT ALL ON ALL TABLES IN SCHEMA postrider TO {OWNER};
-                GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postrider TO {OWNER}"""
-        )
+        await crm.root.execute(f"GRANT postrider_daemon TO {OWNER}")
         database = Database(as_owner(database_dsn), pool_size=1)
         await database.open()
         try:
             store = Captures(database)
-            with pytest.raises(DatabaseError, match="is not a member of postrider_capture") as caught:
+            with pytest.raises(DatabaseError, match="lacks rights that captures take") as caught:
                 await store.apply(captures(SECTION), NOW)
-            assert f'GRANT postrider_capture TO "{OWNER}"' in caught.value.hint
-            await crm.root.execute(f"GRANT postrider_capture TO {OWNER}")
+            assert (
+                f"Let a superuser run: GRANT postrider_capture TO {OWNER}; "
+                f"GRANT CREATE ON SCHEMA postrider TO {OWNER} WITH GRANT OPTION;" in caught.value.hint
+            )
+            await crm.root.execute(
+                f"GRANT postrider_capture TO {OWNER}; "
+                f"GRANT CREATE ON SCHEMA postrider TO {OWNER} WITH GRANT OPTION"
+            )
             await store.apply(captures(SECTION), NOW)
             await store.apply(captures(SECTION.replace('mood = "mood"\n', "")), NOW)
             await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
             assert await crm.root.fetchval("SELECT data->'client'->>'name' FROM postrider.outbox") == "Acme"
-            await store.drop([], NOW)
+            (step,) = await store.plan(captures(SECTION.replace('mood = "mood"\n', "")))
+            assert step.action == "keep"
+            await store.drop(None, NOW)
+            assert not await crm.root.fetchval(
+                "SELECT has_schema_privilege('postrider_capture', 'postrider', 'CREATE')"
+            )
         finally:
             await database.close()
+
+
+async def test_apply_says_what_the_tables_owner_has_to_grant_to_somebody_else(database_dsn: str) -> None:
+    """A login that owns neither the tables nor the schema postrider."""
+    async with crm_of(database_dsn) as crm:
+        await crm.root.execute("REVOKE USAGE ON SCHEMA crm FROM PUBLIC")
+        grants = (
+            "GRANT USAGE ON SCHEMA crm TO {}",
+            "GRANT CREATE ON SCHEMA postrider TO {} WITH GRANT OPTION",
+            "GRANT postrider_daemon, postrider_capture TO {}",
+        )
+        async with neighbour(crm, *grants) as name:
+            database = Database(as_owner(database_dsn, name), pool_size=1)
+            await database.open()
+            try:
+                store = Captures(database)
+                section = captures(SECTION.replace('mood = "mood"\n', ""))
+                with pytest.raises(DatabaseError) as caught:
+                    await store.apply(section, NOW)
+                told = caught.value.hint.partition("tables run: ")[2].partition(";  ")[0].split("; ")
+                assert told == [
+                    f"GRANT TRIGGER ON crm.deals TO {name}",
+                    'GRANT USAGE ON SCHEMA "crm" TO postrider_capture',
+                    'GRANT SELECT ("id") ON crm.clients TO postrider_capture',
+                    'GRANT SELECT ("name") ON crm.clients TO postrider_capture',
+                ]
+                for statement in told:
+                    await crm.owner.execute(statement)
+                await store.apply(section, NOW)
+                await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
+                assert (
+                    await crm.root.fetchval("SELECT data->'client'->>'name' FROM postrider.outbox") == "Acme"
+                )
+            finally:
+                await database.close()
+
+
+async def test_the_documented_login_plans_before_anything_is_applied(
+    database_dsn: str, config_file: Path
+) -> None:
+    """It may do what the daemon does, and look at the CRM's schema."""
+    async with crm_of(database_dsn, TYPES["enum with a cast to json"]) as crm:
+        await crm.root.execute("REVOKE USAGE ON SCHEMA crm FROM PUBLIC")
+        async with neighbour(crm, "GRANT postrider_daemon TO {}") as name:
+            dsn = as_owner(database_dsn, name)
+            config_file.write_text(config_file.read_text().replace(database_dsn, dsn) + SECTION)
+            cli = Cli(config_file)
+
+            def told() -> tuple[str, str]:
+                """By plan and by check."""
+                (finding,) = [
+                    each
+                    for each in json.loads(cli("check", "--no-endpoints", "--json", exit_code=1))
+                    if each["what"] == "capture" and each["level"] == "fail"
+                ]
+                plan = cli.command("capture", "plan")
+                done = subprocess.run(plan, capture_output=True, text=True, check=False)
+                assert done.returncode in (1, 2)
+                return finding["hint"], done.stderr
+
+            for grantee in (name, "postrider_capture"):
+                needed = f"GRANT USAGE ON SCHEMA crm TO {grantee}"
+                assert all(needed in each.replace('"', "") for each in told())
+                await crm.owner.execute(needed)
+            assert cli("capture", "plan").startswith("+ create deal on crm.deals")
 
 
 async def test_plan_says_which_right_is_missing(database_dsn: str) -> None:

@@ -200,17 +200,17 @@ async def test_rows_stay_set_aside_when_their_capture_is_dropped(database_dsn: s
         await crm.apply(SIMPLE)
         async with locked(database_dsn, "postrider.outbox"):
             await crm.connection.execute("INSERT INTO crm.deals (id) VALUES (1)")
-        await crm.store.drop([], NOW)
+        await crm.store.drop(None, NOW)
         assert await recovered(crm) == (0, 0, 0)
         assert len(await crm.rejected()) == 1
         await crm.apply(SIMPLE)
         assert await recovered(crm) == (1, 1, 0)
         await crm.does("INSERT INTO crm.deals (id, title) VALUES (2, repeat('x', 2000000))")
-        await crm.store.drop([], NOW, with_rejected=True)
+        await crm.store.drop(None, NOW, with_rejected=True)
         assert not await crm.rejected()
 
 
-async def test_a_row_whose_key_column_is_gone_is_kept_as_it_was(database_dsn: str) -> None:
+async def test_a_row_whose_key_column_was_renamed_is_told_as_changed(database_dsn: str) -> None:
     async with crm_of(database_dsn) as crm:
         await crm.apply(SIMPLE)
         await crm.does("INSERT INTO crm.deals (id, title) VALUES (1, 'old')")
@@ -220,8 +220,38 @@ async def test_a_row_whose_key_column_is_gone_is_kept_as_it_was(database_dsn: st
             """SELECT old_row->>'title' AS old, new_row->>'title' AS new
                FROM postrider.capture_rejected ORDER BY id"""
         )
+        assert [tuple(row) for row in rows] == [("old", "new")], "its primary key has another name"
+        await crm.apply(SIMPLE.replace('"deal"', '"deal"\nkey = "number"').replace('"id"', '"number"'))
+        assert await recovered(crm) == (1, 1, 0)
+        (event,) = await crm.events()
+        assert (event["type"], event["object_id"]) == ("deal.updated", "1")
+        assert event["previous_attributes"] == {"title": "old"}
+
+
+async def test_rows_without_any_key_are_kept_as_they_were(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(SIMPLE)
+        await crm.does("INSERT INTO crm.deals (id, title) VALUES (1, 'old')")
+        await crm.connection.execute("ALTER TABLE crm.deals DROP COLUMN id")
+        assert not await crm.does("UPDATE crm.deals SET title = 'new'")
+        rows = await crm.connection.fetch(
+            """SELECT old_row->>'title' AS old, new_row->>'title' AS new
+               FROM postrider.capture_rejected ORDER BY id"""
+        )
         assert [tuple(row) for row in rows] == [("old", None), (None, "new")]
         assert await recovered(crm) == (0, 0, 2)
+
+
+async def test_a_capture_that_an_older_release_applied_sets_rows_aside(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(SIMPLE)
+        await crm.connection.execute(
+            """SET ROLE postrider_capture;
+               SELECT postrider.set_aside('deal', 'INSERT', '1', NULL,
+                 '{"id":"1","title":null,"price":null}', NULL, 'x', true);
+               RESET ROLE"""
+        )
+        assert await recovered(crm) == (1, 1, 0)
 
 
 async def test_two_daemons_recover_each_row_once(database_dsn: str) -> None:
@@ -262,7 +292,7 @@ async def test_retry_says_what_stays_and_why(database_dsn: str, config_file: Pat
         await crm.apply(SIMPLE)
         async with locked(database_dsn, "postrider.outbox"):
             await crm.connection.execute("INSERT INTO crm.deals (id) SELECT generate_series(1, 5)")
-        await crm.store.drop([], NOW)
+        await crm.store.drop(None, NOW)
         cli = Cli(config_file)
         done = await asyncio.to_thread(cli.json, "capture", "retry")
         assert done["kept"] == 5

@@ -12,7 +12,12 @@ from postrider.edges.resources import config_dir
 SECTION: dict[str, object] = {"table": "crm.deals", "object_type": "deal", "columns": ["id", "title"]}
 MISTAKES = {
     'tabel = "x"': "capture[0].tabel: unknown; known here: table, object_type",
-    "table = 5": "capture[0].table: expected a name, found 5",
+    "table = 5": "capture[0].table: expected a table, as in crm.deals",
+    'table = "crm.My deals"': 'capture[0].table: expected a table, as in crm.deals or crm."My',
+    "table = 'crm.\"My deals'": "capture[0].table: expected a table",
+    'table = ""': "capture[0].table: expected a table",
+    'columns.a = { table = "t t", where = { a = "b" }, column = "c" }': "capture[0].columns.a.table:",
+    "events = { truncated = 1 }": "capture[0].events.truncated: expected true, false or an event type",
     'object_type = "a b"': "capture[0].object_type: expected an object type such as deal, found 'a b'",
     'name = "Deal!"': "capture[0].name: expected up to 40 lower-case letters",
     "key = []": "capture[0].key: expected a column, or a list of them",

@@ -54,8 +54,8 @@ async def plan(with_sql: bool, config_path: Path | None, as_json: bool) -> None:
 async def apply(config_path: Path | None, as_json: bool) -> None:
     """Create, change and drop triggers as the configuration says, in one transaction.
 
-    The user has to be a superuser; or to own the tables and the schema postrider, be a member of
-    postrider_capture, and have the right to call postrider.evaluate. The triggers run with the rights of
+    The user has to be a superuser, or to own the tables and have a few rights on the schema postrider: where
+    one is missing, the command says which, and changes nothing. The triggers run with the rights of
     postrider_capture, whoever applies them: it may insert events, and read the columns that the sections look
     up. It waits at most 5 s for running writes of a table, and then changes nothing.
 
@@ -69,21 +69,31 @@ async def apply(config_path: Path | None, as_json: bool) -> None:
 
 @capture.command()
 @click.argument("names", metavar="[NAME]…", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Remove all of them.")
 @click.option("--with-rejected", is_flag=True, help="Delete the rows that they set aside, too.")
 @config_option
 @json_option
 @run_async
-async def drop(names: Sequence[str], with_rejected: bool, config_path: Path | None, as_json: bool) -> None:
-    """Remove captures, by name or all: triggers, functions, and the rights that these needed.
+async def drop(
+    names: Sequence[str], every: bool, with_rejected: bool, config_path: Path | None, as_json: bool
+) -> None:
+    """Remove captures, by name, or --all: triggers, functions, and the rights that these needed.
 
     Events that they emitted stay, and so do rows that they set aside: these become events when a capture of
     that name is applied again. The configuration is not looked at, and not changed.
 
     Example: postrider capture drop deal
     """
+    if every == bool(names):
+        raise UsageError(
+            "say which captures to drop: their names, or --all",
+            "`postrider capture plan` shows those that are applied.",
+        )
     async with open_stores(config_path) as stores:
-        steps = await Captures(stores.database).drop(names, stores.clock.now(), with_rejected=with_rejected)
-    _print(steps, as_json=as_json, with_sql=False)
+        steps = await Captures(stores.database).drop(
+            None if every else names, stores.clock.now(), with_rejected=with_rejected
+        )
+    _print(steps, as_json=as_json, with_sql=False, empty="no capture is applied: there is nothing to drop")
 
 
 @capture.command()
@@ -171,7 +181,13 @@ def check_event_types(stores: Stores) -> None:
                 ) from None
 
 
-def _print(steps: Sequence[Step], *, as_json: bool, with_sql: bool) -> None:
+def _print(
+    steps: Sequence[Step],
+    *,
+    as_json: bool,
+    with_sql: bool,
+    empty: str = "no captures: the configuration has no [[capture]] section, and none is applied",
+) -> None:
     if as_json:
         print_json(
             [
@@ -181,6 +197,7 @@ def _print(steps: Sequence[Step], *, as_json: bool, with_sql: bool) -> None:
                     "action": step.action,
                     "event_types": step.event_types,
                     "diff": step.diff,
+                    "warnings": step.warnings,
                     "statements": step.statements,
                 }
                 for step in steps
@@ -188,7 +205,7 @@ def _print(steps: Sequence[Step], *, as_json: bool, with_sql: bool) -> None:
         )
         return
     if not steps:
-        click.echo("no captures: the configuration has no [[capture]] section, and none is applied", err=True)
+        click.echo(empty, err=True)
     for step in steps:
         sign, color = _SIGNS[step.action]
         types = f": {', '.join(step.event_types)}" if step.event_types else ""
@@ -196,6 +213,8 @@ def _print(steps: Sequence[Step], *, as_json: bool, with_sql: bool) -> None:
         click.echo(click.style(line, fg=color) if color else line)
         for difference in step.diff:
             click.echo(f"    {printable(difference)}")
+        for warning in step.warnings:
+            click.secho(f"    {printable(warning)}", fg="yellow", err=True)
         if with_sql:
             for statement in step.statements:
                 click.echo(f"\n{statement};")

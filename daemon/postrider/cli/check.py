@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import shlex
 import ssl
 import stat
@@ -249,7 +248,7 @@ async def _capture_findings(config: Config, database: Database) -> AsyncIterator
     except DatabaseUnavailable:
         raise
     except PostriderError as error:
-        yield Finding("fail", "capture", error.message, await _schema_hint(error, database) or error.hint)
+        yield Finding("fail", "capture", error.message, error.hint)
         return
     for step in steps:
         what = f"capture {step.name} ({step.table})"
@@ -268,18 +267,6 @@ async def _capture_findings(config: Config, database: Database) -> AsyncIterator
             f"rows were set aside, the last at {rejected[0].at:%Y-%m-%d %H:%M} UTC: {rejected[0].reason}",
             "`postrider capture rejected` lists them.",
         )
-
-
-async def _schema_hint(error: PostriderError, database: Database) -> str | None:
-    """What to grant where a schema is closed to the daemon's login, so that it can't look at the tables."""
-    closed = re.search(r"permission denied for schema (.+)", error.message)
-    if closed is None:
-        return None
-    async with database.connection() as connection:
-        grant: str = await connection.fetchval(
-            "SELECT format('GRANT USAGE ON SCHEMA %I TO %I;', $1::text, current_user)", closed[1]
-        )
-    return f"Let the owner of the schema run: {grant}"
 
 
 async def _endpoint_findings(endpoints: Sequence[Endpoint], prober: "_Prober") -> AsyncIterator[Finding]:

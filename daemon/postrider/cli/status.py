@@ -22,6 +22,7 @@ from postrider.cli.common import (
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.domain.status import DaemonReport, LaneReport
 from postrider.services.reporter import REPORT_S
+from postrider.store.captures import MAX_COUNTED
 from postrider.store.daemons import DaemonRow, Daemons
 from postrider.store.status import DELIVERY_LIMIT, EVENT_LIMIT, Situation, Status, TroubledEndpoint
 
@@ -99,6 +100,12 @@ class View:
                     f"Daemon {row.id} can't use {report.unusable:,} "
                     f"{'endpoint' if report.unusable == 1 else 'endpoints'}; their deliveries wait."
                 )
+        if here.set_aside:
+            found.append(
+                f"{_count(here.set_aside, MAX_COUNTED)} captured "
+                f"{'row is' if here.set_aside == 1 else 'rows are'} set aside, and no event is made of "
+                f"{'it' if here.set_aside == 1 else 'them'} yet: `postrider capture rejected` says why."
+            )
         if here.troubled:
             found.append(
                 "1 endpoint is in trouble."
@@ -266,13 +273,18 @@ def _facts(view: View) -> dict[str, Any]:
     return {
         "at": view.now,
         "problems": view.problems(),
-        "count_limits": {"events": EVENT_LIMIT, "deliveries": DELIVERY_LIMIT},
+        "count_limits": {
+            "events": EVENT_LIMIT,
+            "deliveries": DELIVERY_LIMIT,
+            "captured_rows_set_aside": MAX_COUNTED,
+        },
         "events": here.events,
         "oldest_event_age_s": _age_s(here.oldest_event_at, view.now),
         "deliveries_waiting": here.waiting,
         "oldest_waiting_age_s": _age_s(here.oldest_waiting_at, view.now),
         "deliveries_retrying": here.retrying,
         "next_retry_at": here.next_due,
+        "captured_rows_set_aside": here.set_aside,
         "succeeded_per_s": rates and rates.succeeded,
         "retried_per_s": rates and rates.retried,
         "failed_per_s": rates and rates.failed,

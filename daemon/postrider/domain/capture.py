@@ -11,13 +11,17 @@ from typing import Any, Literal, get_args
 
 from postrider.domain.matching import MAX_PATTERN_LENGTH
 
-Operation = Literal["created", "updated", "deleted"]
+Operation = Literal["created", "updated", "deleted", "truncated"]
 Timestamps = Literal["seconds", "milliseconds", "microseconds", "unix"]
 When = Literal["changes", "becomes", "set", "cleared"]
 Scalar = str | int | float | bool
 
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
+_IDENTIFIER = r'\s*(?:[A-Za-z_\u0080-\U0010ffff][\w$\u0080-\U0010ffff]*|"(?:[^"]|"")+")\s*'
+_TABLE = re.compile(rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})?", re.ASCII)
+"""As SQL writes it."""
+_TABLE_EXAMPLE = 'a table, as in crm.deals or crm."My deals"'
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_.]*")
 _OBJECT_TYPE = re.compile(r"(?=.{1,128}$)[a-zA-Z0-9_]+(?:\.[a-zA-Z0-9_]+)*")
@@ -98,10 +102,15 @@ class Capture:
     actor: Entry | None
     related: Fields | None
     events: Mapping[Operation, str]
-    """The event types of inserts, updates and deletes that make events."""
+    """The event types of inserts, updates, deletes and, where the section asks for it, TRUNCATE."""
     derived: tuple[Derived, ...]
     section: Mapping[str, Any] = field(repr=False, compare=False)
     """As the configuration has it."""
+
+    @property
+    def ignores_truncate(self) -> bool:
+        """Whether the section says nothing of TRUNCATE, which then tells nothing."""
+        return "truncated" not in self.section.get("events", {})
 
     @property
     def event_types(self) -> list[str]:
@@ -154,7 +163,7 @@ class _Reader:
             path,
             "table object_type name key object_id workspace timestamps columns actor related events derived",
         )
-        table = self._text(section, "table", path)
+        table = self._text(section, "table", path, _TABLE, _TABLE_EXAMPLE)
         object_type = self._text(section, "object_type", path, _OBJECT_TYPE, "an object type such as deal")
         default_name = (object_type or "").replace(".", "_").lower()
         name = section.get("name", default_name)
@@ -238,7 +247,7 @@ class _Reader:
         )
         self._flags(value, path, "many")
         return Lookup(
-            table=self._text(value, "table", path) or "",
+            table=self._text(value, "table", path, _TABLE, _TABLE_EXAMPLE) or "",
             where={name: self._entry(each, f"{path}.where.{name}") for name, each in where.items()},
             entry=entry,
             many=bool(value.get("many", False)),
@@ -263,7 +272,7 @@ class _Reader:
         self._known(value, path, " ".join(OPERATIONS))
         events: dict[Operation, str] = {}
         for operation in OPERATIONS:
-            chosen = value.get(operation, True)
+            chosen = value.get(operation, operation != "truncated")
             if chosen is True:
                 events[operation] = f"{object_type}.{operation}"
             elif isinstance(chosen, str):

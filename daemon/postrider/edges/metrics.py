@@ -87,6 +87,11 @@ class Metrics:
         self.oldest_due_seconds = Gauge(
             "postrider_oldest_due_age_seconds", "Age of the oldest event in the backlog", registry=registry
         )
+        self.set_aside = Gauge(
+            "postrider_capture_set_aside_rows",
+            "Captured rows of which no event is made yet; counting stops at 10,000",
+            registry=registry,
+        )
         self.listener_up = Gauge("postrider_listener_up", "1 while LISTEN works", registry=registry)
         self.reconnects = PrometheusCounter(
             "postrider_listener_reconnects", "Listener reconnects", registry=registry

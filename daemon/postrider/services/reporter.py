@@ -14,6 +14,7 @@ from postrider.services.lane import TROUBLES
 from postrider.services.lanes import Lanes
 from postrider.services.ledger import Ledger
 from postrider.services.subscriptions import Subscriptions
+from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.outbox import Backlog, Outbox
 
@@ -29,6 +30,7 @@ class Reporter:
         self,
         *,
         outbox: Outbox,
+        captures: Captures,
         daemons: Daemons,
         ledger: Ledger,
         lanes: Lanes,
@@ -40,6 +42,7 @@ class Reporter:
     ) -> None:
         """`slots`: requests at a time."""
         self._outbox = outbox
+        self._captures = captures
         self._daemons = daemons
         self._ledger = ledger
         self._lanes = lanes
@@ -67,6 +70,7 @@ class Reporter:
         age = (self._clock.now() - backlog.oldest).total_seconds() if backlog.oldest else 0.0
         self._metrics.backlog.set(backlog.events)
         self._metrics.oldest_due_seconds.set(max(0.0, age))
+        self._metrics.set_aside.set(await self._captures.count_rejections())
         self._metrics.in_flight.set(self._lanes.running)
         self._metrics.queued.set(self._lanes.queued)
         states = self._lanes.states()

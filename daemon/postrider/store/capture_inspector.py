@@ -15,12 +15,20 @@ from postrider.store.database import Connection, DatabaseError
 
 _TABLE = """
 SELECT c.oid, c.relkind::text AS kind, format('%I.%I', s.nspname, c.relname) AS name, s.nspname AS schema,
-  c.relrowsecurity AS row_security, has_schema_privilege(s.oid, 'USAGE') AS reachable,
+  c.relrowsecurity AS row_security, c.relispartition AS is_partition,
+  has_schema_privilege(s.oid, 'USAGE') AS reachable,
   format('GRANT USAGE ON SCHEMA %I TO %I', s.nspname, current_user) AS reach
 FROM (SELECT CASE cardinality(i) WHEN 1 THEN 'public' ELSE i[cardinality(i) - 1] END AS schema,
              i[cardinality(i)] AS name FROM parse_ident($1) AS i) AS named
   JOIN pg_namespace AS s ON s.nspname = named.schema
   JOIN pg_class AS c ON c.relnamespace = s.oid AND c.relname = named.name
+"""
+
+_PARTITIONS = """
+SELECT format('%I.%I', s.nspname, c.relname) AS name, c.relkind = 'f' AS is_foreign
+FROM pg_partition_tree($1::oid) AS t JOIN pg_class AS c ON c.oid = t.relid
+  JOIN pg_namespace AS s ON s.oid = c.relnamespace
+WHERE t.level > 0 ORDER BY 1
 """
 
 _COLUMNS = """
@@ -75,9 +83,14 @@ class CaptureInspector:
         self.capture = capture
         self.tables: dict[str, TableFacts] = {}
         self.mistakes: list[str] = []
+        self.warnings: list[str] = []
+        self.closed: dict[str, None] = {}
+        """Grants without which tables can't be looked at."""
         self.grants: tuple[Grant, ...] = ()
         self.lacking: tuple[Grant, ...] = ()
         """Those of `grants` that the role does not have."""
+        self.refused: tuple[Grant, ...] = ()
+        """Those of `lacking` that this user may not give."""
         self._secured: set[str] = set()
         """Tables with row security. It holds for what is looked up, not for the rows of a trigger."""
 
@@ -89,6 +102,8 @@ class CaptureInspector:
         oid = await self._look_up(capture.table, f"capture {capture.name}: table", "captured")
         if oid is None:
             return None
+        await self._find_partitions(oid)
+        self._warn_of_truncate()
         for lookup in _lookups(capture):
             if lookup.table not in self.tables:
                 await self._look_up(lookup.table, f"capture {capture.name}", "looked up")
@@ -125,7 +140,10 @@ class CaptureInspector:
             return None
         if not row["reachable"]:
             self.mistakes.append(f"{where}: {name} can't be looked at; let its owner run: {row['reach']}")
+            self.closed[row["reach"]] = None
             return None
+        if row["is_partition"] and name == self.capture.table:
+            self.warnings.append(f"{name} is a partition: what is written through its parent tells nothing")
         if row["row_security"]:
             self._secured.add(name)
         columns = await self._connection.fetch(_COLUMNS, row["oid"])
@@ -136,6 +154,31 @@ class CaptureInspector:
         )
         oid: int = row["oid"]
         return oid
+
+    async def _find_partitions(self, oid: int) -> None:
+        """A write straight to a partition fires the triggers of that alone, so each has its own."""
+        name = self.capture.table
+        rows = await self._connection.fetch(_PARTITIONS, oid)
+        for row in rows:
+            if row["is_foreign"]:
+                # PostgreSQL refuses to write to it through a parent whose triggers see whole statements.
+                self.mistakes.append(
+                    f"capture {self.capture.name}: {row['name']}, a partition of {name}, is a foreign table: "
+                    "what the CRM writes to it would fail"
+                )
+        self.tables[name] = replace(self.tables[name], partitions=tuple(row["name"] for row in rows))
+
+    def _warn_of_truncate(self) -> None:
+        capture = self.capture
+        if capture.ignores_truncate:
+            self.warnings.append(
+                f"TRUNCATE of {capture.table} tells nothing; events = {{ truncated = true }} makes it one "
+                f"event, {capture.object_type}.truncated, and false says that nothing is meant"
+            )
+        elif "truncated" in capture.events and any(local_columns(capture.workspace)):
+            self.warnings.append(
+                f"{capture.events['truncated']} goes to the workspace default: no row is left to name another"
+            )
 
     def _needed_grants(self) -> tuple[Grant, ...]:
         """What postrider_capture has to be allowed for this section's events to be made."""
@@ -171,11 +214,13 @@ class CaptureInspector:
             await transaction.rollback()
 
     async def _try_to_grant(self) -> None:
-        """Before `apply` the role may read nothing yet. Who may not grant learns then what is missing."""
+        """Before `apply` the role may read nothing yet. What this user may not grant is noted."""
         for grant in self.lacking:
             with suppress(asyncpg.InsufficientPrivilegeError):
                 async with self._connection.transaction():
                     await self._connection.execute(grant.statement)
+        if self.lacking:
+            self.refused = await self._lacking_grants()
 
     async def _plan(self, query: str) -> None:
         """Let PostgreSQL read a query. It may run what the tables' owner defined, so it does with few rights,

@@ -29,7 +29,7 @@ SELECT c.name FROM postrider.capture AS c WHERE c.name = coalesce($1, c.name)
   AND to_regprocedure(format('postrider.%I(text,json,json,json)', 'capture_' || c.name)) IS NOT NULL
 """
 _ROW = """
-SELECT r.id, r.capture,
+SELECT r.id, r.at, r.due, r.capture,
   coalesce(pg_column_size(r.old_row), 0) + coalesce(pg_column_size(r.new_row), 0) AS bytes
 FROM postrider.capture_rejected AS r
 """
@@ -42,18 +42,19 @@ WITH waiting AS MATERIALIZED (
 ), share AS (SELECT greatest($2 / n, 1) AS rows, $3 / n AS bytes
             FROM (SELECT greatest(count(*), 1) AS n FROM waiting) AS w)
 SELECT id, capture FROM (
-  SELECT r.id, r.capture, sum(r.bytes) OVER (PARTITION BY r.capture ORDER BY r.id) - r.bytes AS bytes_before
+  SELECT r.id, r.at, r.capture,
+    sum(r.bytes) OVER (PARTITION BY r.capture ORDER BY r.due, r.id) - r.bytes AS bytes_before
   FROM waiting CROSS JOIN LATERAL (
     {_ROW} WHERE r.capture = waiting.name AND r.due <= now()
     ORDER BY r.due, r.id LIMIT (SELECT rows FROM share)) AS r
-) AS oldest WHERE bytes_before < (SELECT bytes FROM share) ORDER BY id
+) AS oldest WHERE bytes_before < (SELECT bytes FROM share) ORDER BY at, id
 """  # noqa: S608 - statements of this module
 _FOLLOWING = f"""
 SELECT id, capture FROM (
-  SELECT r.id, r.capture, sum(r.bytes) OVER (ORDER BY r.id) - r.bytes AS bytes_before
+  SELECT r.id, r.at, r.capture, sum(r.bytes) OVER (ORDER BY r.id) - r.bytes AS bytes_before
   FROM ({_ROW} WHERE r.id > $4 AND r.due IS NOT NULL AND r.capture IN ({_APPLIED})
         ORDER BY r.id LIMIT $2) AS r
-) AS oldest WHERE bytes_before < $3 ORDER BY id
+) AS oldest WHERE bytes_before < $3 ORDER BY at, id
 """  # noqa: S608
 
 _EVALUATE = f"""
@@ -108,14 +109,14 @@ class Recovery:
     kept: int
     """Rows that stay: with the reason of this time, or because a lock is in the way."""
     last: int | None
-    """The id of the batch's last row; None if there was nothing to do."""
+    """The highest id of the batch; None if there was nothing to do."""
 
 
 async def recover(
     database: Database, *, limit: int, name: str | None, after: int | None, budget_s: float | None = None
 ) -> Recovery:
-    """Make events of up to `limit` rows, oldest first, in their order: those of one capture, or of all; those
-    whose time has come, or with `after` all that follow this id.
+    """Make events of up to `limit` rows, in the order of their changes: those of one capture, or of all;
+    those whose time has come, or with `after` all that follow this id.
 
     No further part of the batch is begun after `budget_s` seconds, once it is known what becomes of some row.
     """
@@ -130,9 +131,10 @@ async def recover(
             batch = _Batch(connection, None if budget_s is None else monotonic() + budget_s)
             for capture in dict.fromkeys(row["capture"] for row in candidates):
                 await batch.make(capture, [row["id"] for row in candidates if row["capture"] == capture])
-            await batch.write(sorted(batch.made))
+            await batch.write([row["id"] for row in candidates if row["id"] in batch.made])
             await batch.postpone()
-            return Recovery(batch.rows, batch.events, len(batch.problems), candidates[-1]["id"])
+            last = max(row["id"] for row in candidates)
+            return Recovery(batch.rows, batch.events, len(batch.problems), last)
         finally:
             await connection.close(timeout=5)
 

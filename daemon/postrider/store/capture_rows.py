@@ -21,13 +21,18 @@ from postrider.store.capture_values import Tables, Values, is_timestamp, literal
 
 EVENT_COLUMNS = "workspace_id, type, object_type, object_id, data, previous_attributes, actor, related"
 
-_OPERATIONS: Mapping[str, Operation] = {"insert": "created", "update": "updated", "delete": "deleted"}
+_OPERATIONS: Mapping[str, Operation] = {
+    "insert": "created",
+    "update": "updated",
+    "delete": "deleted",
+    "truncate": "truncated",
+}
 _ARGUMENTS = 90
 """PostgreSQL takes at most 100 arguments of a function."""
 
 
 def trigger_events(capture: Capture) -> list[str]:
-    """The kinds of statements (insert, update, delete) that can make events."""
+    """The kinds of statements (insert, update, delete, truncate) that can make events."""
     on_insert = "created" in capture.events or any(each.on_insert for each in capture.derived)
     on_update = "updated" in capture.events or bool(capture.derived)
     return [
@@ -36,6 +41,7 @@ def trigger_events(capture: Capture) -> list[str]:
             ("insert", on_insert),
             ("update", on_update),
             ("delete", "deleted" in capture.events),
+            ("truncate", "truncated" in capture.events),
         )
         if wanted
     ]
@@ -64,6 +70,8 @@ class Rows:
         capture = self._capture
         if event not in trigger_events(capture):
             return None
+        if event == "truncate":
+            return self._truncated()
         row = "o" if event == "delete" else "n"
         fields = ", ".join(
             f"{self._values.value(entry, row)} AS {quoted(name)}"
@@ -78,6 +86,19 @@ class Rows:
         FROM {source}
           CROSS JOIN LATERAL (SELECT {fields}) AS d{types}
         WHERE {happened}"""  # noqa: S608
+
+    def _truncated(self) -> str:
+        """The one event of a TRUNCATE: no row is left to be told of, so what depends on one is left out."""
+        capture = self._capture
+        workspace, actor, related = (
+            entry is not None and not any(local_columns(entry))
+            for entry in (capture.workspace, capture.actor, capture.related)
+        )
+        return f"""SELECT {self._workspace("n") if workspace else "'default'"} AS workspace_id,
+          {literal(capture.events["truncated"])} AS type, {literal(capture.object_type)} AS object_type,
+          NULL::text AS object_id, '{{}}'::json AS data, NULL::json AS previous_attributes,
+          {self._actor("n") if actor else "NULL::json"} AS actor,
+          {self._related("n") if related else "NULL::json"} AS related"""
 
     def kept(self, image: str, alias: str) -> str:
         """A source with one row, read from the JSON in which it was kept."""

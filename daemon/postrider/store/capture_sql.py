@@ -15,6 +15,7 @@ from postrider.store.capture_rows import EVENT_COLUMNS, Rows, named_columns, tri
 from postrider.store.capture_values import Tables, literal, quoted
 
 TRIGGER_PREFIX = "postrider_capture_"
+BEGUN_PREFIX = "postrider_begun_"
 CAPTURE_ROLE = "postrider_capture"
 """Owns the functions of captures, and so limits what a table's owner can make them do."""
 LOCK_TIMEOUT = "1s"
@@ -31,6 +32,12 @@ _SETTINGS = (
 the query fails, rather than show nothing."""
 _FORGET = "PR001"
 """Ends a subtransaction that has done its work. Owners' code can raise it too, so a variable tells."""
+_WRITE = f"""IF inner_moment IS NULL THEN
+        INSERT INTO postrider.outbox (occurred_at, {EVENT_COLUMNS})
+          SELECT wrote_at, {EVENT_COLUMNS} FROM unnest(events);
+      ELSE
+        PERFORM postrider.write_before(events, inner_moment, written);
+      END IF;"""
 _LOCKED = "SQLSTATE IN ('55P03', '40P01')"
 
 
@@ -54,6 +61,11 @@ def function_name(capture_name: str) -> str:
     return f"postrider.{quoted(f'capture_{capture_name}')}"
 
 
+def begun_setting(capture_name: str) -> str:
+    """Of the CRM's session, up to the end of its transaction."""
+    return f"postrider.begun_{capture_name}"
+
+
 def drop_statements(capture_name: str) -> tuple[str, ...]:
     """Drop the functions, and with them the triggers, also those of a table that was renamed."""
     name = function_name(capture_name)
@@ -68,12 +80,6 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
     rows = Rows(capture, tables)
     bodies = (_trigger_body(capture, rows), _kept_body(capture, rows))
     name = function_name(capture.name)
-    table = tables[capture.table].name
-    transitions = {
-        "insert": "NEW TABLE AS new_rows",
-        "update": "OLD TABLE AS old_rows NEW TABLE AS new_rows",
-        "delete": "OLD TABLE AS old_rows",
-    }
     signatures = (f"{name}()", f"{name}(text, json, json, json)")
     create = [
         # The CRM's user may write to the outbox only through these functions, hence SECURITY DEFINER.
@@ -84,12 +90,11 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
         f"{_SETTINGS}\nAS {_dollar_quoted(bodies[1])}",
         *(f"REVOKE ALL ON FUNCTION {each} FROM PUBLIC" for each in signatures),
     ]
-    for event in trigger_events(capture):
-        trigger = quoted(f"{TRIGGER_PREFIX}{capture.name}_{event}")
-        create.append(
-            f"CREATE TRIGGER {trigger} AFTER {event.upper()} ON {table} REFERENCING {transitions[event]} "
-            f"FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
-        )
+    create += [
+        f"CREATE TRIGGER {trigger} FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+        for table in tables[capture.table].with_partitions
+        for trigger in _triggers(capture, table)
+    ]
     create += [
         # An owner has to have the right to create in the schema at the moment when it becomes the owner.
         f"GRANT CREATE ON SCHEMA postrider TO {CAPTURE_ROLE}",
@@ -99,6 +104,20 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
     source = f"{rows.kept('NULL::json', 'o')} CROSS JOIN {rows.kept('NULL::json', 'n')}"
     probes = tuple(f"EXPLAIN {_made(rows, event, source, '')}" for event in trigger_events(capture))
     return Statements(bodies, tuple(create), probes)
+
+
+def _triggers(capture: Capture, table: str) -> Iterator[str]:
+    """The triggers of a table: where a statement begins, and where it has written."""
+    transitions = {
+        "insert": "REFERENCING NEW TABLE AS new_rows",
+        "update": "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows",
+        "delete": "REFERENCING OLD TABLE AS old_rows",
+        "truncate": "",
+    }
+    for event in trigger_events(capture):
+        begun, done = (quoted(f"{prefix}{capture.name}_{event}") for prefix in (BEGUN_PREFIX, TRIGGER_PREFIX))
+        yield f"{begun} BEFORE {event.upper()} ON {table}"
+        yield f"{done} AFTER {event.upper()} ON {table} {transitions[event]}"
 
 
 def _dollar_quoted(body: str) -> str:
@@ -125,12 +144,15 @@ def _made(rows: Rows, event: str, source: str, into: str) -> str:
 
 def _trigger_body(capture: Capture, rows: Rows) -> str:
     """Set by set; and where that fails, row by row, so that one bad row costs no other its event. After the
-    first wait for a lock every row is set aside without another."""
-    name = literal(capture.name)
-    pairs = f"old_rows AS o FULL JOIN new_rows AS n ON {rows.same_key()}"
-    into = "INTO events, largest, longest_id, longest_workspace"
+    first wait for a lock every row is set aside without another.
+
+    A statement can have others of the same capture inside it, such as those of a CRM's AFTER ROW trigger,
+    which end before it and write newer states. So a setting has the statements that have begun and not ended,
+    the newest first, and for each the moment in which the first one inside it wrote, or `-`. (What BEFORE
+    triggers write is no case of this: PostgreSQL refuses a statement that changes the same row afterwards.)
+    """
+    name, begun = literal(capture.name), literal(begun_setting(capture.name))
     key = ", ".join(f"coalesce(change.new_row, change.old_row)->>{literal(each)}" for each in capture.key)
-    write = f"INSERT INTO postrider.outbox ({EVENT_COLUMNS}) SELECT {EVENT_COLUMNS} FROM unnest(events)"
     return f"""#variable_conflict use_column
 DECLARE
   events            postrider.capture_event[];
@@ -142,19 +164,35 @@ DECLARE
   done              boolean := false;
   kept              boolean := true;
   change            record;
+  begun             text := current_setting({begun}, true);
+  here              text[];
+  inner_moment      bigint;
+  moment            bigint;
+  wrote_at          timestamptz := clock_timestamp();
+  written           integer := 0;
 BEGIN
+  IF TG_WHEN = 'BEFORE' THEN
+    PERFORM set_config({begun}, concat(TG_OP, ':- ', begun), true);
+    RETURN NULL;
+  END IF;
+  IF begun = TG_OP || ':- ' THEN
+    PERFORM set_config({begun}, '', true);
+  ELSE
+    moment := extract(epoch FROM wrote_at) * 1000000;
+    here := regexp_match(begun, '^(.*?)' || TG_OP || ':(-|[0-9]{{1,17}}) (.*)$');
+    -- The CRM's session could set any: one that is none of this transaction's counts for nothing.
+    IF nullif(here[2], '-')::bigint BETWEEN extract(epoch FROM now()) * 1000000 AND moment THEN
+      inner_moment := here[2];
+      moment := inner_moment - 1;
+      wrote_at := to_timestamp(moment / 1000000.0);
+      here[3] := replace(here[3], ':' || inner_moment || ' ', ':- ');
+    END IF;
+    PERFORM set_config({begun}, here[1] || replace(here[3], ':- ', ':' || moment || ' '), true);
+  END IF;{_truncate_once(capture)}
   BEGIN
     BEGIN
-      IF TG_OP = 'INSERT' THEN
-        {_made(rows, "insert", "new_rows AS n", into)};
-      ELSIF TG_OP = 'DELETE' THEN
-        {_made(rows, "delete", "old_rows AS o", into)};
-      ELSE
-        {_made(rows, "update", f"old_rows AS o JOIN new_rows AS n ON {rows.same_key()}", into)};
-        IF EXISTS (SELECT FROM {pairs} WHERE o.{quoted(capture.key[0])} IS NULL) THEN
-          RAISE EXCEPTION 'a row got another key: it is told as deleted and created';
-        END IF;
-      END IF;
+      CASE TG_OP{_branches(capture, rows)}
+      END CASE;
       IF largest > {MAX_DATA_BYTES} OR longest_id > {MAX_OBJECT_ID_LENGTH}
          OR longest_workspace > {MAX_WORKSPACE_ID_LENGTH} THEN
         RAISE program_limit_exceeded;
@@ -168,7 +206,7 @@ BEGIN
       END IF;
     END;
     IF done THEN
-      {write};
+      {_WRITE}
       RETURN NULL;
     END IF;
   EXCEPTION WHEN OTHERS THEN
@@ -194,7 +232,8 @@ BEGIN
       END IF;
       IF done THEN
         BEGIN
-          {write};
+          {_WRITE}
+          written := written + coalesce(cardinality(events), 0);
         EXCEPTION WHEN OTHERS THEN
           done := false;
           problem := SQLERRM;
@@ -206,7 +245,8 @@ BEGIN
           PERFORM set_config('lock_timeout', '{SECOND_LOCK_TIMEOUT}', true);
         END IF;
         kept := postrider.set_aside({name}, change.operation, concat_ws(',', {key}), change.old_row,
-                                    change.new_row, {_settings_now(capture)}, problem, kept);
+                                    change.new_row, {_settings_now(capture)}, problem, kept,
+                                    wrote_at);
       END IF;
     END LOOP;
   EXCEPTION WHEN OTHERS THEN
@@ -217,10 +257,43 @@ BEGIN
 END"""
 
 
+def _branches(capture: Capture, rows: Rows) -> str:
+    """How each kind of statement makes its events."""
+    sources = {
+        "insert": "new_rows AS n",
+        "update": f"old_rows AS o JOIN new_rows AS n ON {rows.same_key()}",
+        "delete": "old_rows AS o",
+        "truncate": "",
+    }
+    another_key = f"""
+        IF EXISTS (SELECT FROM old_rows AS o FULL JOIN new_rows AS n ON {rows.same_key()}
+                   WHERE o.{quoted(capture.key[0])} IS NULL) THEN
+          RAISE EXCEPTION 'a row got another key: it is told as deleted and created';
+        END IF;"""
+    return "".join(
+        f"""
+      WHEN '{event.upper()}' THEN
+        {_made(rows, event, sources[event], "INTO events, largest, longest_id, longest_workspace")};"""
+        + (another_key if event == "update" else "")
+        for event in trigger_events(capture)
+    )
+
+
+def _truncate_once(capture: Capture) -> str:
+    """The partitions of a table are truncated with it, by one statement: the last of the triggers tells."""
+    if "truncated" not in capture.events:
+        return ""
+    begun = literal(begun_setting(capture.name))
+    return f"""
+  IF TG_OP = 'TRUNCATE' AND strpos(current_setting({begun}), 'TRUNCATE') > 0 THEN
+    RETURN NULL;
+  END IF;"""
+
+
 def _kept_body(capture: Capture, rows: Rows) -> str:
     """The events of one row that is kept as JSON, by the same expressions."""
     old, new = rows.kept("old_row", "o"), rows.kept("new_row", "n")
-    branches = {"insert": new, "delete": old, "update": f"{old} CROSS JOIN {new}"}
+    branches = {"insert": new, "delete": old, "update": f"{old} CROSS JOIN {new}", "truncate": ""}
     written = "".join(
         f"""
   IF operation = '{event.upper()}' THEN
@@ -240,7 +313,7 @@ DECLARE
   missing text;
 BEGIN
   SELECT string_agg(c.name, ', ') INTO missing FROM unnest({_array(named_columns(capture))}) AS c (name)
-    WHERE c.name NOT IN (SELECT json_object_keys(coalesce(new_row, old_row)));
+    WHERE c.name NOT IN (SELECT json_object_keys(coalesce(new_row, old_row))) AND operation <> 'TRUNCATE';
   IF missing IS NOT NULL THEN
     RAISE EXCEPTION 'the table had no column % when the row changed', missing;
   END IF;

@@ -41,6 +41,12 @@ class TableFacts:
     """Qualified and quoted."""
     schema: str
     columns: Mapping[str, ColumnFacts]
+    partitions: tuple[str, ...] = ()
+    """Also those of partitions. A statement on one fires no trigger of the table."""
+
+    @property
+    def with_partitions(self) -> tuple[str, ...]:
+        return (self.name, *self.partitions)
 
 
 Tables = Mapping[str, TableFacts]

@@ -15,8 +15,8 @@ from postrider.domain.errors import UsageError
 from postrider.store.capture_guard import demand_own_functions
 from postrider.store.capture_inspector import CaptureInspector
 from postrider.store.capture_recovery import Recovery, recover
-from postrider.store.capture_sql import CAPTURE_ROLE, TRIGGER_PREFIX, Statements, drop_statements
-from postrider.store.capture_values import quoted
+from postrider.store.capture_rights import demand_rights
+from postrider.store.capture_sql import CAPTURE_ROLE, Statements, drop_statements
 from postrider.store.database import Connection, Database, DatabaseError
 
 APPLY_LOCK_TIMEOUT = "5s"
@@ -24,10 +24,11 @@ APPLY_LOCK_TIMEOUT = "5s"
 
 _APPLIED = """
 SELECT c.name, c.table_name, c.section::text AS section, c.checksum, c.grants,
-  (SELECT count(*) FROM pg_trigger AS t JOIN pg_class AS r ON r.oid = t.tgrelid
-     JOIN pg_namespace AS s ON s.oid = r.relnamespace
-   WHERE t.tgname IN ($1::text || c.name || '_insert', $1 || c.name || '_update', $1 || c.name || '_delete')
-     AND t.tgenabled <> 'D' AND format('%I.%I', s.nspname, r.relname) = c.table_name) AS triggers,
+  ARRAY(SELECT format('%I.%I', s.nspname, r.relname) FROM pg_trigger AS t
+     JOIN pg_class AS r ON r.oid = t.tgrelid JOIN pg_namespace AS s ON s.oid = r.relnamespace
+     JOIN pg_proc AS p ON p.oid = t.tgfoid
+   WHERE p.pronamespace = 'postrider'::regnamespace AND p.proname = 'capture_' || c.name
+     AND t.tgenabled <> 'D') AS triggers,
   f.bodies, f.owners, f.confined
 FROM postrider.capture AS c CROSS JOIN LATERAL (
   SELECT array_agg(p.prosrc ORDER BY p.pronargs) AS bodies, string_agg(DISTINCT o.rolname, ', ') AS owners,
@@ -44,7 +45,11 @@ SELECT current_user AS name,
 WHERE NOT has_function_privilege('postrider.evaluate(text,json)', 'EXECUTE')
 """
 
-_SET_ASIDE = """
+MAX_COUNTED = 10_000
+SET_ASIDE = f"SELECT count(*) FROM (SELECT FROM postrider.capture_rejected LIMIT {MAX_COUNTED}) AS r"  # noqa: S608
+"""Rows of which no event is made yet; counting stops at the limit."""
+
+_SET_ASIDE_BY_CAPTURE = """
 SELECT coalesce(c.name, r.capture) AS name, coalesce(r.rows, 0) AS rows,
   c.name IS NOT NULL AND to_regprocedure(
     format('postrider.%I(text,json,json,json)', 'capture_' || c.name)) IS NOT NULL AS applied
@@ -70,6 +75,8 @@ class Step:
     grants: tuple[str, ...]
     """What postrider_capture needs for it, as GRANT says it."""
     checksum: str
+    warnings: tuple[str, ...] = ()
+    """What the section leaves out, and may be meant to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +108,14 @@ class Captures:
     async def plan(self, captures: Sequence[Capture]) -> list[Step]:
         """Compare sections with what is applied. Raises UsageError with every mistake in the sections."""
         async with self._database.transaction() as connection:
-            return await _plan(connection, captures)
+            return await _steps(connection, await _wanted(connection, captures))
 
     async def apply(self, captures: Sequence[Capture], now: datetime) -> list[Step]:
         """Do what `plan` says, all of it or nothing; return the steps."""
         async with _changing(self._database) as connection:
-            await _demand_membership(connection)
-            steps = await _plan(connection, captures)
+            plan = await _wanted(connection, captures)
+            await demand_rights(connection, [inspector for inspector, _ in plan.values()])
+            steps = await _steps(connection, plan)
             sections = {capture.name: capture.section for capture in captures}
             for step in steps:
                 await _execute(connection, step, sections.get(step.name, {}), now)
@@ -116,17 +124,18 @@ class Captures:
     async def drop(
         self, names: Sequence[str] | None, now: datetime, *, with_rejected: bool = False
     ) -> list[Step]:
-        """Remove captures, by name or all; return the steps. What they set aside stays, and becomes events
-        when a capture of that name is applied again, unless `with_rejected`."""
+        """Remove captures, those of `names` or, with None, all; return the steps. What they set aside stays,
+        and becomes events when a capture of that name is applied again, unless `with_rejected`."""
         async with _changing(self._database) as connection:
-            applied = await connection.fetch(_APPLIED, TRIGGER_PREFIX)
+            await demand_rights(connection, ())
+            applied = await connection.fetch(_APPLIED)
             known = {row["name"] for row in applied}
-            if names and (unknown := sorted(set(names) - known)):
+            if names is not None and (unknown := sorted(set(names) - known)):
                 raise UsageError(
                     f"there is no capture {unknown[0]!r} in the database",
                     f"Applied are: {', '.join(sorted(known)) or 'none'}.",
                 )
-            going = [row for row in applied if not names or row["name"] in names]
+            going = [row for row in applied if names is None or row["name"] in names]
             kept = {grant for row in applied if row not in going for grant in row["grants"]}
             steps = [_drop_step(row, kept) for row in going]
             for step in steps:
@@ -154,8 +163,14 @@ class Captures:
     async def count_set_aside(self) -> dict[str, SetAside]:
         """For each capture that is applied or has set rows aside, by name."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(_SET_ASIDE)
+            rows = await connection.fetch(_SET_ASIDE_BY_CAPTURE)
         return {row["name"]: SetAside(*row) for row in rows}
+
+    async def count_rejections(self) -> int:
+        """Of all captures, up to MAX_COUNTED."""
+        async with self._database.connection() as connection:
+            count: int = await connection.fetchval(SET_ASIDE)
+        return count
 
     async def log_rejections(self, limit: int) -> list[Rejection]:
         """What was set aside and not yet told; it counts as told from now on."""
@@ -201,25 +216,16 @@ async def _changing(database: Database) -> AsyncIterator[Connection]:
         except asyncpg.InsufficientPrivilegeError as cause:
             raise DatabaseError(
                 f"a right is missing: {cause}; nothing was changed",
-                "Run it as the owner of the tables and of the schema postrider, by $POSTRIDER_DATABASE_DSN.",
+                "Run it as the owner of the tables, by $POSTRIDER_DATABASE_DSN.",
             ) from cause
 
 
-async def _demand_membership(connection: Connection) -> None:
-    """Raise DatabaseError unless this user may give functions to postrider_capture."""
-    mode = "SET" if connection.get_server_version().major >= 16 else "MEMBER"
-    row = await connection.fetchrow(
-        "SELECT current_user AS name, pg_has_role($1, $2) AS may", CAPTURE_ROLE, mode
-    )
-    if row is not None and not row["may"]:
-        raise DatabaseError(
-            f"{row['name']} is not a member of {CAPTURE_ROLE}, which has to own the functions of captures; "
-            "nothing was changed",
-            f"Let a superuser run: GRANT {CAPTURE_ROLE} TO {quoted(row['name'])};  then apply again.",
-        )
+Plan = Mapping[str, tuple[CaptureInspector, Statements]]
+"""By the name of the capture."""
 
 
-async def _plan(connection: Connection, captures: Sequence[Capture]) -> list[Step]:
+async def _wanted(connection: Connection, captures: Sequence[Capture]) -> Plan:
+    """What creates the captures. Raises UsageError with every mistake in the sections."""
     await demand_own_functions(connection)
     if flaw := await connection.fetchval("SELECT postrider.role_flaw($1)", CAPTURE_ROLE):
         raise UsageError(
@@ -233,21 +239,30 @@ async def _plan(connection: Connection, captures: Sequence[Capture]) -> list[Ste
             "nothing was changed",
             f"Let a superuser, or the owner of the schema postrider, run: {missing['grant']};",
         )
-    wanted = {}
+    wanted: dict[str, tuple[CaptureInspector, Statements]] = {}
     mistakes: list[str] = []
+    closed: dict[str, None] = {}
     for capture in captures:
         inspector = CaptureInspector(connection, capture)
         statements = await inspector.statements()
         mistakes += inspector.mistakes
+        closed |= inspector.closed
         if statements is not None:
             wanted[capture.name] = (inspector, statements)
     if mistakes:
         raise UsageError(
             "the [[capture]] sections don't fit the database:\n"
             + "\n".join(f"  {each}" for each in mistakes),
-            "Mend the configuration, or the tables; nothing was changed.",
+            f"Let the owner of the schema run: {'; '.join(closed)};"
+            if closed
+            else "Mend the configuration, or the tables; nothing was changed.",
         )
-    rows = await connection.fetch(_APPLIED, TRIGGER_PREFIX)
+    return wanted
+
+
+async def _steps(connection: Connection, wanted: Plan) -> list[Step]:
+    """What makes the database as it is wanted."""
+    rows = await connection.fetch(_APPLIED)
     applied = {row["name"]: row for row in rows}
     kept = {str(grant) for inspector, _ in wanted.values() for grant in inspector.grants}
     steps = [
@@ -266,13 +281,28 @@ def _step(
 
     def step(action: str, diff: Sequence[str] = (), todo: tuple[str, ...] = ()) -> Step:
         types = tuple(capture.event_types)
-        return Step(capture.name, facts.name, action, types, tuple(diff), todo, grants, statements.checksum)
+        return Step(
+            capture.name,
+            facts.name,
+            action,
+            types,
+            tuple(diff),
+            todo,
+            grants,
+            statements.checksum,
+            tuple(inspector.warnings),
+        )
 
     if row is None:
         return step("create", (), create)
     bodies = [f"\n{body}\n" for body in statements.function_bodies]
     triggers = sum(each.startswith("CREATE TRIGGER") for each in statements.create)
     diff = _diff(json.loads(row["section"]), capture.section)
+    diff += [
+        f"{each}, a partition, has no triggers: what is written straight to it tells nothing"
+        for each in facts.partitions
+        if each not in row["triggers"]
+    ]
     if row["owners"] not in (None, CAPTURE_ROLE):
         diff.append(f"its functions run with the rights of {row['owners']}, not with those of {CAPTURE_ROLE}")
     elif row["checksum"] != statements.checksum:
@@ -280,10 +310,10 @@ def _step(
     elif (
         row["bodies"] != bodies
         or not row["confined"]
-        or row["triggers"] != triggers
+        or len(row["triggers"]) != triggers
         or row["table_name"] != facts.name
     ):
-        diff.append("its functions or its triggers are missing, disabled or not as they were applied")
+        diff = diff or ["its functions or its triggers are missing, disabled or not as they were applied"]
     diff += [f"{CAPTURE_ROLE} lacks {grant}" for grant in inspector.lacking]
     if not diff:
         return step("keep")

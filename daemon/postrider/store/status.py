@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from postrider.domain.model import EndpointState
+from postrider.store.captures import SET_ASIDE
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import WAITING_ENDPOINTS
 from postrider.store.outbox import BACKLOG, BACKLOG_LIMIT, emitted_at
@@ -86,6 +87,8 @@ class Situation:
     retrying: int
     """Deliveries that are to be tried again; at most DELIVERY_LIMIT."""
     next_due: datetime | None
+    set_aside: int
+    """Rows of captured tables of which no event is made yet; at most MAX_COUNTED of them are counted."""
     troubled: int
     """Endpoints in trouble; `endpoints` has the first MAX_ENDPOINTS of them."""
     endpoints: tuple[TroubledEndpoint, ...]
@@ -116,6 +119,7 @@ async def _read(connection: Connection, slow: list[int]) -> Situation:
         oldest_waiting_at=emitted_at(await connection.fetchval(_OLDEST_WAITING)),
         retrying=sum(retrying.values()),
         next_due=deliveries["next_due"],
+        set_aside=await connection.fetchval(SET_ASIDE),
         troubled=rows[0]["total"] if rows else 0,
         endpoints=tuple(
             TroubledEndpoint(
