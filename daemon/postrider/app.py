@@ -185,6 +185,7 @@ class Daemon:
             recorder=self.recorder,
             ledger=self.ledger,
             clock=clock,
+            notify=config.database.notify,
         )
         self.health = Health(endpoints=endpoints, disable_after=config.retry.disable_after, clock=clock)
         self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
@@ -334,12 +335,14 @@ class Daemon:
         self.sender.settings = SendSettings(
             client, dialects, config.delivery.user_agent, config.network.https_only
         )
+        self.dispatcher.configure(config.database.notify)
         self.health.disable_after = config.retry.disable_after
         self.partition_keeper.retention = retention
         fixed = [
             name
             for name, before, after in (
-                ("database", old.database, config.database),
+                ("database.dsn", old.database.dsn, config.database.dsn),
+                ("database.pool_size", old.database.pool_size, config.database.pool_size),
                 ("admin", old.admin, config.admin),
                 ("delivery.concurrency", old.delivery.concurrency, config.delivery.concurrency),
                 (

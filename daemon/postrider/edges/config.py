@@ -201,6 +201,7 @@ def key(read: Reader, default: Any = MISSING, *, secret: bool = False) -> Any:
 class DatabaseConfig:
     dsn: str = key(_dsn, secret=True)
     pool_size: int = key(_integer(2, 100), 4)
+    notify: bool | None = key(_boolean, None)
 
     @property
     def safe_dsn(self) -> str:

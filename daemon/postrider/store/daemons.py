@@ -53,6 +53,20 @@ _BEAT = """
 UPDATE postrider.daemon SET heartbeat_at = clock_timestamp() WHERE id = $1 RETURNING clock_timestamp() AS at
 """
 
+# One daemon that says no is enough, and whatever was said last holds on when it has gone: a transaction of
+# the CRM that can't be prepared costs more than a daemon that polls.
+_SET_IDLE = """
+WITH changed AS (
+  UPDATE postrider.setting SET notify = $3
+  WHERE notify <> $3 AND NOT ($3 AND EXISTS (SELECT FROM postrider.daemon WHERE NOT notify AND id <> $1))
+  RETURNING notify
+), now AS (
+  SELECT coalesce((SELECT notify FROM changed), (SELECT notify FROM postrider.setting)) AS notify
+)
+UPDATE postrider.daemon AS d SET idle = $2 AND now.notify, notify = $3
+FROM now WHERE d.id = $1 RETURNING now.notify
+"""
+
 _STRUCK_OUT = """
 SELECT owner FROM (
   SELECT DISTINCT owner FROM postrider.claim
@@ -147,10 +161,14 @@ class Daemons:
         )
         return at
 
-    async def set_idle(self, daemon_id: int, *, idle: bool) -> None:
-        """Tell writers whether this daemon needs to be notified."""
+    async def set_idle(self, daemon_id: int, *, idle: bool, notify: bool | None) -> bool:
+        """Tell writers whether this daemon needs to be notified; return whether they notify anybody.
+
+        `notify`: what this daemon's configuration says of that; None: nothing.
+        """
         async with self._database.connection() as connection:
-            await connection.execute("UPDATE postrider.daemon SET idle = $2 WHERE id = $1", daemon_id, idle)
+            notified: bool | None = await connection.fetchval(_SET_IDLE, daemon_id, idle, notify)
+        return notified is not False
 
     async def report(self, daemon_id: int, report: DaemonReport, now: datetime) -> None:
         """Leave a report for people who ask how the daemon is doing."""
