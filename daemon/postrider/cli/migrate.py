@@ -5,7 +5,14 @@ from pathlib import Path
 
 import click
 
-from postrider.cli.common import config_option, json_option, print_json, run_async
+from postrider.cli.common import (
+    as_option,
+    config_option,
+    dsn_as,
+    json_option,
+    print_json,
+    run_async,
+)
 from postrider.edges.config import load_config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.resources import sql_dir
@@ -17,10 +24,11 @@ from postrider.store.migrations import read_migrations
 
 @click.command()
 @click.option("--to", type=int, metavar="N", help="Stop after migration N.")
+@as_option
 @config_option
 @json_option
 @run_async
-async def migrate(to: int | None, config_path: Path | None, as_json: bool) -> None:
+async def migrate(to: int | None, as_user: str | None, config_path: Path | None, as_json: bool) -> None:
     """Create or upgrade the schema `postrider` in the database, and publish the event types of the default
     dialect there.
 
@@ -28,11 +36,13 @@ async def migrate(to: int | None, config_path: Path | None, as_json: bool) -> No
     hosts at once. It may run beside a CRM that writes: where it has to wait for a lock, it gives up after
     half a second, lets others pass and tries again; after 20 tries it names the sessions in the way.
     The user needs the right to create a schema and roles; the daemon needs neither.
+
+    Example: postrider migrate --as postgres
     """
     config = load_config(config_path, os.environ)
     spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
     migrations = read_migrations(sql_dir())
-    database = Database(config.database.dsn, pool_size=1)
+    database = Database(dsn_as(config, as_user), pool_size=1)
     await database.open()
     try:
         connection = await database.dedicated(command_timeout=None)

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 MAX_CONNECT_TIMEOUT_S = 60
 MAX_NAME = 48
@@ -91,6 +91,20 @@ def parse_dsn(text: str) -> Dsn:
         pooled=given.get("pgbouncer") == "true",
         parameters=kept,
     )
+
+
+def by_peer(text: str, user: str) -> str:
+    """The URL of the same database, reached as `user` over this host's Unix socket. Raises DsnMistake where
+    it names another host."""
+    parts = urlsplit(text)
+    given = {name: value for name, value in parse_qsl(parts.query) if name not in ("user", "password")}
+    if not given.get("host", "").startswith("/"):
+        host = given.pop("host", None) or parts.hostname
+        if host not in (None, "localhost", "127.0.0.1", "::1") or "," in parts.netloc:
+            raise DsnMistake("a database on this host")
+        if parts.port is not None:
+            given.setdefault("port", str(parts.port))
+    return urlunsplit(parts._replace(netloc=f"{quote(user)}@", query=urlencode(given, safe="/:,")))
 
 
 def _check(name: str, value: str) -> None:
