@@ -252,6 +252,14 @@ class Daemons:
         ]
 
 
+async def living_daemons(connection: Connection) -> tuple[str, ...]:
+    """Host and process of each daemon that lives."""
+    rows = await connection.fetch(
+        f"SELECT hostname, pid FROM postrider.daemon AS d WHERE {_ALIVE} ORDER BY 1, 2"  # noqa: S608 (constant)
+    )
+    return tuple(f"pid {row['pid']} on {row['hostname']}" for row in rows)
+
+
 async def _lock(connection: Connection, daemon_id: int) -> bool:
     locked: bool = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, daemon_id)
     return locked
@@ -261,7 +269,9 @@ async def _end_sessions(connection: Connection, application_name: str, *, holdin
     """End the sessions of a daemon, or the one that holds its lock, where the server lets us."""
     rows = await connection.fetch(
         """SELECT a.pid FROM pg_stat_activity AS a
-           WHERE a.application_name = $1 AND a.pid <> pg_backend_pid() AND ($2::integer IS NULL OR EXISTS (
+           WHERE a.application_name = $1 AND a.pid <> pg_backend_pid()
+             -- A copy of the database on the same server has the same names in its table of daemons.
+             AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND ($2::integer IS NULL OR EXISTS (
              SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.locktype = 'advisory'
                AND l.classid = $3::bigint::oid AND l.objid = $2::bigint::oid))""",
         application_name,
