@@ -271,9 +271,10 @@ async def _end_sessions(connection: Connection, application_name: str, *, holdin
         """SELECT a.pid FROM pg_stat_activity AS a
            WHERE a.application_name = $1 AND a.pid <> pg_backend_pid()
              -- A copy of the database on the same server has the same names in its table of daemons.
-             AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND ($2::integer IS NULL OR EXISTS (
-             SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.locktype = 'advisory'
-               AND l.classid = $3::bigint::oid AND l.objid = $2::bigint::oid))""",
+             AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database())
+             AND ($2::integer IS NULL OR EXISTS (
+               SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.locktype = 'advisory'
+                 AND l.classid = $3::bigint::oid AND l.objid = $2::bigint::oid))""",
         application_name,
         holding,
         LOCK_CLASS,
