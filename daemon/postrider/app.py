@@ -196,6 +196,7 @@ class Daemon:
             recorder=self.recorder,
             ledger=self.ledger,
             clock=clock,
+            notify=config.database.notify,
         )
         self.health = Health(endpoints=endpoints, policy_of=self.subscriptions.policy_of, clock=clock)
         self.chronicler = Chronicler(last_deliveries=LastDeliveries(self.database), clock=clock)
@@ -360,11 +361,13 @@ class Daemon:
         self.sender.settings = SendSettings(
             client, dialects, config.delivery.user_agent, config.network.https_only
         )
+        self.dispatcher.configure(config.database.notify)
         self.partition_keeper.retention = retention
         fixed = [
             name
             for name, before, after in (
-                ("database", old.database, config.database),
+                ("database.dsn", old.database.dsn, config.database.dsn),
+                ("database.pool_size", old.database.pool_size, config.database.pool_size),
                 ("admin", old.admin, config.admin),
                 ("delivery.concurrency", old.delivery.concurrency, config.delivery.concurrency),
                 (

@@ -266,3 +266,28 @@ def test_daemons_of_the_last_release_are_judged_by_their_lock(database_dsn: str)
         await database.close()
 
     asyncio.run(story())
+
+
+def test_on_a_copy_of_a_database_the_originals_daemons_keep_their_sessions(
+    database_dsn: str, empty_database_dsn: str
+) -> None:
+    """Its table of daemons has their names, and the server shows the sessions of all its databases."""
+
+    async def story() -> None:
+        original = await asyncpg.connect(
+            empty_database_dsn, server_settings={"application_name": "postrider 0123456789ab"}
+        )
+        copy = Database(database_dsn, pool_size=2)
+        await copy.open()
+        async with copy.connection() as connection:
+            await connection.execute(
+                """INSERT INTO postrider.daemon
+                     (hostname, pid, version, started_at, heartbeat_at, application_name)
+                   VALUES ('copied', 1, '0', now(), now() - interval '1 day', 'postrider 0123456789ab')"""
+            )
+        assert len(await Daemons(copy).rescue(0, datetime.now(UTC))) == 1
+        assert await original.fetchval("SELECT 1") == 1
+        await original.close()
+        await copy.close()
+
+    asyncio.run(story())

@@ -529,6 +529,9 @@ async def test_each_role_has_only_the_rights_that_its_functions_need(database_ds
             "postrider_writer idempotency",
             "postrider_writer event_type",
             "postrider_writer catalogue",
+            "postrider_capture setting",
+            "postrider_prober setting",
+            "postrider_writer setting",
         }
         owners = await crm.root.fetch(
             """SELECT DISTINCT r.rolname FROM pg_proc AS p JOIN pg_roles AS r ON r.oid = p.proowner

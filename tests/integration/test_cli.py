@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.daemon_process import DaemonProcess, assert_settled, query, write_config
+from tests.support.daemon_process import SECRET, DaemonProcess, assert_settled, query, write_config
 from tests.support.receiver_process import ReceiverProcess
 
 
@@ -205,3 +205,17 @@ def test_a_workspace_that_no_event_can_have_is_refused(cli: Cli, workspace: str)
     endpoint = ("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*")
     assert "1 to 256 characters" in cli(*endpoint, "--workspace", workspace, exit_code=2)
     cli(*endpoint, "--workspace", "w" * 256)
+
+
+def test_data_that_is_no_json_object_is_not_sent(cli: Cli) -> None:
+    with ReceiverProcess(SECRET) as receiver:
+        ep = cli.json("endpoint", "add", "--url", receiver.url(), "--events", "deal.updated")["id"]
+        for data in ("{", "", "[]", '{"a":NaN}', "{" * 3000):
+            assert "the data is not" in cli("endpoint", "test", ep, "--data", data, exit_code=2)
+        assert receiver.stats()["received"] == 0
+
+
+def test_an_id_that_no_endpoint_can_have_is_explained(cli: Cli) -> None:
+    for ep in ("ep_ffffffffffffffff", "ep_+000000000000001"):
+        assert "is not an endpoint id" in cli("endpoint", "show", ep, exit_code=2)
+        assert "is not a delivery id" in cli("delivery", "show", f"dlv_{'0' * 32}{ep[3:]}", exit_code=2)

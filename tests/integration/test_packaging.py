@@ -30,7 +30,11 @@ def test_the_wheel_runs_the_demo_in_an_empty_environment(directory: Path) -> Non
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = directory.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for path in (*(ROOT / "sql").glob("*.sql"), *(ROOT / "config").rglob("*.toml")):
+    for path in (
+        *(ROOT / "sql").glob("*.sql"),
+        *(ROOT / "config").rglob("*.toml"),
+        *(ROOT / "systemd").iterdir(),
+    ):
         assert f"postrider/_data/{path.relative_to(ROOT)}" in names
 
     venv.create(directory / "venv", with_pip=True)

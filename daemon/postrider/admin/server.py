@@ -15,7 +15,7 @@ from yarl import URL
 
 from postrider.admin.connections import Connections
 from postrider.app import Daemon
-from postrider.domain.errors import UsageError
+from postrider.domain.errors import PostriderError
 from postrider.edges.config import AdminConfig
 
 log = structlog.get_logger()
@@ -27,7 +27,7 @@ _SHUTDOWN_S = 2.0
 
 
 class AdminServer:
-    """Serves while it is entered. Raises UsageError if it can't listen there."""
+    """Serves while it is entered. Raises PostriderError if it can't listen there."""
 
     def __init__(self, daemon: Daemon, config: AdminConfig) -> None:
         self._daemon = daemon
@@ -62,9 +62,10 @@ class AdminServer:
             )
         except OSError as error:
             await self._runner.cleanup()
-            raise UsageError(
+            # Another program may let go of the port, and an address come up later: no mistake that stays.
+            raise PostriderError(
                 f"admin.listen: can't listen on {self._config.listen}: {error.strerror}",
-                "Choose a free port, or stop the program that uses this one.",
+                "Choose a free port, another one for each instance, or stop the program that uses it.",
             ) from None
         addresses = [listener.getsockname() for listener in self._server.sockets]
         log.info("admin.listening", addresses=[f"{address[0]}:{address[1]}" for address in addresses])

@@ -23,6 +23,7 @@ _COMMANDS = {
     "capture": "postrider.cli.capture",
     "dialect": "postrider.cli.dialect",
     "listen": "postrider.cli.listen",
+    "uninstall": "postrider.cli.uninstall",
 }
 """Command → module; the module has the click command under the command's name."""
 

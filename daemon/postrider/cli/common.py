@@ -3,6 +3,7 @@
 import asyncio
 import difflib
 import os
+import pwd
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ import orjson
 
 from postrider.app import read_sealer
 from postrider.domain.dialects import Dialect, parse_event_ids
+from postrider.domain.dsn import DsnMistake, by_peer
 from postrider.domain.errors import UsageError
 from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, load_config
@@ -38,6 +40,12 @@ config_option = click.option(
     "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Configuration file [$POSTRIDER_CONFIG, else /etc/postrider/postrider.toml].",
+)
+as_option = click.option(
+    "--as",
+    "as_user",
+    metavar="USER",
+    help="As root: connect as this system user over the Unix socket (peer authentication), such as postgres.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -76,6 +84,31 @@ async def open_stores(config_path: Path | None) -> AsyncIterator[Stores]:
         )
     finally:
         await database.close()
+
+
+def dsn_as(config: Config, user: str | None) -> str:
+    """The DSN of the configuration; or, as root, become that system user for good, and reach its database as
+    him. What the configuration names has to have been read before."""
+    if user is None:
+        return config.database.dsn
+    if os.geteuid() != 0:
+        raise UsageError(f"only root may act as {user}", "Run it as root, or as that user without --as.")
+    try:
+        facts = pwd.getpwnam(user)
+    except KeyError:
+        raise UsageError(f"this host has no user {user}", "Name the system user of PostgreSQL.") from None
+    try:
+        dsn = by_peer(config.database.dsn, user)
+    except DsnMistake:
+        raise UsageError(
+            "--as takes this host's Unix socket, but database.dsn names another host",
+            "Give the DSN of a superuser in $POSTRIDER_DATABASE_DSN instead.",
+        ) from None
+    os.initgroups(user, facts.pw_gid)
+    os.setgid(facts.pw_gid)
+    os.setuid(facts.pw_uid)
+    os.environ["HOME"] = facts.pw_dir  # where the driver looks for certificates and passwords
+    return dsn
 
 
 def run_async(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:

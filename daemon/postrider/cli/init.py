@@ -1,4 +1,4 @@
-"""postrider init: writes an annotated configuration file."""
+"""postrider init: writes an annotated configuration file, or makes all that a service needs."""
 
 import os
 from pathlib import Path
@@ -7,18 +7,50 @@ import click
 
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.edges.resources import config_dir
+from postrider.edges.service_files import CONFIG_DIR, install_service
 
 
 @click.command()
-@click.argument("file", default="postrider.toml", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
-def init(file: Path, force: bool) -> None:
+@click.option("--service", is_flag=True, help="Make all that a service of systemd needs; as root.")
+@click.option("--instance", metavar="NAME", help="With --service: the configuration of postrider@NAME.")
+def init(file: Path | None, force: bool, service: bool, instance: str | None) -> None:
     """Write FILE, a configuration with every key, its default and why [postrider.toml; - for stdout].
 
     The file is readable by its owner alone, since it may hold a password.
 
-    Example: postrider init /etc/postrider/postrider.toml
+    With --service: the system user postrider, /etc/postrider/postrider.toml, which it may read, and the
+    units postrider and postrider@NAME of systemd. Each thing is said, and what is there is kept.
+
+    Example: postrider init --service
     """
+    if service:
+        if file is not None or force:
+            raise UsageError(
+                "--service writes to /etc/postrider and overwrites nothing", "Leave out FILE and --force."
+            )
+        _init_service(instance)
+    elif instance is not None:
+        raise UsageError("--instance belongs to --service", "postrider init --service --instance NAME")
+    else:
+        _init_file(file or Path("postrider.toml"), force)
+
+
+def _init_service(instance: str | None) -> None:
+    for step in install_service(instance):
+        click.echo(step)
+    name = instance or "postrider"
+    unit = f"postrider@{instance}" if instance else "postrider"
+    click.echo(
+        f"Next: set database.dsn in {CONFIG_DIR / name}.toml, then\n"
+        f"  postrider migrate --as postgres{f' --config {CONFIG_DIR / name}.toml' if instance else ''}\n"
+        f"  systemctl enable --now {unit}",
+        err=True,
+    )
+
+
+def _init_file(file: Path, force: bool) -> None:
     text = (config_dir() / "postrider.toml").read_text(encoding="utf-8")
     if str(file) == "-":
         click.echo(text, nl=False)

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from postrider.cli.common import config_option, json_option, print_json, printable, run_async
+from postrider.cli.common import (
+    as_option,
+    config_option,
+    dsn_as,
+    json_option,
+    print_json,
+    printable,
+    run_async,
+)
 from postrider.domain.errors import UsageError
 from postrider.edges.config import load_config
 from postrider.edges.dialect_files import default_dialect, load_dialects
@@ -20,10 +28,13 @@ from postrider.store.upgrades import Upgrade, look_ahead
 @click.command()
 @click.option("--to", type=int, metavar="N", help="Stop after migration N.")
 @click.option("--yes", is_flag=True, help="Migrate though daemons that run would stop working.")
+@as_option
 @config_option
 @json_option
 @run_async
-async def migrate(to: int | None, yes: bool, config_path: Path | None, as_json: bool) -> None:
+async def migrate(
+    to: int | None, yes: bool, as_user: str | None, config_path: Path | None, as_json: bool
+) -> None:
     """Create or upgrade the schema `postrider` in the database, and publish the event types of the default
     dialect there.
 
@@ -34,11 +45,13 @@ async def migrate(to: int | None, yes: bool, config_path: Path | None, as_json: 
 
     Daemons of the previous release go on beside the new schema, so that they can be upgraded one by one.
     Where one that runs is too old for that, nothing is migrated without --yes.
+
+    Example: postrider migrate --as postgres
     """
     config = load_config(config_path, os.environ)
     spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
     migrations = read_migrations(sql_dir())
-    database = Database(config.database.dsn, pool_size=1)
+    database = Database(dsn_as(config, as_user), pool_size=1)
     await database.open()
     try:
         connection = await database.dedicated(command_timeout=None)

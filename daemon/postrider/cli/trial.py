@@ -34,7 +34,7 @@ from postrider.domain.model import (
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.network import WebhookClient
 from postrider.services.sender import SendSettings
-from postrider.services.trial import made_up_event, send_test, shake_hands
+from postrider.services.trial import check_data, made_up_event, send_test, shake_hands
 from postrider.store.deliveries import Deliveries, DeliveryResult
 
 _PLAIN_TYPE = "postrider.test"
@@ -60,9 +60,10 @@ async def test(
     async with open_stores(config_path) as stores:
         target = usable(await living(stores, parse_endpoint_id(ep))).endpoint
         dialect = known_dialect(target.dialect, stores.config)
-        event = _test_event(
-            target, dialect, event_type, read_data(data) if data is not None else None, stores
-        )
+        given = read_data(data) if data is not None else None
+        if given is not None:
+            check_data(given)
+        event = _test_event(target, dialect, event_type, given, stores)
         async with _send_settings(stores) as settings:
             delivery = await send_test(
                 settings,
@@ -186,14 +187,14 @@ def _test_event(
             endpoint,
             chosen,
             now,
-            data=data or sample.data,
+            data=sample.data if data is None else data,
             previous_attributes=sample.previous_attributes,
             object_type=sample.object_type,
             object_id=sample.object_id,
             actor=sample.actor,
             related=sample.related,
         )
-    return made_up_event(endpoint, chosen, now, data=data or '{"test":true}')
+    return made_up_event(endpoint, chosen, now, data='{"test":true}' if data is None else data)
 
 
 def _first_subscribed(endpoint: Endpoint, dialect: Dialect) -> str:

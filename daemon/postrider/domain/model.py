@@ -10,6 +10,7 @@ State machine of a delivery:
     failed, cancelled, succeeded ──a person asks──▶ waiting
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -175,15 +176,14 @@ def delivery_public_id(event_id: UUID, endpoint_id: int) -> str:
     return f"dlv_{event_id.hex}{endpoint_id:016x}"
 
 
+_LARGEST_ENDPOINT_ID = 2**63 - 1
+
+
 def _hex(public_id: str, prefix: str, digits: int, what: str) -> str:
-    digits_part = public_id.removeprefix(prefix)
-    if public_id.startswith(prefix) and len(digits_part) == digits:
-        try:
-            int(digits_part, 16)
-        except ValueError:
-            pass
-        else:
-            return digits_part
+    match = re.fullmatch(rf"{prefix}([0-9a-f]{{{digits}}})", public_id, re.IGNORECASE)
+    # The last digits are an endpoint's, but for an event's.
+    if match and (digits == 32 or int(match[1][-16:], 16) <= _LARGEST_ENDPOINT_ID):
+        return match[1]
     raise UsageError(
         f"{public_id!r} is not {what} id",
         f"It should be {prefix} and {digits} hexadecimal digits, as the list commands print it.",

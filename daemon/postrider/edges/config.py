@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from postrider import __version__
 from postrider.domain.capture import Capture, parse_captures
+from postrider.domain.dsn import DsnMistake, parse_dsn
 from postrider.domain.errors import UsageError
 from postrider.edges.durations import format_duration, parse_duration
 
@@ -25,6 +26,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _HOST_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^:\[\]\s/]*)(?::(\d{1,5}))?", re.ASCII)
+_DSN_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*(?=@)|([?&](?:ssl)?password=)[^&#]*")
 
 
@@ -157,8 +159,20 @@ def _dsn(value: Any) -> str:
         raise _Mistake('a URL such as "postgresql://postrider@localhost/crm"')
     user, _, hosts = re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")
     # A bare / or @ in the password would make a host of its rest, and the driver would show that.
-    if "@" in user or not all(_HOST_PORT.fullmatch(host) for host in hosts.split(",")):
+    places = [_HOST_PORT.fullmatch(host) for host in hosts.split(",")]
+    if "@" in user or not all(places):
         raise _Mistake("a URL in which special characters of user and password are percent-encoded")
+    if any(place and int(place[2] or 1) not in range(1, 65_536) for place in places):
+        raise _Mistake("a URL with a port from 1 to 65535")
+    try:
+        parsed = parse_dsn(value)
+    except DsnMistake as mistake:
+        raise _Mistake(str(mistake)) from None
+    for name in _DSN_FILES & parsed.parameters.keys():
+        try:
+            _readable_file(parsed.parameters[name])
+        except _Mistake as mistake:
+            raise _Mistake(f"{name} to be {mistake}") from None
     return str(value)
 
 
@@ -209,6 +223,7 @@ def key(read: Reader, default: Any = MISSING, *, secret: bool = False) -> Any:
 class DatabaseConfig:
     dsn: str = key(_dsn, secret=True)
     pool_size: int = key(_integer(2, 100), 4)
+    notify: bool | None = key(_boolean, None)
 
     @property
     def safe_dsn(self) -> str:

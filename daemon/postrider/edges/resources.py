@@ -1,4 +1,4 @@
-"""Where the files beside the code are: `config` and `sql`."""
+"""Where the files beside the code are: `config`, `sql` and `systemd`."""
 
 from pathlib import Path
 
@@ -11,6 +11,10 @@ def config_dir() -> Path:
 
 def sql_dir() -> Path:
     return _data_root() / "sql"
+
+
+def systemd_dir() -> Path:
+    return _data_root() / "systemd"
 
 
 def _data_root() -> Path:

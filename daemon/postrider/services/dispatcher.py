@@ -61,6 +61,8 @@ what we were told was committed."""
 BACKSTOP_S = (0.01, 0.05, 0.25, 1.0)
 """Waits of an idle dispatcher. A writer that saw the flag `idle` just before it was set sends no
 notification, so the first polls come soon; the last one repeats."""
+UNNOTIFIED_S = (0.01, 0.05)
+"""The same where writers never notify."""
 
 log = structlog.get_logger()
 
@@ -110,7 +112,9 @@ class Dispatcher:
         recorder: Recorder,
         ledger: Ledger,
         clock: Clock,
+        notify: bool | None,
     ) -> None:
+        """`notify`: whether writers shall notify; None: as the database has it."""
         self._outbox = outbox
         self._deliveries = deliveries
         self._daemons = daemons
@@ -122,6 +126,9 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._idle: bool | None = None
         """What writers were told; None while that is unknown."""
+        self._notify = notify
+        self._notified = True
+        """Whether they heed it."""
         self._in_doubt = False
         self._reconcile_at = clock.monotonic() + RECONCILE_S
         self._small: deque[FanOut] = deque()
@@ -154,6 +161,12 @@ class Dispatcher:
         self._outbox.look_at_all()
         self._wake.set()
 
+    def configure(self, notify: bool | None) -> None:
+        """Take over what a new configuration says."""
+        self._notify = notify
+        self._idle = None
+        self._wake.set()
+
     async def run(self) -> None:
         began, seen, empty = self._clock.monotonic(), 0, 0
         self._measured_at, self._measured_busy = began, self._clock.busy()
@@ -175,7 +188,8 @@ class Dispatcher:
             if counts.held_up or self._small or self._large:
                 continue
             if claimed < BUSY_FROM and self._idle:
-                await self._clock.wait(self._wake, BACKSTOP_S[min(empty, len(BACKSTOP_S) - 1)])
+                waits = BACKSTOP_S if self._notified else UNNOTIFIED_S
+                await self._clock.wait(self._wake, waits[min(empty, len(waits) - 1)])
             elif not counts.more:
                 await self._clock.wait(self._wake, BUSY_POLL_S)
 
@@ -368,10 +382,20 @@ class Dispatcher:
             events = await self._outbox.release(self._ledger.owner, stray)
             log.info("claims.reconciled", events=events, undone=undone)
             self._outbox.look_at_all()
+        if self._idle is not None:
+            await self._tell(self._idle)  # another daemon may have changed whether writers notify
         self._reconcile_at = self._clock.monotonic() + RECONCILE_S
 
     async def _set_idle(self, idle: bool) -> None:
         if self._idle is not idle:
-            self._idle = None  # until it is certain
-            await self._daemons.set_idle(self._ledger.owner, idle=idle)
+            await self._tell(idle)
+
+    async def _tell(self, idle: bool) -> None:
+        self._idle = None  # until it is certain
+        notify = self._notify
+        notified = await self._daemons.set_idle(self._ledger.owner, idle=idle, notify=notify)
+        if notified is not self._notified:
+            log.info("notify.changed", notify=notified, configured=notify)
+        self._notified = notified
+        if notify is self._notify:  # else a new configuration came meanwhile
             self._idle = idle

@@ -4,12 +4,15 @@ Each is one signed request over the guarded network, sent at once, never repeate
 that people can look at.
 """
 
+import json
 import secrets
+from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
 from postrider.domain.dialects import Dialect, Handshake, handshake_of, render
 from postrider.domain.envelope import PayloadError
+from postrider.domain.errors import UsageError
 from postrider.domain.model import (
     Attempt,
     AttemptResult,
@@ -24,6 +27,21 @@ from postrider.domain.policy import ONE_ATTEMPT, judge
 from postrider.edges.clock import Clock
 from postrider.services.sender import SendSettings, send
 from postrider.store.deliveries import Deliveries, DeliveryResult
+
+
+def check_data(text: str) -> None:
+    """Raises UsageError unless it is what emit() would take as data, before anything is sent."""
+
+    def refuse(constant: str) -> object:
+        raise ValueError(f"{constant} is no JSON value")
+
+    with suppress(RecursionError):  # rendering refuses it, and says why
+        try:
+            data = json.loads(text, parse_constant=refuse)
+        except ValueError as error:
+            raise UsageError(f"the data is not JSON: {error}", "Pass valid JSON.") from None
+        if not isinstance(data, dict):
+            raise UsageError("the data is not a JSON object", 'Pass an object, such as {"id":"dl_1"}.')
 
 
 def made_up_event(

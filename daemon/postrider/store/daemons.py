@@ -53,6 +53,20 @@ _BEAT = """
 UPDATE postrider.daemon SET heartbeat_at = clock_timestamp() WHERE id = $1 RETURNING clock_timestamp() AS at
 """
 
+# One daemon that says no is enough, and whatever was said last holds on when it has gone: a transaction of
+# the CRM that can't be prepared costs more than a daemon that polls.
+_SET_IDLE = """
+WITH changed AS (
+  UPDATE postrider.setting SET notify = $3
+  WHERE notify <> $3 AND NOT ($3 AND EXISTS (SELECT FROM postrider.daemon WHERE NOT notify AND id <> $1))
+  RETURNING notify
+), now AS (
+  SELECT coalesce((SELECT notify FROM changed), (SELECT notify FROM postrider.setting)) AS notify
+)
+UPDATE postrider.daemon AS d SET idle = $2 AND now.notify, notify = $3
+FROM now WHERE d.id = $1 RETURNING now.notify
+"""
+
 _STRUCK_OUT = """
 SELECT owner FROM (
   SELECT DISTINCT owner FROM postrider.claim
@@ -151,10 +165,14 @@ class Daemons:
         )
         return at
 
-    async def set_idle(self, daemon_id: int, *, idle: bool) -> None:
-        """Tell writers whether this daemon needs to be notified."""
+    async def set_idle(self, daemon_id: int, *, idle: bool, notify: bool | None) -> bool:
+        """Tell writers whether this daemon needs to be notified; return whether they notify anybody.
+
+        `notify`: what this daemon's configuration says of that; None: nothing.
+        """
         async with self._database.connection() as connection:
-            await connection.execute("UPDATE postrider.daemon SET idle = $2 WHERE id = $1", daemon_id, idle)
+            notified: bool | None = await connection.fetchval(_SET_IDLE, daemon_id, idle, notify)
+        return notified is not False
 
     async def report(self, daemon_id: int, report: DaemonReport, now: datetime) -> None:
         """Leave a report for people who ask how the daemon is doing."""
@@ -239,6 +257,14 @@ class Daemons:
         ]
 
 
+async def living_daemons(connection: Connection) -> tuple[str, ...]:
+    """Host and process of each daemon that lives."""
+    rows = await connection.fetch(
+        f"SELECT hostname, pid FROM postrider.daemon AS d WHERE {ALIVE} ORDER BY 1, 2"  # noqa: S608 (constant)
+    )
+    return tuple(f"pid {row['pid']} on {row['hostname']}" for row in rows)
+
+
 async def _lock(connection: Connection, daemon_id: int) -> bool:
     locked: bool = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, daemon_id)
     return locked
@@ -248,9 +274,12 @@ async def _end_sessions(connection: Connection, application_name: str, *, holdin
     """End the sessions of a daemon, or the one that holds its lock, where the server lets us."""
     rows = await connection.fetch(
         """SELECT a.pid FROM pg_stat_activity AS a
-           WHERE a.application_name = $1 AND a.pid <> pg_backend_pid() AND ($2::integer IS NULL OR EXISTS (
-             SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.locktype = 'advisory'
-               AND l.classid = $3::bigint::oid AND l.objid = $2::bigint::oid))""",
+           WHERE a.application_name = $1 AND a.pid <> pg_backend_pid()
+             -- A copy of the database on the same server has the same names in its table of daemons.
+             AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database())
+             AND ($2::integer IS NULL OR EXISTS (
+               SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.locktype = 'advisory'
+                 AND l.classid = $3::bigint::oid AND l.objid = $2::bigint::oid))""",
         application_name,
         holding,
         LOCK_CLASS,

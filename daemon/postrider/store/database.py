@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import structlog
 
+from postrider.domain.dsn import parse_dsn
 from postrider.domain.errors import PostriderError, UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ _UNAVAILABLE = (
 _OTHER_SCHEMA = "`postrider check` says whether the program is older than the schema, or newer."
 _REFUSED = {
     asyncpg.InvalidPasswordError: "Check user and password in database.dsn.",
-    asyncpg.InvalidAuthorizationSpecificationError: "Check the user in database.dsn, and pg_hba.conf.",
+    asyncpg.InvalidAuthorizationSpecificationError: "Check the user in database.dsn, and pg_hba.conf. Peer "
+    "authentication wants the system user of that name: runuser -u NAME -- postrider …",
     asyncpg.InvalidCatalogNameError: "Create the database, or name another one in database.dsn.",
     asyncpg.InsufficientPrivilegeError: "Grant the role postrider_daemon to the user of database.dsn.",
     asyncpg.UndefinedTableError: _OTHER_SCHEMA,
@@ -109,6 +111,18 @@ def translated_errors() -> Iterator[None]:
         raise DatabaseError(f"the database refused: {error}", _REFUSED[type(error)]) from error
 
 
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """The same where a connection is made: what else the server or the driver says is about database.dsn."""
+    try:
+        with translated_errors():
+            yield
+    except (asyncpg.PostgresError, ValueError, OverflowError) as error:
+        raise DatabaseError(
+            f"database.dsn can't be used: {error}", "Mend it in the configuration."
+        ) from error
+
+
 class Database:
     """Lends connections. It reports once that the database is gone, and once that it is back."""
 
@@ -118,13 +132,14 @@ class Database:
         """`keyed=False`: people's questions, which may read whole tables. `synchronous_commit=False` is for
         the daemon: a crash of the server may undo its last results, which costs duplicates, never an
         event."""
-        self._dsn = dsn
+        self._dsn = parse_dsn(dsn)
+        self._connect_timeout_s = self._dsn.connect_timeout_s or CONNECT_TIMEOUT_S
         self._pool_size = pool_size
         self._settings = PINNED | {"timezone": "UTC"} | (_KEYED if keyed else {})
         if not synchronous_commit:
             self._settings["synchronous_commit"] = "off"
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self.application_name = f"postrider {secrets.token_hex(6)}"
+        self.application_name = f"{self._dsn.application_name or 'postrider'} {secrets.token_hex(6)}"
         """Of all sessions of this process, and of no other's: whoever takes it for dead ends them by it."""
         self.pooled = False
         """Whether a transaction pooler such as PgBouncer stands between; known once it is open."""
@@ -137,17 +152,17 @@ class Database:
 
     async def open(self) -> None:
         """Learn what stands between, and make the pool. Raises DatabaseError."""
-        with translated_errors():
-            self.pooled = await _reaches_pooler(self._dsn)
+        with _connecting():
+            self.pooled = self._dsn.pooled or await self._reaches_pooler()
             self._pool = await self._make_pool()
 
     async def _make_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         return await asyncpg.create_pool(
-            self._dsn,
+            self._dsn.url,
             min_size=0,  # connections are opened when they are needed
             max_size=self._pool_size,
             command_timeout=COMMAND_TIMEOUT_S,
-            timeout=CONNECT_TIMEOUT_S,
+            timeout=self._connect_timeout_s,
             # Behind a transaction pooler a prepared statement may be on another server connection.
             statement_cache_size=0 if self.pooled else 100,
             max_inactive_connection_lifetime=300.0,
@@ -204,7 +219,7 @@ class Database:
         losses = self._losses
         try:
             with translated_errors():
-                async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S + 1) as connection:
+                async with self._pool.acquire(timeout=self._connect_timeout_s + 1) as connection:
                     yield connection
         except DatabaseUnavailable as error:
             self.mark_lost(error)
@@ -221,14 +236,23 @@ class Database:
     async def dedicated(self, *, command_timeout: float | None = CONNECT_TIMEOUT_S) -> Connection:
         """A connection outside the pool, which the caller closes: for LISTEN and the session lock, and for
         migrations. Behind a pooler its transactions have to begin with `pin`."""
-        with translated_errors():
+        with _connecting():
             return await asyncpg.connect(
-                self._dsn,
-                timeout=CONNECT_TIMEOUT_S,
+                self._dsn.url,
+                timeout=self._connect_timeout_s,
                 command_timeout=command_timeout,
                 statement_cache_size=0,
                 server_settings=self._session_settings(),
             )
+
+    async def _reaches_pooler(self) -> bool:
+        connection = await asyncpg.connect(
+            self._dsn.url, timeout=self._connect_timeout_s, statement_cache_size=0
+        )
+        try:
+            return await is_pooled(connection)
+        finally:
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
 
     def mark_lost(self, error: DatabaseError) -> None:
         if self.available:
@@ -261,11 +285,3 @@ async def is_pooled(connection: Connection) -> bool:
     """Whether the server has another id for the session than the client: poolers make up their own."""
     backend: int = await connection.fetchval("SELECT pg_catalog.pg_backend_pid()")
     return backend != connection.get_server_pid()
-
-
-async def _reaches_pooler(dsn: str) -> bool:
-    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
-    try:
-        return await is_pooled(connection)
-    finally:
-        await connection.close(timeout=CONNECT_TIMEOUT_S)

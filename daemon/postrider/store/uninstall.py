@@ -1,0 +1,200 @@
+"""Taking Postrider out of a database: what is there, and its removal.
+
+The triggers on the CRM's tables go first, as by `capture drop`; then the schema and, where nothing else on
+the server uses them, the roles, in one transaction. Like a migration it gives up a lock that it does not get
+within a moment, and tries again.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+from postrider.domain.errors import PostriderError
+from postrider.store.capture_sql import TRIGGER_PREFIX
+from postrider.store.captures import Captures
+from postrider.store.daemons import living_daemons
+from postrider.store.database import Connection, Database, DatabaseError
+from postrider.store.migrations import PATIENCE, Patience
+
+ROLES = (
+    "postrider_emitter",
+    "postrider_daemon",
+    "postrider_owner",
+    "postrider_writer",
+    "postrider_prober",
+    "postrider_capture",
+)
+COUNTED_UP_TO = 1_000_000
+"""Tables may be large, and a person wants to know by and by."""
+
+_COUNTED = {
+    "endpoints": "SELECT FROM postrider.endpoint WHERE state <> 'deleted'",
+    "events": "SELECT FROM postrider.outbox",
+    "events_under_way": "SELECT FROM postrider.pending",
+    "deliveries": "SELECT FROM postrider.delivery",
+    "deliveries_under_way": """SELECT FROM postrider.delivery
+                               WHERE state IN ('waiting', 'retrying', 'sending')""",
+    "attempts": "SELECT FROM postrider.attempt",
+    "rows_set_aside": "SELECT FROM postrider.capture_rejected",
+}
+_COUNT = "SELECT count(*) FROM ({} LIMIT $1) AS counted"
+_SIZE = """
+SELECT count(*) FILTER (WHERE relkind IN ('r', 'p')) AS tables,
+  pg_size_pretty(coalesce(sum(pg_total_relation_size(oid)) FILTER (WHERE relkind IN ('r', 'm')), 0)) AS size
+FROM pg_class WHERE relnamespace = 'postrider'::regnamespace
+"""
+_TRIGGERS = """
+SELECT format('%I on %s', t.tgname, t.tgrelid::regclass) AS trigger
+FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid JOIN pg_class AS c ON c.oid = t.tgrelid
+WHERE p.pronamespace = 'postrider'::regnamespace AND c.relnamespace <> 'postrider'::regnamespace
+  AND NOT t.tgisinternal AND starts_with(t.tgname, $1)
+ORDER BY 1
+"""
+# What people made of the schema's tables, types and functions, and would be dropped with them.
+_OTHERS = """
+SELECT DISTINCT d.type || ' ' || d.identity AS object
+FROM pg_depend AS p
+  CROSS JOIN LATERAL pg_identify_object(p.refclassid, p.refobjid, 0) AS r
+  CROSS JOIN LATERAL pg_identify_object(p.classid, p.objid, p.objsubid) AS d
+WHERE p.deptype = 'n' AND r.schema = 'postrider' AND d.schema IS DISTINCT FROM 'postrider'
+  AND d.identity !~ '(^|^for | on )postrider[.]'
+  AND NOT (d.type = 'trigger' AND starts_with(ltrim(d.identity, '"'), $1))
+ORDER BY 1
+"""
+_MEMBERS = """
+SELECT r.rolname AS role,
+  ARRAY(SELECT m.rolname::text FROM pg_auth_members AS a JOIN pg_roles AS m ON m.oid = a.member
+        WHERE a.roleid = r.oid AND m.rolname <> ALL ($1::text[]) ORDER BY 1) AS members
+FROM pg_roles AS r WHERE r.rolname = ANY ($1::text[]) ORDER BY array_position($1::text[], r.rolname::text)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What Postrider has in a database."""
+
+    database: str
+    tables: int
+    size: str
+    counts: dict[str, int]
+    """By what is counted; one more than COUNTED_UP_TO stands for all above it."""
+    triggers: tuple[str, ...]
+    """On the CRM's tables."""
+    roles: dict[str, tuple[str, ...]]
+    """And the logins that were made their members."""
+    others: tuple[str, ...]
+    """Objects outside of the schema that use it."""
+    daemons: tuple[str, ...]
+    """Those that live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    triggers: int
+    dropped: tuple[str, ...]
+    kept: dict[str, str]
+    """Roles that stay, and why."""
+
+
+async def survey(database: Database) -> Installation | None:
+    """What there is to remove; None where there is no schema."""
+    async with database.snapshot() as connection:
+        if not await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'postrider')"
+        ):
+            return None
+        size = await connection.fetchrow(_SIZE)
+        assert size is not None
+        return Installation(
+            database=await connection.fetchval("SELECT current_database()"),
+            tables=size["tables"],
+            size=size["size"],
+            counts={
+                name: await connection.fetchval(_COUNT.format(rows), COUNTED_UP_TO + 1)
+                for name, rows in _COUNTED.items()
+            },
+            triggers=await _column(connection, _TRIGGERS, TRIGGER_PREFIX),
+            roles={
+                row["role"]: tuple(row["members"]) for row in await connection.fetch(_MEMBERS, list(ROLES))
+            },
+            others=await _column(connection, _OTHERS, TRIGGER_PREFIX),
+            daemons=await living_daemons(connection),
+        )
+
+
+def demand_removable(found: Installation) -> None:
+    """Raises PostriderError where somebody still uses it."""
+    if found.daemons:
+        raise PostriderError(
+            f"daemons run on {found.database}: {', '.join(found.daemons)}",
+            "Stop them first: systemctl disable --now postrider",
+        )
+    if found.others:
+        raise PostriderError(
+            f"these use the schema postrider of {found.database}, and would go with it:\n"
+            + "\n".join(f"  {each}" for each in found.others),
+            "Drop or change them first.",
+        )
+
+
+async def uninstall(database: Database, now: datetime, *, patience: Patience = PATIENCE) -> Removal:
+    """Remove it. Raises PostriderError where somebody still uses it, or a lock can't be had."""
+    found = await survey(database)
+    if found is None:
+        return Removal(0, (), {})
+    demand_removable(found)
+    await Captures(database).drop(None, now)
+    for _ in range(patience.tries - 1):
+        try:
+            dropped, kept = await _drop(database, patience)
+            break
+        except asyncpg.LockNotAvailableError:
+            await asyncio.sleep(patience.pause_s)
+    else:
+        try:
+            dropped, kept = await _drop(database, patience)
+        except asyncpg.LockNotAvailableError:
+            raise DatabaseError(
+                f"the schema postrider could not be locked in {patience.tries} tries; it is still there"
+                + (", without its triggers on your tables" if found.triggers else ""),
+                "End the transactions that use it, prepared ones too (pg_prepared_xacts), and run it again.",
+            ) from None
+    return Removal(len(found.triggers), dropped, kept)
+
+
+async def _drop(database: Database, patience: Patience) -> tuple[tuple[str, ...], dict[str, str]]:
+    async with database.transaction() as connection:
+        await connection.execute(
+            f"SET LOCAL lock_timeout = {patience.lock_ms}; SET LOCAL statement_timeout = 0;"
+            "LOCK TABLE postrider.daemon, postrider.migration IN ACCESS EXCLUSIVE MODE"
+        )
+        if started := await living_daemons(connection):
+            raise PostriderError(f"a daemon has just started: {', '.join(started)}", "Stop it first.")
+        try:
+            await connection.execute("DROP SCHEMA postrider CASCADE")
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise DatabaseError(
+                f"a right is missing: {error}; the schema is still there",
+                "Run it as a superuser: postrider uninstall --as postgres",
+            ) from error
+        dropped, kept = [], {}
+        for role in ROLES:
+            if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role):
+                continue
+            try:
+                async with connection.transaction():
+                    await connection.execute(f"DROP ROLE {role}")
+                dropped.append(role)
+            except asyncpg.DependentObjectsStillExistError as error:
+                kept[role] = (error.detail or str(error)).replace("\n", "; ")
+            except asyncpg.InsufficientPrivilegeError as error:
+                kept[role] = str(error)
+    return tuple(dropped), kept
+
+
+async def _column(connection: Connection, query: str, *arguments: str) -> tuple[str, ...]:
+    rows: Sequence[asyncpg.Record] = await connection.fetch(query, *arguments)
+    return tuple(row[0] for row in rows)
