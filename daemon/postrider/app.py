@@ -13,16 +13,18 @@ from postrider import __version__
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import DeliveryState
 from postrider.domain.sealing import Sealer, parse_key
-from postrider.edges.addresses import AddressPolicy, explain
+from postrider.edges.addresses import AddressPolicy
 from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
 from postrider.edges.config import Config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.dialing import BlockedAddressError
+from postrider.edges.log import set_log_level
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import NetworkOptions, WebhookClient
 from postrider.edges.resources import sql_dir
 from postrider.edges.systemd import Notifier
 from postrider.services.dispatcher import Dispatcher
+from postrider.services.failures import Failures
 from postrider.services.health import Health
 from postrider.services.janitor import Janitor
 from postrider.services.lanes import Lanes
@@ -99,6 +101,25 @@ def network_options(config: Config) -> NetworkOptions:
     )
 
 
+def _fixed_at_start(started: Config, wanted: Config) -> list[str]:
+    """What of the wanted configuration only a restart brings, whatever was reloaded in between."""
+    return [
+        name
+        for name, before, after in (
+            ("database", started.database, wanted.database),
+            ("admin", started.admin, wanted.admin),
+            ("delivery.concurrency", started.delivery.concurrency, wanted.delivery.concurrency),
+            (
+                "delivery.endpoint_concurrency",
+                started.delivery.endpoint_concurrency,
+                wanted.delivery.endpoint_concurrency,
+            ),
+            ("log.format", started.log.format, wanted.log.format),
+        )
+        if before != after
+    ]
+
+
 class Daemon:
     """`start`, then `stop`; between them `reload` as often as you like."""
 
@@ -106,9 +127,11 @@ class Daemon:
         self, config: Config, *, clock: SharedClock | None = None, notifier: Notifier | None = None
     ) -> None:
         self.config = config
+        self._started_with = config
         self._host_clock = clock or SystemClock()
         self.clock = clock or DatabaseClock(self._host_clock)
         self.metrics = Metrics(__version__)
+        self._failures = Failures(self.clock)
         self._notifier = notifier or Notifier()
         self._schema_checked = False
         self._clients: list[WebhookClient] = []
@@ -144,7 +167,13 @@ class Daemon:
             ledger=self.ledger,
             clock=clock,
         )
-        self.recorder = Recorder(deliveries=deliveries, ledger=self.ledger, clock=clock, metrics=metrics)
+        self.recorder = Recorder(
+            deliveries=deliveries,
+            ledger=self.ledger,
+            clock=clock,
+            metrics=metrics,
+            failures=self._failures,
+        )
         retry = RetrySettings(config.retry.schedule, config.retry.jitter)
         self.subscriptions = Subscriptions(
             endpoints=endpoints,
@@ -252,6 +281,7 @@ class Daemon:
     def _start_services(self) -> None:
         concurrency = self.config.delivery.concurrency
         # What consumes starts before what produces; stop() goes the other way.
+        self._supervisor.start("failures", self._failures.run)
         self._supervisor.start("recorder", self.recorder.run)
         self._supervisor.start("sender", lambda: self.sender.run(concurrency))
         self._supervisor.start("lanes", self.lanes.run)
@@ -286,7 +316,7 @@ class Daemon:
         )
         self.lanes.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
-        await self._supervisor.stop("sender", "recorder", "reporter", "listener", "watchdog")
+        await self._supervisor.stop("sender", "recorder", "failures", "reporter", "listener", "watchdog")
         released = 0
         try:
             while not self.recorder.empty:
@@ -299,6 +329,7 @@ class Daemon:
                 "daemon.unreleased", reason="the database is away; the next daemon rescues the claims"
             )
         finally:
+            self._failures.flush()
             await self._opened.aclose()
         log.info("daemon.stopped", cut_off=unfinished, released=released)
 
@@ -328,7 +359,7 @@ class Daemon:
         except BaseException:
             await self._close_client(client)
             raise
-        old, self.config = self.config, config
+        self.config = config
         self._endpoints.sealer = sealer
         self.subscriptions.configure(dialects, retry)
         self.sender.settings = SendSettings(
@@ -336,22 +367,8 @@ class Daemon:
         )
         self.health.disable_after = config.retry.disable_after
         self.partition_keeper.retention = retention
-        fixed = [
-            name
-            for name, before, after in (
-                ("database", old.database, config.database),
-                ("admin", old.admin, config.admin),
-                ("delivery.concurrency", old.delivery.concurrency, config.delivery.concurrency),
-                (
-                    "delivery.endpoint_concurrency",
-                    old.delivery.endpoint_concurrency,
-                    config.delivery.endpoint_concurrency,
-                ),
-                ("log", old.log, config.log),
-            )
-            if before != after
-        ]
-        log.info("config.reloaded", needs_restart=fixed)
+        set_log_level(config.log.level)
+        log.info("config.reloaded", needs_restart=_fixed_at_start(self._started_with, config))
 
     def turning(self) -> bool:
         """Whether the claim loop turns, or waits for a database that is away."""
@@ -407,12 +424,7 @@ class Daemon:
     def _note_blocked(self, error: BlockedAddressError) -> None:
         """The delivery's reason names no inner address; this is for the operator."""
         self.metrics.blocked.labels(error.verdict.value).inc()
-        log.warning(
-            "address.blocked",
-            host=error.host,
-            address=error.address,
-            reason=explain(error.address, error.verdict),
-        )
+        self._failures.blocked(error)
 
     def _look_again(self) -> None:
         """Rows may have been freed."""
