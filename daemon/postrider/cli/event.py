@@ -22,7 +22,10 @@ from postrider.cli.common import (
 )
 from postrider.domain.cursors import event_cursor, parse_event_cursor
 from postrider.domain.errors import UsageError
-from postrider.domain.model import Event, delivery_public_id, event_public_id, parse_event_id
+from postrider.domain.model import UNSETTLED, Event, delivery_public_id, event_public_id, parse_event_id
+from postrider.domain.status import NO_DAEMON, Progress, explain_progress
+from postrider.store.daemons import Daemons
+from postrider.store.status import Status
 
 TAIL_POLL_S = 0.3
 TAIL_OVERLAP_S = 30.0
@@ -108,9 +111,12 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         if not found:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
         deliveries = await stores.history.list_deliveries(event_id=event_id, limit=1000)
-        pending = await stores.outbox.is_pending(event_id)
+        alive = await Daemons(stores.database).alive()
+        progress = await Status(stores.database).progress(event_id, alive)
     facts = _facts(found[0])
+    pending = progress is not Progress.DONE
     facts["pending"] = pending
+    facts["progress"] = progress
     facts["deliveries"] = [
         {
             "id": delivery_public_id(each.event_id, each.endpoint_id),
@@ -129,7 +135,9 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         if facts[name] is not None:
             click.echo(f"{name}: {_pretty(facts[name])}")
     if pending:
-        click.echo("deliveries: not all recorded yet; a running daemon is at it", err=True)
+        click.echo(f"deliveries: {explain_progress(progress, len(alive))}", err=True)
+    elif not alive and any(each.state in UNSETTLED for each in deliveries):
+        click.echo(f"deliveries: {NO_DAEMON}", err=True)
     print_table(
         ["delivery", "state", "attempts", "reason"],
         [tuple(each.values()) for each in facts["deliveries"]],
