@@ -47,6 +47,7 @@ from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.outbox import Outbox
 from postrider.store.partitions import Partitions
+from postrider.store.status import Status
 
 LANE_CAPACITY = 8192
 """Deliveries in memory that wait for a slot; the rest of a backlog stays in the database."""
@@ -222,8 +223,9 @@ class Daemon:
         self.recorder.on_outcome = self.health.note
         self.recorder.on_lost = self.dispatcher.doubt
         captures = Captures(self.database)
+        partitions = Partitions(self.database)
         self.partition_keeper = PartitionKeeper(
-            partitions=Partitions(self.database),
+            partitions=partitions,
             captures=captures,
             retention=Retention(config.retention.events, config.retention.attempts),
             clock=clock,
@@ -254,6 +256,8 @@ class Daemon:
         )
         self.reporter = Reporter(
             outbox=self.outbox,
+            status=Status(self.database),
+            partitions=partitions,
             daemons=self._daemons,
             ledger=self.ledger,
             lanes=self.lanes,
@@ -368,7 +372,9 @@ class Daemon:
         self.health.disable_after = config.retry.disable_after
         self.partition_keeper.retention = retention
         set_log_level(config.log.level)
-        log.info("config.reloaded", needs_restart=_fixed_at_start(self._started_with, config))
+        fixed = _fixed_at_start(self._started_with, config)
+        self.metrics.restart_due.set(bool(fixed))
+        log.info("config.reloaded", needs_restart=fixed)
 
     def turning(self) -> bool:
         """Whether the claim loop turns, or waits for a database that is away."""

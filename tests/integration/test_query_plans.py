@@ -41,6 +41,8 @@ HOT = {
     "backlog": (outbox.BACKLOG, ""),
     "status: queued": (status._QUEUED, ""),
     "status: progress": (status._PROGRESS, "'019a8f6e-0000-7000-8000-000000000000'::uuid"),
+    "totals: waiting": (status._ALL_WAITING, ""),
+    "totals: retrying": (status._ALL_RETRYING, ""),
     "status: paused": (status._PAUSED, ""),
     "status: deliveries": (status._DELIVERIES, ""),
     "status: oldest waiting": (status._OLDEST_WAITING, ""),

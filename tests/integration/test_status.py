@@ -14,6 +14,8 @@ from postrider.domain.model import (
     parse_event_id,
 )
 from postrider.domain.status import read_report
+from postrider.store.database import Database
+from postrider.store.status import Status
 from tests.support.cli import Cli
 from tests.support.daemon_process import (
     DaemonProcess,
@@ -309,3 +311,19 @@ def test_mistakes_and_a_database_that_is_away(cli: Cli, tmp_path: Path) -> None:
     assert "databse" in Cli(bad)("status", exit_code=2)
     away = write_config(tmp_path, "postgresql://nobody@127.0.0.1:1/none", "away")
     Cli(away)("status", exit_code=1)
+
+
+async def test_a_count_for_metrics_that_takes_too_long_is_given_up(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("postrider.store.status.TOTALS_TIMEOUT_S", 0.1)
+    database = Database(database_dsn, pool_size=2)
+    await database.open()
+    try:
+        async with database.transaction() as connection:
+            await connection.execute("LOCK TABLE postrider.endpoint")
+            assert await Status(database).totals() is None
+            assert database.available
+        assert await Status(database).totals() is not None
+    finally:
+        await database.close()
