@@ -68,7 +68,7 @@ def check_answers(database_dsn: str, daemon: DaemonProcess, receiver: ReceiverPr
     emit(database_dsn, 3)
     receiver.wait_for(3)
 
-    wait_until(lambda: samples(base).get(("postrider_deliveries_total", "succeeded")) == 3, 5, "the count")
+    wait_until(lambda: samples(base).get(("postrider_deliveries_total", "succeeded")) == 3, 15, "the count")
     found = samples(base)
     assert found[("postrider_attempts_total", "ok")] == 3
     assert found[("postrider_delivery_lag_seconds_count",)] == 3

@@ -34,7 +34,8 @@ _OUTCOMES = (
     *(DeliveryState.SUCCEEDED, DeliveryState.RETRYING, DeliveryState.FAILED, DeliveryState.CANCELLED),
     "fenced",
 )
-_FRESHNESS = "; see postrider_database_counted_timestamp_seconds; NaN before the first count"
+_COUNTED = "; as of postrider_database_counted_timestamp_seconds; NaN before"
+_LOOKED = "; looked up every 5 s, NaN before"
 _LAG_SECONDS = (*_SECONDS, 300, 1800, 7200, 43200, 86400)
 
 
@@ -79,7 +80,7 @@ class DatabaseGauges:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, label: str, values: Iterable[str]) -> Gauge:
-            made = Gauge(f"postrider_database_{name}", text + _FRESHNESS, [label], registry=registry)
+            made = Gauge(f"postrider_database_{name}", text, [label], registry=registry)
             for value in values:
                 made.labels(value).set(math.nan)
             return made
@@ -88,35 +89,38 @@ class DatabaseGauges:
         self.deliveries = gauge(
             "deliveries",
             "Deliveries with a row that wait for a slot, that are kept for paused or disabled endpoints, and "
-            "that are to be retried; each is counted up to 100,000",
+            "that are to be retried; each is counted up to 100,000" + _COUNTED,
             "state",
             waits,
         )
         self.oldest_delivery = gauge(
             "oldest_delivery_age_seconds",
-            "Age of the oldest event of such deliveries; 0 where there is none",
+            "Age of the oldest event of such deliveries; 0 where there is none" + _COUNTED,
             "state",
             waits,
         )
         self.endpoints = gauge(
             "endpoints",
-            "Endpoints by state; active ones that only fail are failing",
+            "Endpoints by state; active ones that only fail are failing" + _COUNTED,
             "state",
             ("failing", *(each.value for each in EndpointState if each is not EndpointState.DELETED)),
         )
         self.daemons = gauge(
-            "daemons", "Daemons that live, and that died and are not cleared away", "state", ("alive", "dead")
+            "daemons",
+            "Daemons that live, and that died and are not cleared away" + _LOOKED,
+            "state",
+            ("alive", "dead"),
         )
         self.partitions_ahead = gauge(
             "partitions_ahead",
-            "Days after today for which a table has partitions",
+            "Days after today for which a table has partitions" + _LOOKED,
             "table",
             ("outbox", "delivery", "attempt"),
         )
         self.counted_at = Gauge(
             "postrider_database_counted_timestamp_seconds",
-            "When this daemon counted the gauges postrider_database_…: every 5 s, less often where it takes "
-            "more than 1 % of the time (up to 10 min)",
+            "When this daemon counted deliveries and endpoints of the database: every 5 s, less often where "
+            "that takes more than 1 % of the time (up to 10 min)",
             registry=registry,
         )
         self.counted_at.set(math.nan)

@@ -104,11 +104,15 @@ class Reporter:
 
     async def _count_totals(self) -> None:
         """Set the gauges of the whole database; ages go on between two counts."""
-        gauges, started = self._metrics.database, self._clock.monotonic()
+        gauges = self._metrics.database
+        alive = [row.alive for row in await self._daemons.list_daemons()]
+        gauges.daemons.labels("alive").set(alive.count(True))
+        gauges.daemons.labels("dead").set(alive.count(False))
+        for table, days in (await self._partitions.days_ahead()).items():
+            gauges.partitions_ahead.labels(table).set(days)
+        started = self._clock.monotonic()
         if self._counts_of_totals.due(started):
             totals = await self._status.totals()
-            daemons = await self._daemons.list_daemons()
-            ahead = await self._partitions.days_ahead()
             self._counts_of_totals.spent(started, self._clock.monotonic())
             if totals is not None:
                 self._totals = totals
@@ -117,11 +121,6 @@ class Reporter:
                     if state is not EndpointState.DELETED:
                         gauges.endpoints.labels(state.value).set(totals.endpoints.get(state.value, 0))
                 gauges.endpoints.labels("failing").set(totals.endpoints.get("failing", 0))
-            alive = sum(row.alive for row in daemons)
-            gauges.daemons.labels("alive").set(alive)
-            gauges.daemons.labels("dead").set(len(daemons) - alive)
-            for table, days in ahead.items():
-                gauges.partitions_ahead.labels(table).set(days)
         if self._totals is None:
             return
         now = self._clock.now()
