@@ -15,17 +15,19 @@ from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import DeliveryState
 from postrider.domain.promises import RetrySettings, overruled
 from postrider.domain.sealing import Sealer, parse_key
-from postrider.edges.addresses import AddressPolicy, explain
+from postrider.edges.addresses import AddressPolicy
 from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
 from postrider.edges.config import Config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.dialing import BlockedAddressError
+from postrider.edges.log import set_log_level
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import NetworkOptions, WebhookClient
 from postrider.edges.resources import sql_dir
 from postrider.edges.systemd import Notifier
 from postrider.services.chronicler import Chronicler
 from postrider.services.dispatcher import Dispatcher
+from postrider.services.failures import Failures
 from postrider.services.health import Health
 from postrider.services.janitor import Janitor
 from postrider.services.lanes import Lanes
@@ -50,6 +52,7 @@ from postrider.store.last_deliveries import LastDeliveries
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.outbox import Outbox
 from postrider.store.partitions import Partitions
+from postrider.store.status import Status
 
 LANE_CAPACITY = 8192
 """Deliveries in memory that wait for a slot; the rest of a backlog stays in the database."""
@@ -109,6 +112,25 @@ def network_options(config: Config) -> NetworkOptions:
     )
 
 
+def _fixed_at_start(started: Config, wanted: Config) -> list[str]:
+    """What of the wanted configuration only a restart brings, whatever was reloaded in between."""
+    return [
+        name
+        for name, before, after in (
+            ("database", started.database, wanted.database),
+            ("admin", started.admin, wanted.admin),
+            ("delivery.concurrency", started.delivery.concurrency, wanted.delivery.concurrency),
+            (
+                "delivery.endpoint_concurrency",
+                started.delivery.endpoint_concurrency,
+                wanted.delivery.endpoint_concurrency,
+            ),
+            ("log.format", started.log.format, wanted.log.format),
+        )
+        if before != after
+    ]
+
+
 class Daemon:
     """`start`, then `stop`; between them `reload` as often as you like."""
 
@@ -116,9 +138,11 @@ class Daemon:
         self, config: Config, *, clock: SharedClock | None = None, notifier: Notifier | None = None
     ) -> None:
         self.config = config
+        self._started_with = config
         self._host_clock = clock or SystemClock()
         self.clock = clock or DatabaseClock(self._host_clock)
         self.metrics = Metrics(__version__)
+        self._failures = Failures(self.clock)
         self._notifier = notifier or Notifier()
         self._migrations = read_migrations(sql_dir())
         self._schema_checked = False
@@ -132,7 +156,7 @@ class Daemon:
 
         Waits for a database that is away; raises PostriderError for what waiting can't mend.
         """
-        config, clock, metrics = self.config, self.clock, self.metrics
+        config = self.config
         sealer = read_sealer(config)
         dialects = load_dialects(config.dialect.paths)
         spoken = default_dialect(dialects, config.dialect.default)
@@ -143,6 +167,28 @@ class Daemon:
         self._opened.push_async_callback(self.database.close)
         self._opened.push_async_callback(self._close_clients)
 
+        settings = SendSettings(
+            await self._open_client(config), dialects, config.delivery.user_agent, config.network.https_only
+        )
+        self._compose(settings, sealer)
+
+        await self._patiently(self._check_schema)
+        self._opened.push_async_callback(self.listener.stop)
+        await self._patiently(self.listener.start)  # measures the database's clock, too
+        await self._patiently(self.janitor.rescue)
+        await self._patiently(self.subscriptions.run_once)
+        # Last: what emit() accepts changes only for a daemon that can run.
+        self._catalogue = CatalogueStore(self.database)
+        await self._patiently(lambda: self._catalogue.publish(spoken))
+        await self._patiently(lambda: self._tell_of_overruled(config, dialects))
+        self._start_services()
+        self.started.set()
+        self._notifier.ready()
+        log.info("daemon.started", version=__version__, daemon=self.ledger.owner)
+
+    def _compose(self, settings: SendSettings, sealer: Sealer) -> None:
+        """Make the services, and tie them together."""
+        config, clock, metrics = self.config, self.clock, self.metrics
         self.outbox = Outbox(self.database)
         deliveries = Deliveries(self.database)
         self._endpoints = endpoints = Endpoints(self.database, sealer)
@@ -155,18 +201,21 @@ class Daemon:
             ledger=self.ledger,
             clock=clock,
         )
-        self.recorder = Recorder(deliveries=deliveries, ledger=self.ledger, clock=clock, metrics=metrics)
+        self.recorder = Recorder(
+            deliveries=deliveries,
+            ledger=self.ledger,
+            clock=clock,
+            metrics=metrics,
+            failures=self._failures,
+        )
         retry = retry_settings(config)
         self.subscriptions = Subscriptions(
             endpoints=endpoints,
             lanes=self.lanes,
             recorder=self.recorder,
-            dialects=dialects,
+            dialects=settings.dialects,
             retry=retry,
             clock=clock,
-        )
-        settings = SendSettings(
-            await self._open_client(config), dialects, config.delivery.user_agent, config.network.https_only
         )
         self.sender = Sender(
             settings=settings,
@@ -207,8 +256,9 @@ class Daemon:
         self.recorder.on_attempt = self.chronicler.note
         self.recorder.on_lost = self.dispatcher.doubt
         captures = Captures(self.database)
+        partitions = Partitions(self.database)
         self.partition_keeper = PartitionKeeper(
-            partitions=Partitions(self.database),
+            partitions=partitions,
             captures=captures,
             retention=Retention(config.retention.events, config.retention.attempts),
             clock=clock,
@@ -241,6 +291,8 @@ class Daemon:
         self.reporter = Reporter(
             outbox=self.outbox,
             captures=captures,
+            status=Status(self.database),
+            partitions=partitions,
             daemons=self._daemons,
             ledger=self.ledger,
             lanes=self.lanes,
@@ -255,23 +307,10 @@ class Daemon:
             database=self.database, clock=clock, metrics=metrics, on_failure=self.schema_watch.wake
         )
 
-        await self._patiently(self._check_schema)
-        self._opened.push_async_callback(self.listener.stop)
-        await self._patiently(self.listener.start)  # measures the database's clock, too
-        await self._patiently(self.janitor.rescue)
-        await self._patiently(self.subscriptions.run_once)
-        # Last: what emit() accepts changes only for a daemon that can run.
-        self._catalogue = CatalogueStore(self.database)
-        await self._patiently(lambda: self._catalogue.publish(spoken))
-        await self._patiently(lambda: self._tell_of_overruled(config, dialects))
-        self._start_services()
-        self.started.set()
-        self._notifier.ready()
-        log.info("daemon.started", version=__version__, daemon=self.ledger.owner)
-
     def _start_services(self) -> None:
         concurrency = self.config.delivery.concurrency
         # What consumes starts before what produces; stop() goes the other way.
+        self._supervisor.start("failures", self._failures.run)
         self._supervisor.start("recorder", self.recorder.run)
         self._supervisor.start("sender", lambda: self.sender.run(concurrency))
         self._supervisor.start("lanes", self.lanes.run)
@@ -310,7 +349,7 @@ class Daemon:
         )
         self.lanes.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
-        await self._supervisor.stop("sender", "recorder", "reporter", "listener", "watchdog")
+        await self._supervisor.stop("sender", "recorder", "failures", "reporter", "listener", "watchdog")
         released = 0
         try:
             while not self.recorder.empty:
@@ -325,6 +364,7 @@ class Daemon:
             reason = "the database is away" if away else error.message
             log.warning("daemon.unreleased", reason=f"{reason}; the next daemon rescues the claims")
         finally:
+            self._failures.flush()
             await self._opened.aclose()
         log.info("daemon.stopped", cut_off=unfinished, released=released)
 
@@ -355,7 +395,7 @@ class Daemon:
         except BaseException:
             await self._close_client(client)
             raise
-        old, self.config = self.config, config
+        self.config = config
         self._endpoints.sealer = sealer
         self.subscriptions.configure(dialects, retry)
         self.sender.settings = SendSettings(
@@ -363,22 +403,9 @@ class Daemon:
         )
         self.dispatcher.configure(config.database.notify)
         self.partition_keeper.retention = retention
-        fixed = [
-            name
-            for name, before, after in (
-                ("database.dsn", old.database.dsn, config.database.dsn),
-                ("database.pool_size", old.database.pool_size, config.database.pool_size),
-                ("admin", old.admin, config.admin),
-                ("delivery.concurrency", old.delivery.concurrency, config.delivery.concurrency),
-                (
-                    "delivery.endpoint_concurrency",
-                    old.delivery.endpoint_concurrency,
-                    config.delivery.endpoint_concurrency,
-                ),
-                ("log", old.log, config.log),
-            )
-            if before != after
-        ]
+        set_log_level(config.log.level)
+        fixed = _fixed_at_start(self._started_with, config)
+        self.metrics.restart_due.set(bool(fixed))
         log.info("config.reloaded", needs_restart=fixed)
 
     def turning(self) -> bool:
@@ -444,12 +471,7 @@ class Daemon:
     def _note_blocked(self, error: BlockedAddressError) -> None:
         """The delivery's reason names no inner address; this is for the operator."""
         self.metrics.blocked.labels(error.verdict.value).inc()
-        log.warning(
-            "address.blocked",
-            host=error.host,
-            address=error.address,
-            reason=explain(error.address, error.verdict),
-        )
+        self._failures.blocked(error)
 
     def _look_again(self) -> None:
         """Rows may have been freed."""

@@ -25,6 +25,7 @@ from postrider.edges.dialect_files import load_dialects
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.metrics import Metrics
 from postrider.edges.resources import sql_dir
+from postrider.services.failures import Failures
 from postrider.services.lanes import Lanes
 from postrider.services.ledger import Ledger
 from postrider.services.recorder import Recorder
@@ -103,7 +104,11 @@ async def measure(dsn: str, count: int) -> None:
         endpoints=Endpoints(database, sealer),
         lanes=Lanes(capacity=8192, concurrency=256, endpoint_concurrency=8, ledger=ledger, clock=clock),
         recorder=Recorder(
-            deliveries=Deliveries(database), ledger=ledger, clock=clock, metrics=Metrics("bench")
+            deliveries=Deliveries(database),
+            ledger=ledger,
+            clock=clock,
+            metrics=Metrics("bench"),
+            failures=Failures(clock),
         ),
         dialects=dialects,
         retry=retry,

@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 from tests.support.daemon_process import (
     SECRET,
@@ -166,3 +167,33 @@ def test_sighup_takes_a_good_configuration_and_refuses_a_bad_one(database_dsn: s
             emit(database_dsn)
             receiver.wait_for(2)
             wait_until(lambda: "reloaded" in agents(receiver), 5, "the new user agent")
+
+
+def test_a_reload_changes_the_log_level_and_no_reload_forgets_that_a_restart_is_due(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, database_dsn)
+    with ReceiverProcess(SECRET) as receiver, DaemonProcess(config) as daemon:
+        add_endpoint(database_dsn, receiver.url("/a"))
+        daemon.wait_for_log("daemon.started")
+        changes: list[dict[str, Any]] = [
+            {"admin": {"listen": "127.0.0.1:1"}, "log": {"level": "debug"}},
+            {"admin": {"listen": "127.0.0.1:1"}, "log": {"format": "text"}},
+            {},
+        ]
+        for number, change in enumerate(changes, start=1):
+            write_config(tmp_path, database_dsn, **change)
+            daemon.signal(signal.SIGHUP)
+            wait_until(lambda: len(daemon.logged("config.reloaded")) == number, 5, "reload")  # noqa: B023
+            if number == 1:
+                emit(database_dsn)
+                daemon.wait_for_log("delivery.succeeded")
+        assert [line["needs_restart"] for line in daemon.logged("config.reloaded")] == [
+            ["admin"],
+            ["admin", "log.format"],
+            [],
+        ]
+        emit(database_dsn)
+        receiver.wait_for(2)
+        assert daemon.terminate() == 0
+        assert len(daemon.logged("delivery.succeeded")) == 1

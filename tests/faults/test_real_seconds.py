@@ -22,6 +22,7 @@ def test_attempts_keep_their_schedule_across_a_restart_and_a_kill(database_dsn: 
         tmp_path,
         database_dsn,
         retry={"schedule": ["0s", *(f"{delay:.0f}s" for delay in DELAYS)], "jitter": 0},
+        log={"level": "debug"},
     )
     with ReceiverProcess(SECRET, mode="500") as receiver:
         add_endpoint(database_dsn, receiver.url("/a"))

@@ -1,6 +1,7 @@
 """The admin server: what a load balancer, systemd and Prometheus ask."""
 
 import json
+import math
 import resource
 import socket
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from postrider.domain.model import EndpointState, ErrorKind
 from tests.conftest import execute
 from tests.support.daemon_process import (
     SECRET,
@@ -39,6 +41,15 @@ def admin_url(daemon: DaemonProcess) -> str:
     return f"http://{daemon.wait_for_log('admin.listening')['addresses'][0]}"
 
 
+def samples(base: str) -> dict[tuple[str, ...], float]:
+    """Metrics by their names and labels."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(get(base, "/metrics")[1])
+        for sample in family.samples
+    }
+
+
 def test_health_readiness_and_metrics(database_dsn: str, tmp_path: Path) -> None:
     config = write_config(tmp_path, database_dsn, admin={"listen": "127.0.0.1:0"})
     with ReceiverProcess(SECRET) as receiver:
@@ -56,18 +67,84 @@ def check_answers(database_dsn: str, daemon: DaemonProcess, receiver: ReceiverPr
     emit(database_dsn, 3)
     receiver.wait_for(3)
 
-    def samples() -> dict[tuple[str, ...], float]:
-        return {
-            (sample.name, *sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(get(base, "/metrics")[1])
-            for sample in family.samples
-        }
-
-    wait_until(lambda: samples().get(("postrider_deliveries_total", "succeeded")) == 3, 5, "the count")
-    found = samples()
+    wait_until(lambda: samples(base).get(("postrider_deliveries_total", "succeeded")) == 3, 15, "the count")
+    found = samples(base)
     assert found[("postrider_attempts_total", "ok")] == 3
     assert found[("postrider_delivery_lag_seconds_count",)] == 3
     assert found[("postrider_listener_up",)] == 1
+
+
+FROM_THE_START = {
+    "postrider_deliveries_total": ["succeeded", "retrying", "failed", "cancelled", "fenced"],
+    "postrider_attempts_total": ["ok", *ErrorKind],
+    "postrider_blocked_addresses_total": ["loopback", "private", "cloud-metadata", "foreign-port"],
+    "postrider_lanes": ["throttled", "broken", "recovering", "slow", "limited", "behind"],
+    "postrider_service_failures_total": ["dispatcher", "recorder", "reporter", "partitions"],
+    "postrider_database_deliveries": ["waiting", "kept", "retrying"],
+    "postrider_database_oldest_delivery_age_seconds": ["waiting", "kept", "retrying"],
+    "postrider_database_endpoints": ["active", "failing", "unverified", "paused", "disabled"],
+    "postrider_database_daemons": ["alive", "dead"],
+    "postrider_database_partitions_ahead": ["outbox", "delivery", "attempt"],
+}
+
+
+def test_metrics_of_the_whole_database(database_dsn: str, tmp_path: Path) -> None:
+    retrying = endpoint_in(database_dsn, "active", deliveries=3, state="retrying", hours=2)
+    query(database_dsn, "UPDATE postrider.endpoint SET failing_since = now() WHERE id = $1", retrying)
+    endpoint_in(database_dsn, "active", deliveries=0)
+    endpoint_in(database_dsn, "disabled", deliveries=1, hours=3)
+    endpoint_in(database_dsn, "paused", deliveries=4, hours=5)
+    with running(database_dsn, tmp_path) as (daemon, port):
+        base = f"http://127.0.0.1:{port}"
+
+        def counted() -> bool:
+            return samples(base)[("postrider_database_counted_timestamp_seconds",)] > daemon.started_at
+
+        wait_until(counted, 15, "the first count")
+        wait_until(
+            lambda: samples(base)[("postrider_database_partitions_ahead", "outbox")] == 7, 15, "partitions"
+        )
+        found = samples(base)
+        for name, values in FROM_THE_START.items():
+            assert [value for value in values if (name, value) not in found] == []
+        assert found[("postrider_database_deliveries", "retrying")] == 3
+        assert 7200 <= found[("postrider_database_oldest_delivery_age_seconds", "retrying")] < 7300
+        assert found[("postrider_database_deliveries", "kept")] == 5
+        assert 18000 <= found[("postrider_database_oldest_delivery_age_seconds", "kept")] < 18100
+        assert found[("postrider_database_deliveries", "waiting")] == 0
+        assert found[("postrider_database_oldest_delivery_age_seconds", "waiting")] == 0
+        states = {key[1]: value for key, value in found.items() if key[0] == "postrider_database_endpoints"}
+        assert states == {"active": 1, "failing": 1, "unverified": 0, "paused": 1, "disabled": 1}
+        assert found[("postrider_database_daemons", "alive")] == 1
+        assert found[("postrider_restart_due",)] == 0
+
+
+def test_no_metric_of_the_database_lies_before_it_was_reached(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "postgresql://nobody@127.0.0.1:1/none", admin={"listen": "127.0.0.1:0"})
+    with DaemonProcess(config) as daemon:
+        found = samples(admin_url(daemon))
+        assert math.isnan(found[("postrider_database_daemons", "alive")])
+        assert math.isnan(found[("postrider_database_deliveries", "waiting")])
+        assert found[("postrider_deliveries_total", "failed")] == 0
+
+
+def endpoint_in(
+    dsn: str, endpoint_state: str, *, deliveries: int, state: str = "waiting", hours: int = 0
+) -> int:
+    """An endpoint, with deliveries of events that are so old."""
+    endpoint = add_endpoint(dsn, "http://127.0.0.1:2/", state=EndpointState(endpoint_state))
+    query(
+        dsn,
+        """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, due, updated_at)
+           SELECT (lpad(to_hex($4::bigint), 12, '0') || lpad(to_hex(n), 20, '0'))::uuid,
+                  $1, 'default', $3, CASE WHEN $3 = 'retrying' THEN now() + interval '1 h' END, now()
+           FROM generate_series(1, $2) AS n""",
+        endpoint,
+        deliveries,
+        state,
+        int((time.time() - hours * 3600) * 1000),
+    )
+    return endpoint
 
 
 def test_it_is_not_ready_with_another_schema(database_dsn: str, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from postrider.cli.check_promises import sending_findings
+from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.edges.config import Config, DatabaseConfig
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import config_dir
 from tests.conftest import execute
 from tests.support.cli import Cli
-from tests.support.daemon_process import add_endpoint, write_config
+from tests.support.daemon_process import add_endpoint, query, write_config
 from tests.support.logins import login, user_of
 from tests.support.receiver_process import ReceiverProcess
 
@@ -35,8 +36,8 @@ def key_file(path: Path) -> dict[str, dict[str, str]]:
     return {"secrets": {"key_file": str(path)}}
 
 
-def failures(cli: Cli, *arguments: str) -> list[dict[str, Any]]:
-    findings = json.loads(cli("check", "--json", *arguments, exit_code=1))
+def failures(cli: Cli, *, exit_code: int = 1) -> list[dict[str, Any]]:
+    findings = json.loads(cli("check", "--json", exit_code=exit_code))
     return [finding for finding in findings if finding["level"] == "fail"]
 
 
@@ -54,7 +55,7 @@ def test_a_schema_that_is_closed_to_the_daemon_is_named_with_its_grant(
         assert (capture["what"], endpoint["what"][:8]) == ("capture", "endpoint")
         assert f"GRANT USAGE ON SCHEMA crm TO {user_of(daemon_dsn)}" in capture["message"]
         execute(database_dsn, f"GRANT USAGE ON SCHEMA crm TO {user_of(daemon_dsn)}")
-        assert [finding["what"][:8] for finding in failures(cli)] == ["endpoint"]
+        assert [finding["what"][:8] for finding in failures(cli, exit_code=3)] == ["endpoint"]
 
 
 def test_an_older_schema_is_the_only_thing_that_is_told_of_its_tables(
@@ -140,3 +141,36 @@ def test_a_source_address_that_this_host_lacks_is_told(database_dsn: str, tmp_pa
     (finding,) = failures(Cli(config))
     assert finding["what"] == "configuration"
     assert "network.source_addresses: nothing can be sent from 192.0.2.1" in finding["message"]
+
+
+def test_an_endpoint_that_is_down_is_not_a_sick_service(database_dsn: str, tmp_path: Path) -> None:
+    cli = Cli(write_config(tmp_path, database_dsn))
+    with ReceiverProcess() as receiver:
+        ids = [
+            add_endpoint(database_dsn, receiver.url("/failing")),
+            add_endpoint(database_dsn, "http://127.0.0.1:2/away"),
+            add_endpoint(database_dsn, "http://127.0.0.1:2/disabled", state=EndpointState.DISABLED),
+            add_endpoint(database_dsn, "http://127.0.0.1:2/paused", state=EndpointState.PAUSED),
+        ]
+        query(database_dsn, "UPDATE postrider.endpoint SET failing_since = now() WHERE id = $1", ids[0])
+        found = failures(cli, exit_code=3)
+        assert {finding["scope"] for finding in found} == {"endpoint"}
+        assert {finding["what"].split()[1] for finding in found} == set(map(endpoint_public_id, ids[:3]))
+        assert any("every attempt has failed since" in finding["message"] for finding in found)
+        assert "The service is in order; 3 endpoints are not" in cli("check", exit_code=3)
+        assert "The service is in order\n" in cli("check", "--no-endpoints")
+        execute(database_dsn, "UPDATE postrider.migration SET checksum = 'x' WHERE number = 1")
+        assert "The service is not in order, 1 failed" in cli("check", exit_code=1)
+
+
+def test_a_daemon_that_no_longer_reports_is_a_sick_service(database_dsn: str, tmp_path: Path) -> None:
+    cli = Cli(write_config(tmp_path, database_dsn))
+    query(
+        database_dsn,
+        """INSERT INTO postrider.daemon
+             (hostname, pid, version, started_at, heartbeat_at, pooled, reported_at)
+           VALUES ('elsewhere', 1, '9.9', now(), now(), true, now() - interval '1 minute')""",
+    )
+    (finding,) = failures(cli)
+    assert (finding["what"], finding["scope"]) == ("daemon", "service")
+    assert "has not reported since" in finding["message"]

@@ -132,7 +132,7 @@ def test_check_finds_everything_in_order_but_no_daemon(cli: Cli) -> None:
 
 def test_check_names_an_endpoint_that_can_not_be_reached(cli: Cli) -> None:
     cli("endpoint", "add", "--url", "http://127.0.0.1:2/", "--events", "*")
-    assert "no connection" in cli("check", exit_code=1)
+    assert "no connection" in cli("check", exit_code=3)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.metrics import Metrics
+from postrider.services.failures import Failures
 from postrider.services.lanes import Lanes
 from postrider.services.ledger import Ledger
 from postrider.services.recorder import Recorder
@@ -58,7 +59,11 @@ class Memory:
             endpoints=self.endpoints,
             lanes=self.lanes,
             recorder=Recorder(
-                deliveries=Deliveries(database), ledger=ledger, clock=clock, metrics=Metrics("test")
+                deliveries=Deliveries(database),
+                ledger=ledger,
+                clock=clock,
+                metrics=Metrics("test"),
+                failures=Failures(clock),
             ),
             dialects=load_dialects([]),
             retry=RetrySettings(None, None, 432_000.0),

@@ -1,13 +1,21 @@
 """postrider status: what it tells of a backlog, of endpoints in trouble, and of daemons dead or alive."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from postrider.domain.model import EndpointState, endpoint_public_id
+from postrider.domain.model import (
+    EndpointState,
+    delivery_public_id,
+    endpoint_public_id,
+    parse_event_id,
+)
 from postrider.domain.status import read_report
+from postrider.store.database import Database
+from postrider.store.status import Status
 from tests.support.cli import Cli
 from tests.support.daemon_process import (
     DaemonProcess,
@@ -45,6 +53,16 @@ def reported(cli: Cli, *, rates: bool = False) -> bool:
     return any(window_s is not None and (window_s > 0 or not rates) for window_s in reports)
 
 
+def alive(cli: Cli) -> bool:
+    return any(daemon["alive"] for daemon in cli.json("status")["daemons"])
+
+
+def everything(cli: Cli, *arguments: str) -> str:
+    """What a command says, on stdout and stderr."""
+    done = subprocess.run(cli.command(*arguments), capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
 def enter_daemon(dsn: str, report: str | None) -> None:
     """Enter a daemon that lives behind a pooler, as another version of Postrider might."""
     query(
@@ -58,7 +76,7 @@ def enter_daemon(dsn: str, report: str | None) -> None:
 
 def test_an_empty_outbox_without_a_daemon(cli: Cli) -> None:
     said = cli("status")
-    assert "0 events are under way" in said
+    assert "0 events are queued, not yet fanned out; no daemon is running" in said
     assert "No daemon is running. Start one" in said
     assert "Endpoints in trouble" not in said
 
@@ -66,10 +84,11 @@ def test_an_empty_outbox_without_a_daemon(cli: Cli) -> None:
 def test_a_backlog_without_a_daemon_is_told(cli: Cli, database_dsn: str) -> None:
     emit(database_dsn, 3)
     said = cli("status")
-    assert "3 events are under way, the oldest from " in said
+    assert "3 events are queued, not yet fanned out, the oldest from " in said
+    assert "ago; no daemon is running" in said
     assert "No daemon is running, and nothing of what waits is delivered" in said
     facts = cli.json("status")
-    assert facts["events"] == 3
+    assert (facts["events"], facts["events_queued"], facts["events_claimed"]) == (3, 3, 0)
     assert 0 <= facts["oldest_event_age_s"] < 60
     assert facts["succeeded_per_s"] is None
 
@@ -129,7 +148,65 @@ def test_what_a_slow_endpoint_makes_wait(cli: Cli, config: Path, database_dsn: s
         assert "slow, 1/1 in flight" in cli("status")
 
 
-def test_endpoints_that_get_nothing_are_listed(cli: Cli, database_dsn: str) -> None:
+def test_who_is_at_an_event_is_told(cli: Cli, config: Path, database_dsn: str) -> None:
+    (event_id,) = emit(database_dsn)
+    assert cli.json("event", "show", event_id)["progress"] == "queued"
+    said = everything(cli, "event", "show", event_id)
+    assert "the event is queued, not yet fanned out; no daemon is running" in said
+    assert "a running daemon is at it" not in said
+    for arguments in ([], ["--status", "waiting"]):
+        said = everything(cli, "delivery", "list", *arguments)
+        assert "not listed yet: 1 event is queued, not yet fanned out; no daemon is running" in said
+    assert "not listed yet: the event is queued" in everything(cli, "delivery", "list", "--event", event_id)
+    assert "not listed yet" not in everything(cli, "delivery", "list", "--status", "failed")
+
+    write_config(config.parent, database_dsn, retry={"schedule": ["0s", "1h"]}, delivery={"timeout": "2m"})
+    with ReceiverProcess(mode="never") as receiver, DaemonProcess(config) as daemon:
+        endpoint = add_endpoint(database_dsn, receiver.url("/silent"))
+        receiver.wait_for(1, key="received")
+        assert cli.json("event", "show", event_id)["progress"] == "claimed"
+        assert "a running daemon is at it" in everything(cli, "event", "show", event_id)
+        assert "not listed yet: 1 event is under way" in everything(cli, "delivery", "list")
+        delivery = delivery_public_id(parse_event_id(event_id), endpoint)
+        assert "a running daemon is at it" in cli("delivery", "show", delivery, exit_code=2)
+        daemon.kill()
+        wait_until(lambda: not alive(cli), 10, "its death")
+        assert cli.json("event", "show", event_id)["progress"] == "stranded"
+        assert "is dead, and no daemon is running" in everything(cli, "event", "show", event_id)
+        assert "1 event is left by a dead daemon" in cli("status")
+        assert cli.json("status")["events_stranded"] == 1
+
+        receiver.set_mode("500")
+        with DaemonProcess(config):
+            wait_until(lambda: cli.json("status")["deliveries_retrying"] == 1, 15, "a retry")
+            assert cli.json("event", "show", event_id)["progress"] == "done"
+            assert "no daemon" not in everything(cli, "delivery", "list")
+    assert "no daemon is running" in everything(cli, "delivery", "list")
+    assert "no daemon is running" in everything(cli, "event", "show", event_id)
+
+
+def test_the_exit_code_tells_a_sick_service_from_an_endpoint_in_trouble(cli: Cli, database_dsn: str) -> None:
+    cli("status")
+    assert "No daemon is running" in cli("status", "--exit-code", exit_code=1)
+    enter_daemon(database_dsn, json.dumps(REPORT))
+    assert "Everything is in order." in cli("status", "--exit-code")
+    ep = endpoint_public_id(add_endpoint(database_dsn, "https://example.com/h"))
+    query(database_dsn, "UPDATE postrider.endpoint SET failing_since = now()")
+    said = cli("status", "--exit-code", exit_code=3)
+    assert "The service is in order." in said
+    assert "1 endpoint is in trouble." in said
+    facts = json.loads(cli("status", "--exit-code", "--json", exit_code=3))
+    assert (facts["service_problems"], len(facts["endpoint_problems"])) == ([], 1)
+    cli("endpoint", "pause", ep)
+    assert "1 endpoint is paused" in cli("status", "--exit-code")
+    cli("endpoint", "resume", ep)
+    query(database_dsn, "UPDATE postrider.daemon SET reported_at = now() - interval '20 seconds'")
+    cli("status", "--exit-code", exit_code=1)
+
+
+def test_endpoints_that_get_nothing_are_listed_but_not_those_that_a_person_paused(
+    cli: Cli, database_dsn: str
+) -> None:
     ep = endpoint_public_id(add_endpoint(database_dsn, "https://example.com/h"))
     cli("endpoint", "pause", ep)
     query(
@@ -139,18 +216,21 @@ def test_endpoints_that_get_nothing_are_listed(cli: Cli, database_dsn: str) -> N
            FROM postrider.endpoint, generate_series(1, 4)""",
     )
     facts = cli.json("status")
-    (paused,) = facts["endpoints_in_trouble"]
-    assert (paused["id"], paused["state"], paused["deliveries_waiting"]) == (ep, "paused", 4)
+    assert facts["endpoints_in_trouble"] == []
+    assert (facts["endpoints_paused"], facts["deliveries_waiting_for_paused"]) == (1, 4)
+    assert "1 endpoint is paused; 4 of the deliveries that wait are kept for that" in cli("status")
     assert facts["deliveries_waiting"] == 4
     assert facts["oldest_waiting_age_s"] < 60
     query(database_dsn, "UPDATE postrider.endpoint SET state = 'disabled', disabled_reason = 'HTTP 410'")
     said = cli("status")
     assert "example.com" in said
     assert "HTTP 410" in said
+    (disabled,) = cli.json("status")["endpoints_in_trouble"]
+    assert (disabled["id"], disabled["state"], disabled["deliveries_waiting"]) == (ep, "disabled", 4)
 
 
 def test_a_count_that_reached_its_limit_says_so(cli: Cli, database_dsn: str) -> None:
-    add_endpoint(database_dsn, "https://example.com/h", state=EndpointState.PAUSED)
+    add_endpoint(database_dsn, "https://example.com/h", state=EndpointState.DISABLED)
     query(
         database_dsn,
         """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, due, updated_at)
@@ -169,7 +249,9 @@ def test_the_facts_have_stable_names(cli: Cli, database_dsn: str) -> None:
     enter_daemon(database_dsn, json.dumps(REPORT | {"lanes": [LANE]}))
     facts = cli.json("status")
     assert set(facts) == {
-        "at", "problems", "count_limits", "events", "oldest_event_age_s", "deliveries_waiting",
+        "at", "problems", "service_problems", "endpoint_problems", "count_limits", "events", "events_queued",
+        "events_claimed", "events_stranded", "oldest_event_age_s", "deliveries_waiting", "endpoints_paused",
+        "deliveries_waiting_for_paused",
         "oldest_waiting_age_s", "deliveries_retrying", "next_retry_at", "succeeded_per_s", "retried_per_s",
         "failed_per_s", "endpoints_in_trouble_count", "endpoints_in_trouble", "daemons",
     }  # fmt: skip
@@ -229,3 +311,19 @@ def test_mistakes_and_a_database_that_is_away(cli: Cli, tmp_path: Path) -> None:
     assert "databse" in Cli(bad)("status", exit_code=2)
     away = write_config(tmp_path, "postgresql://nobody@127.0.0.1:1/none", "away")
     Cli(away)("status", exit_code=1)
+
+
+async def test_a_count_for_metrics_that_takes_too_long_is_given_up(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("postrider.store.status.TOTALS_TIMEOUT_S", 0.1)
+    database = Database(database_dsn, pool_size=2)
+    await database.open()
+    try:
+        async with database.transaction() as connection:
+            await connection.execute("LOCK TABLE postrider.endpoint")
+            assert await Status(database).totals() is None
+            assert database.available
+        assert await Status(database).totals() is not None
+    finally:
+        await database.close()

@@ -5,7 +5,7 @@ import os
 import shlex
 import ssl
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -16,11 +16,13 @@ import click
 
 from postrider.app import network_options, read_sealer
 from postrider.cli.check_promises import overruled_findings, sending_findings
-from postrider.cli.common import config_option, json_option, print_json, run_async
+from postrider.cli.common import config_option, json_option, print_json, printable, run_async
+from postrider.cli.condition import EXIT_CODES, Scope, daemon_problems, exit_code
 from postrider.cli.finding import Finding
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import PostriderError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
+from postrider.domain.status import NO_DAEMON
 from postrider.edges.config import Config, config_source, holds_password, load_config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.dialing import tls_context
@@ -49,20 +51,29 @@ SELECT string_agg(name || ' (' || need || ')', ', ') FROM (VALUES
 ) AS needed(name, need) WHERE NOT has_table_privilege('postrider.' || name, need)
 """
 
+# One that a person paused is in order.
+_NOTHING_SENT = {
+    EndpointState.DISABLED: ("disabled", "resume"),
+    EndpointState.UNVERIFIED: ("not verified", "verify"),
+}
+"""And the command that mends it."""
 
-@click.command()
-@click.option("--no-endpoints", is_flag=True, help="Leave out name, address and TLS of the endpoints.")
+
+@click.command(
+    help=f"""Check configuration, database, clock, schema, rights, partitions, LISTEN, captures, endpoints,
+    and whether what their dialects promise is what happens.
+
+    What fails is a matter of the service, or of one endpoint: the exit code and `scope` in --json tell them
+    apart. Warnings don't fail. {EXIT_CODES}
+
+    Example: postrider check --config /etc/postrider/postrider.toml
+    """
+)
+@click.option("--no-endpoints", is_flag=True, help="Leave out state, name, address and TLS of the endpoints.")
 @config_option
 @json_option
 @run_async
 async def check(no_endpoints: bool, config_path: Path | None, as_json: bool) -> None:
-    """Check configuration, database, clock, schema, rights, partitions, LISTEN, captures, endpoints, and
-    whether what their dialects promise is what happens.
-
-    Exit code 1 if anything fails; warnings don't fail.
-
-    Example: postrider check --config /etc/postrider/postrider.toml
-    """
     findings = []
     async for finding in _findings(config_path, with_endpoints=not no_endpoints):
         findings.append(finding)
@@ -73,8 +84,18 @@ async def check(no_endpoints: bool, config_path: Path | None, as_json: bool) -> 
                 click.echo(f"      {finding.hint}")
     if as_json:
         print_json([asdict(finding) for finding in findings])
-    if any(finding.level == "fail" for finding in findings):
-        raise click.exceptions.Exit(1)
+    failed = Counter(finding.scope for finding in findings if finding.level == "fail")
+    if not as_json:
+        _print_verdict(failed[Scope.SERVICE], failed[Scope.ENDPOINT])
+    raise click.exceptions.Exit(exit_code(failed))
+
+
+def _print_verdict(sick: int, down: int) -> None:
+    endpoints = f"; {down:,} {'endpoint is' if down == 1 else 'endpoints are'} not" if down else ""
+    if sick:
+        click.secho(f"The service is not in order, {sick} failed{endpoints}", fg="red")
+    else:
+        click.secho(f"The service is in order{endpoints}", fg="yellow" if down else "green")
 
 
 async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncIterator[Finding]:
@@ -106,7 +127,8 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
             async for finding in _guard_findings(database):
                 yield finding
             yield await _listen_finding(database)
-            yield await _daemon_finding(database)
+            async for finding in _daemon_findings(database):
+                yield finding
             async for finding in _capture_findings(config, database):
                 yield finding
             endpoints = await Endpoints(database, sealer).list_endpoints()
@@ -118,10 +140,10 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
         for finding in overruled_findings(used, config):
             yield finding
         sources: dict[str, set[str]] = defaultdict(set)
-        if with_endpoints:
-            prober = _Prober(config, dialects, tls, leave_from, sources)
-            async for finding in _endpoint_findings([row.endpoint for row in endpoints], prober):
-                yield finding
+        prober = _Prober(config, dialects, tls, leave_from, sources)
+        probed = [row.endpoint for row in endpoints if with_endpoints]
+        async for finding in _endpoint_findings(probed, prober):
+            yield finding
         for finding in sending_findings(used, sources, config):
             yield finding
     finally:
@@ -221,10 +243,15 @@ async def _listen_finding(database: Database) -> Finding:
     return Finding("ok", "LISTEN", "notifications arrive")
 
 
-async def _daemon_finding(database: Database) -> Finding:
-    alive = [row for row in await Daemons(database).list_daemons() if row.alive]
+async def _daemon_findings(database: Database) -> AsyncIterator[Finding]:
+    daemons = await Daemons(database).list_daemons()
+    alive = [row for row in daemons if row.alive]
+    problems = list(daemon_problems(daemons, datetime.now(UTC)))
+    for problem in problems:
+        yield Finding("fail", "daemon", problem, "`postrider status` tells more.")
     if not alive:
-        return Finding("warn", "daemon", "none is running", "Start it: systemctl start postrider")
+        yield Finding("warn", "daemon", NO_DAEMON, "Start it: systemctl start postrider")
+        return
     who = ", ".join(f"pid {row.pid} on {row.hostname}" for row in alive)
     known = len(read_migrations(sql_dir()))
     older = [row for row in alive if row.schema is None or row.schema < known]
@@ -235,8 +262,9 @@ async def _daemon_finding(database: Database) -> Finding:
             for row in older
         )
         hint = "They go on beside this schema, and not beside any later one: upgrade them."
-        return Finding("warn", "daemon", f"{who}; older than this program: {programs}", hint)
-    return Finding("ok", "daemon", who)
+        yield Finding("warn", "daemon", f"{who}; older than this program: {programs}", hint)
+    elif not problems:
+        yield Finding("ok", "daemon", who)
 
 
 async def _capture_findings(config: Config, database: Database) -> AsyncIterator[Finding]:
@@ -274,17 +302,32 @@ async def _endpoint_findings(endpoints: Sequence[Endpoint], prober: "_Prober") -
     for endpoint in unusable[:MAX_ENDPOINTS]:
         hint = "Its deliveries wait. Restore the key file, or delete the endpoint and add it anew."
         yield Finding("fail", _named(endpoint), str(endpoint.unusable), hint)
+    given_up = [each for each in endpoints if each.state in _NOTHING_SENT and each.unusable is None]
+    for endpoint in given_up[:MAX_ENDPOINTS]:
+        state, command = _NOTHING_SENT[endpoint.state]
+        hint = f"Once it works: postrider endpoint {command} {endpoint_public_id(endpoint.id)}"
+        yield Finding("fail", _named(endpoint), f"it is {state}, and gets nothing", hint, Scope.ENDPOINT)
     active = [each for each in endpoints if each.state is EndpointState.ACTIVE and each.unusable is None]
     probed = active[:MAX_ENDPOINTS]
     results = await asyncio.gather(*map(prober.probe, probed))
     for endpoint, result in zip(probed, results, strict=True):
-        yield Finding(result.level, _named(endpoint), result.message)
+        yield _judged(endpoint, result)
     for count, what in (
         (len(unusable), "are unusable"),
+        (len(given_up), "are disabled or unverified"),
         (len(active), "are active, and were not all probed"),
     ):
         if count > MAX_ENDPOINTS:
             yield Finding("warn", "endpoints", f"{count} {what}; only the first {MAX_ENDPOINTS} are shown")
+
+
+def _judged(endpoint: Endpoint, result: Probe) -> Finding:
+    """A connection is not all that it takes."""
+    if endpoint.failing_since is None or result.level == "fail":
+        return Finding(result.level, _named(endpoint), result.message, scope=Scope.ENDPOINT)
+    message = f"{result.message}; but every attempt has failed since {printable(endpoint.failing_since)}"
+    hint = f"`postrider delivery list --endpoint {endpoint_public_id(endpoint.id)}` shows why."
+    return Finding("fail", _named(endpoint), message, hint, Scope.ENDPOINT)
 
 
 def _named(endpoint: Endpoint) -> str:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 
@@ -22,6 +23,7 @@ from postrider.cli.common import (
 from postrider.cli.endpoint_facts import missed_text
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import (
+    UNSETTLED,
     Attempt,
     DeliveryState,
     Reply,
@@ -31,8 +33,11 @@ from postrider.domain.model import (
     parse_delivery_id,
     parse_endpoint_id,
 )
+from postrider.domain.status import NO_DAEMON, Progress, explain_progress
+from postrider.store.daemons import Daemons
 from postrider.store.deliveries import DeliveryKey
 from postrider.store.history import DeliveryRow
+from postrider.store.status import Status
 
 _state_option = click.option("--status", type=click.Choice([state.value for state in DeliveryState]))
 
@@ -60,20 +65,26 @@ async def list_(
     config_path: Path | None,
     as_json: bool,
 ) -> None:
-    """List deliveries, newest event first. First attempts under way are not listed yet.
+    """List deliveries, newest event first.
+
+    A delivery is listed once its event is fanned out and there is something to record: before that it waits
+    with its event, and how many events there are of that kind is told below the list.
 
     Example: postrider delivery list --endpoint ep_0123456789abcdef --status failed
     """
     async with open_stores(config_path) as stores:
+        event_id = await event_id_of(evt, stores) if evt else None
         rows = await stores.history.list_deliveries(
             endpoint_id=parse_endpoint_id(ep) if ep else None,
-            event_id=await event_id_of(evt, stores) if evt else None,
+            event_id=event_id,
             state=DeliveryState(status) if status else None,
             before=parse_delivery_id(before) if before else None,
             limit=limit,
         )
+        notes = [] if before else await _unlisted(stores, event_id, status, rows)
     if as_json:
         print_json([_facts(row) for row in rows])
+        _print_notes(notes)
         return
     print_table(
         ["id", "type", "state", "attempts", "next", "reason"],
@@ -90,6 +101,34 @@ async def list_(
         ],
         empty="no deliveries",
     )
+    _print_notes(notes)
+
+
+async def _unlisted(
+    stores: Stores, event_id: UUID | None, status: str | None, rows: Sequence[DeliveryRow]
+) -> list[str]:
+    """What a list of deliveries can't show: those that have no row yet, and that nobody is at it."""
+    if status is not None and status not in UNSETTLED:
+        return []
+    alive = await Daemons(stores.database).alive()
+    notes = []
+    if status in (None, DeliveryState.WAITING, DeliveryState.SENDING):
+        if event_id is not None:
+            progress = await Status(stores.database).progress(event_id, alive)
+            if progress is not Progress.DONE:
+                return [f"not listed yet: {explain_progress(progress, len(alive))}"]
+        else:
+            queue = await Status(stores.database).queue(alive)
+            if not queue.empty:
+                notes.append(f"deliveries of these are not listed yet: {queue.sentence}")
+    if not alive and (notes or any(row.state in UNSETTLED for row in rows)):
+        notes.append(NO_DAEMON)
+    return notes
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    if notes:
+        click.echo("; ".join(notes), err=True)
 
 
 @delivery.command()
@@ -106,9 +145,16 @@ async def show(dlv: str, config_path: Path | None, as_json: bool) -> None:
     async with open_stores(config_path) as stores:
         row = await stores.history.get(key)
         if row is None:
+            alive = await Daemons(stores.database).alive()
+            progress = await Status(stores.database).progress(key[0], alive)
             raise UsageError(
                 f"there is no delivery {dlv}",
-                await _missed(stores, key) or "Its first attempt may be under way, or retention removed it.",
+                await _missed(stores, key)
+                or (
+                    "Retention may have removed it, or the endpoint was not subscribed."
+                    if progress is Progress.DONE
+                    else f"It may come: {explain_progress(progress, len(alive))}."
+                ),
             )
         attempts = await stores.history.attempts(key)
     facts = {**_facts(row), "history": [_attempt_facts(attempt) for attempt in attempts]}

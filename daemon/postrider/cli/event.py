@@ -25,13 +25,17 @@ from postrider.cli.endpoint_facts import missed_facts, missed_text, state_text
 from postrider.domain.cursors import event_cursor, parse_event_cursor
 from postrider.domain.errors import UsageError
 from postrider.domain.model import (
+    UNSETTLED,
     Event,
     delivery_public_id,
     event_public_id,
     parse_endpoint_id,
     parse_event_id,
 )
+from postrider.domain.status import NO_DAEMON, Progress, explain_progress
 from postrider.services.resending import resend as send_again
+from postrider.store.daemons import Daemons
+from postrider.store.status import Status
 
 TAIL_POLL_S = 0.3
 TAIL_OVERLAP_S = 30.0
@@ -120,10 +124,13 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
         # In this order: what is recorded meanwhile is listed, and not told as missed.
         missed = await stores.missed.of_event(found[0])
-        pending = await stores.outbox.is_pending(event_id)
+        alive = await Daemons(stores.database).alive()
+        progress = await Status(stores.database).progress(event_id, alive)
         deliveries = await stores.history.list_deliveries(event_id=event_id, limit=1000)
     facts = _facts(found[0])
+    pending = progress is not Progress.DONE
     facts["pending"] = pending
+    facts["progress"] = progress
     facts["deliveries"] = [
         {
             "id": delivery_public_id(each.event_id, each.endpoint_id),
@@ -143,7 +150,9 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         if facts[name] is not None:
             click.echo(f"{name}: {_pretty(facts[name])}")
     if pending:
-        click.echo("deliveries: not all recorded yet; a running daemon is at it", err=True)
+        click.echo(f"deliveries: {explain_progress(progress, len(alive))}", err=True)
+    elif not alive and any(each.state in UNSETTLED for each in deliveries):
+        click.echo(f"deliveries: {NO_DAEMON}", err=True)
     print_table(
         ["delivery", "state", "attempts", "reason"],
         [tuple(each.values()) for each in facts["deliveries"]],

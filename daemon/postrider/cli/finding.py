@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from postrider.cli.condition import Scope
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -10,3 +12,5 @@ class Finding:
     what: str
     message: str
     hint: str = ""
+    scope: Scope = Scope.SERVICE
+    """Who has to act on it."""

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -15,9 +16,9 @@ import uvloop
 from postrider.admin.server import AdminServer
 from postrider.app import Daemon
 from postrider.cli.common import config_option
-from postrider.domain.errors import PostriderError
-from postrider.edges.config import Config, load_config
-from postrider.edges.log import configure_logging
+from postrider.domain.errors import PostriderError, UsageError
+from postrider.edges.config import Config, LogConfig, load_config
+from postrider.edges.log import configure_logging, is_json
 
 log = structlog.get_logger()
 
@@ -31,12 +32,28 @@ def run(config_path: Path | None) -> None:
     once. SIGHUP re-reads the configuration. Where a migration has left this program behind, the daemon stops
     and ends with exit code 2: it has to be upgraded.
     """
+    log_format = LogConfig().format
+    try:
+        config = load_config(config_path, os.environ)
+        log_format = config.log.format
+        configure_logging(config.log.level, log_format)
+        _run(config, lambda: load_config(config_path, os.environ))
+    except Exception as error:
+        if not is_json(log_format):
+            raise  # for a person to read
+        _tell_the_log(error)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
 
-    def read_config() -> Config:
-        return load_config(config_path, os.environ)
 
-    config = read_config()
-    configure_logging(config.log.level, config.log.format)
+def _tell_the_log(error: Exception) -> None:
+    """The last line of a log in JSON is JSON, too."""
+    if isinstance(error, PostriderError):
+        log.critical("daemon.failed", reason=error.message, hint=error.hint)
+    else:
+        log.critical("daemon.failed", reason=f"{type(error).__name__}: {error}", exc_info=error)
+
+
+def _run(config: Config, read_config: Callable[[], Config]) -> None:
     # What is loaded by now stays; and deliveries make no cycles, so looking for them often is in vain, and
     # looking at much at a time would hold up whatever is to be sent.
     gc.freeze()

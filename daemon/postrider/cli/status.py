@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,20 +16,14 @@ from postrider.cli.common import (
     open_stores,
     print_json,
     print_table,
-    printable,
     run_async,
 )
+from postrider.cli.condition import EXIT_CODES, Scope, exit_code, find_problems, fresh_reports
 from postrider.domain.model import EndpointState, endpoint_public_id
-from postrider.domain.status import DaemonReport, LaneReport
-from postrider.services.reporter import REPORT_S
+from postrider.domain.status import NO_DAEMON, DaemonReport, LaneReport
 from postrider.store.captures import MAX_COUNTED
 from postrider.store.daemons import DaemonRow, Daemons
 from postrider.store.status import DELIVERY_LIMIT, EVENT_LIMIT, Situation, Status, TroubledEndpoint
-
-STALE = timedelta(seconds=3 * REPORT_S)
-"""A report older than this says nothing of the present."""
-LONG_WAIT = timedelta(minutes=1)
-"""Longer than any one request may take by default; nothing but a retry should wait for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,85 +65,54 @@ class View:
             if lane.endpoint_id == endpoint_id
         ]
 
-    def problems(self) -> list[str]:
+    def problems(self, *scopes: Scope) -> list[str]:
         """What a person should look at, in sentences."""
-        found = []
-        here = self.situation
-        alive = [row for row in self.daemons if row.alive]
-        if not alive:
-            waits = here.events or here.waiting or here.retrying
-            consequence = ", and nothing of what waits is delivered" if waits else ""
-            found.append(f"No daemon is running{consequence}. Start one: systemctl start postrider")
-        elif here.oldest_event_at is not None and self.now - here.oldest_event_at > LONG_WAIT:
-            found.append(
-                f"The oldest event came {ago(here.oldest_event_at, self.now)}, and is not delivered yet."
-            )
-        for row in self.daemons:
-            name = f"Daemon {row.id} (pid {row.pid} on {printable(row.hostname)})"
-            heard_at = row.reported_at or row.started_at
-            if not row.alive:
-                found.append(f"{name} is dead; the next one takes over its work.")
-            elif self.now - heard_at > STALE:
-                found.append(
-                    f"{name} is connected, but has not reported since {printable(heard_at)}; "
-                    "its log may say why."
-                )
-        for row, report in self.reports:
-            if report.unusable:
-                found.append(
-                    f"Daemon {row.id} can't use {report.unusable:,} "
-                    f"{'endpoint' if report.unusable == 1 else 'endpoints'}; their deliveries wait."
-                )
-        if here.set_aside:
-            found.append(
-                f"{_count(here.set_aside, MAX_COUNTED)} captured "
-                f"{'row is' if here.set_aside == 1 else 'rows are'} set aside, and no event is made of "
-                f"{'it' if here.set_aside == 1 else 'them'} yet: `postrider capture rejected` says why."
-            )
-        if here.troubled:
-            found.append(
-                "1 endpoint is in trouble."
-                if here.troubled == 1
-                else f"{here.troubled} endpoints are in trouble."
-            )
-        return found
+        found = find_problems(self.situation, self.daemons, self.now)
+        return [problem.sentence for problem in found if problem.scope in (scopes or Scope)]
+
+    @property
+    def exit_code(self) -> int:
+        return exit_code({problem.scope for problem in find_problems(self.situation, self.daemons, self.now)})
 
 
-@click.command()
-@config_option
-@json_option
-@run_async
-async def status(config_path: Path | None, as_json: bool) -> None:
-    """Show what waits, how fast it is delivered, which endpoints are in trouble, and the daemons.
+@click.command(
+    help=f"""Show what waits, how fast it is delivered, which endpoints are in trouble, and the daemons.
 
     Counts stop at a limit: 100,000+ means so many or more.
 
-    Example: postrider status
+    With --exit-code the exit code tells what was found; without it, it is 0 whatever was found. {EXIT_CODES}
+
+    Example: postrider status --exit-code
     """
+)
+@click.option("--exit-code", "tell", is_flag=True, help="Tell by the exit code: 0, 1 or 3, see above.")
+@config_option
+@json_option
+@run_async
+async def status(tell: bool, config_path: Path | None, as_json: bool) -> None:
     async with open_stores(config_path) as stores:
         now = stores.clock.now()
         daemons = await Daemons(stores.database).list_daemons()
-        reports = [
-            (row, row.report)
-            for row in daemons
-            if row.alive and row.report and row.reported_at and now - row.reported_at <= STALE
-        ]
+        reports = fresh_reports(daemons, now)
         slow = {lane.endpoint_id for _, report in reports for lane in report.lanes}
-        view = View(now, await Status(stores.database).read(slow), daemons, reports)
+        alive = {row.id for row in daemons if row.alive}
+        view = View(now, await Status(stores.database).read(slow, alive), daemons, reports)
     if as_json:
         print_json(_facts(view))
-        return
-    _print_summary(view)
-    _print_endpoints(view)
-    _print_daemons(view)
+    else:
+        _print_summary(view)
+        _print_endpoints(view)
+        _print_daemons(view)
+    if tell:
+        raise click.exceptions.Exit(view.exit_code)
 
 
 def _print_summary(view: View) -> None:
     here, now = view.situation, view.now
-    events = f"{_count(here.events, EVENT_LIMIT)} events are under way"
+    events = here.queue.sentence
     if here.oldest_event_at is not None:
         events += f", the oldest from {ago(here.oldest_event_at, now)}"
-    click.echo(events)
+    click.echo(events if here.queue.daemons else f"{events}; {NO_DAEMON}")
     deliveries = f"{_count(here.waiting, DELIVERY_LIMIT)} deliveries wait in the database"
     if here.oldest_waiting_at is not None:
         deliveries += f", the oldest from {ago(here.oldest_waiting_at, now)}"
@@ -157,16 +120,23 @@ def _print_summary(view: View) -> None:
     if here.next_due is not None:
         deliveries += ", the next now" if here.next_due <= now else f", the next {ago(here.next_due, now)}"
     click.echo(deliveries)
+    if here.paused:
+        endpoints = "1 endpoint is" if here.paused == 1 else f"{here.paused:,} endpoints are"
+        kept = _count(here.waiting_for_paused, DELIVERY_LIMIT)
+        click.echo(f"{endpoints} paused; {kept} of the deliveries that wait are kept for that")
     if view.rates is not None:
         rates = view.rates
         click.echo(
             f"{rates.succeeded:,.1f}/s succeed, {rates.retried:,.1f}/s are put off for a retry, "
             f"{rates.failed:,.1f}/s fail"
         )
-    for problem in view.problems():
+    sick, down = view.problems(Scope.SERVICE), view.problems(Scope.ENDPOINT)
+    for problem in sick:
         click.secho(problem, fg="red")
-    if not view.problems():
-        click.secho("Everything is in order.", fg="green")
+    if not sick:
+        click.secho("The service is in order." if down else "Everything is in order.", fg="green")
+    for problem in down:
+        click.secho(problem, fg="yellow")
 
 
 def _print_endpoints(view: View) -> None:
@@ -273,15 +243,22 @@ def _facts(view: View) -> dict[str, Any]:
     return {
         "at": view.now,
         "problems": view.problems(),
+        "service_problems": view.problems(Scope.SERVICE),
+        "endpoint_problems": view.problems(Scope.ENDPOINT),
         "count_limits": {
             "events": EVENT_LIMIT,
             "deliveries": DELIVERY_LIMIT,
             "captured_rows_set_aside": MAX_COUNTED,
         },
-        "events": here.events,
+        "events": here.queue.queued + here.queue.claimed + here.queue.stranded,
+        "events_queued": here.queue.queued,
+        "events_claimed": here.queue.claimed,
+        "events_stranded": here.queue.stranded,
         "oldest_event_age_s": _age_s(here.oldest_event_at, view.now),
         "deliveries_waiting": here.waiting,
         "oldest_waiting_age_s": _age_s(here.oldest_waiting_at, view.now),
+        "endpoints_paused": here.paused,
+        "deliveries_waiting_for_paused": here.waiting_for_paused,
         "deliveries_retrying": here.retrying,
         "next_retry_at": here.next_due,
         "captured_rows_set_aside": here.set_aside,

@@ -44,6 +44,10 @@ class DeliveryState(StrEnum):
     CANCELLED = "cancelled"
 
 
+UNSETTLED = frozenset({DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.RETRYING})
+"""A daemon has something to do for those."""
+
+
 class EndpointState(StrEnum):
     ACTIVE = "active"
     UNVERIFIED = "unverified"  # it has not answered its dialect's handshake: events do not become deliveries

@@ -25,6 +25,11 @@ _SECRET = re.compile(r"secret|passw|authorization|cookie|token|api_?key|private_
 _JOURNAL_PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
+# A suppressed call costs next to nothing, because the class of the loggers has no body for its method.
+# Modules keep their loggers; a new level gives that class another base.
+_Logger = type("_Logger", (structlog.make_filtering_bound_logger("info"),), {})
+
+
 def configure_logging(
     level: str,
     format: str,  # noqa: A002 - the configuration's word
@@ -33,19 +38,28 @@ def configure_logging(
     """Send all logs of the process to `stream`; call it once, before the first event is logged.
 
     `level` is debug, info, warning, error or critical. `format` is json (one object a line: timestamp in UTC,
-    level, event, then the fields), text, or auto: text where `stream` is a terminal, else json. A logger
-    keeps the level that it was first used with, which is what makes a suppressed call cost next to nothing.
+    level, event, then the fields), text, or auto: text where `stream` is a terminal, else json.
     """
-    text = format == "text" or (format == "auto" and stream.isatty())
+    text = not is_json(format, stream)
     structlog.configure(
         processors=_text_processors(stream) if text else _json_processors(stream),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=_Logger,
         logger_factory=_LineLogger(stream).get,
         cache_logger_on_first_use=True,
     )
-    root = logging.getLogger()
-    root.handlers = [_Bridge()]
-    root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+    logging.getLogger().handlers = [_Bridge()]
+    set_log_level(level)
+
+
+def set_log_level(level: str) -> None:
+    """Let all loggers write what is of that level or above, also those that were used before."""
+    _Logger.__bases__ = (structlog.make_filtering_bound_logger(level),)
+    logging.getLogger().setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+
+
+def is_json(format: str, stream: TextIO = sys.stderr) -> bool:  # noqa: A002
+    """Whether that format writes JSON to `stream`."""
+    return format == "json" or (format == "auto" and not stream.isatty())
 
 
 def _text_processors(stream: TextIO) -> list[Processor]:

@@ -1,8 +1,13 @@
-"""What /metrics shows. No label takes a value from outside: outcomes, error kinds and verdicts are enums."""
+"""What /metrics shows. No label takes a value from outside: outcomes, error kinds and verdicts are enums. All
+their values are there from the start, so that a rate sees the first of each.
 
+What is named postrider_database_… is of the database as a whole, and every daemon of it says the same.
+"""
+
+import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import (
@@ -19,18 +24,29 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
+from postrider.domain.model import DeliveryState, EndpointState, ErrorKind
+from postrider.edges.addresses import AddressVerdict
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nobody asks for
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60)
+_OUTCOMES = (
+    *(DeliveryState.SUCCEEDED, DeliveryState.RETRYING, DeliveryState.FAILED, DeliveryState.CANCELLED),
+    "fenced",
+)
+_COUNTED = "; as of postrider_database_counted_timestamp_seconds; NaN before"
+_LOOKED = "; looked up every 5 s, NaN before"
 _LAG_SECONDS = (*_SECONDS, 300, 1800, 7200, 43200, 86400)
 
 
 class Tally:
     """A counter for the hot path: counts without a lock, since one thread counts."""
 
-    def __init__(self, name: str, text: str, label: str, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, name: str, text: str, label: str, values: Iterable[str], registry: CollectorRegistry
+    ) -> None:
         self._name, self._text, self._label = name, text, label
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(dict.fromkeys(map(str, values), 0))
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -59,15 +75,70 @@ class Durations:
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 
 
+class DatabaseGauges:
+    """Of the database as a whole, counted by every daemon now and then."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, label: str, values: Iterable[str]) -> Gauge:
+            made = Gauge(f"postrider_database_{name}", text, [label], registry=registry)
+            for value in values:
+                made.labels(value).set(math.nan)
+            return made
+
+        waits = ("waiting", "kept", "retrying")
+        self.deliveries = gauge(
+            "deliveries",
+            "Deliveries with a row that wait for a slot, that are kept for paused or disabled endpoints, and "
+            "that are to be retried; each is counted up to 100,000" + _COUNTED,
+            "state",
+            waits,
+        )
+        self.oldest_delivery = gauge(
+            "oldest_delivery_age_seconds",
+            "Age of the oldest event of such deliveries; 0 where there is none" + _COUNTED,
+            "state",
+            waits,
+        )
+        self.endpoints = gauge(
+            "endpoints",
+            "Endpoints by state; active ones that only fail are failing" + _COUNTED,
+            "state",
+            ("failing", *(each.value for each in EndpointState if each is not EndpointState.DELETED)),
+        )
+        self.daemons = gauge(
+            "daemons",
+            "Daemons that live, and that died and are not cleared away" + _LOOKED,
+            "state",
+            ("alive", "dead"),
+        )
+        self.partitions_ahead = gauge(
+            "partitions_ahead",
+            "Days after today for which a table has partitions" + _LOOKED,
+            "table",
+            ("outbox", "delivery", "attempt"),
+        )
+        self.counted_at = Gauge(
+            "postrider_database_counted_timestamp_seconds",
+            "When this daemon counted deliveries and endpoints of the database: every 5 s, less often where "
+            "that takes more than 1 % of the time (up to 10 min)",
+            registry=registry,
+        )
+        self.counted_at.set(math.nan)
+
+
 class Metrics:
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.deliveries = Tally(
-            "postrider_deliveries", "Recorded delivery results by outcome", "outcome", registry
+            "postrider_deliveries", "Recorded delivery results by outcome", "outcome", _OUTCOMES, registry
         )
         self.attempts = Tally(
-            "postrider_attempts", "HTTP attempts by error kind; ok for a success", "result", registry
+            "postrider_attempts",
+            "HTTP attempts by error kind; ok for a success",
+            "result",
+            ("ok", *ErrorKind),
+            registry,
         )
         self.attempt_seconds = Durations(
             "postrider_attempt_duration_seconds", "Duration of an attempt", _SECONDS, registry
@@ -113,6 +184,15 @@ class Metrics:
             ["verdict"],
             registry=registry,
         )
+        for verdict in AddressVerdict:
+            if verdict is not AddressVerdict.ALLOWED:
+                self.blocked.labels(verdict.value)
+        self.restart_due = Gauge(
+            "postrider_restart_due",
+            "1 where the configuration that was reloaded needs a restart to hold in full",
+            registry=registry,
+        )
+        self.database = DatabaseGauges(registry)
         Info("postrider_build", "Version", registry=registry).info({"version": version})
 
     def exposition(self) -> bytes:

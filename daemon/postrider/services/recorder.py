@@ -27,6 +27,7 @@ from postrider.domain.model import (
 from postrider.domain.policy import Outcome
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
+from postrider.services.failures import Failures
 from postrider.services.ledger import Claim, ClaimedEvent, Job, Ledger
 from postrider.store.deliveries import UNWRITABLE, ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
 
@@ -58,8 +59,11 @@ class RecordCounts:
 
 
 class Recorder:
-    def __init__(self, *, deliveries: Deliveries, ledger: Ledger, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, *, deliveries: Deliveries, ledger: Ledger, clock: Clock, metrics: Metrics, failures: Failures
+    ) -> None:
         self._deliveries = deliveries
+        self._failures = failures
         self._ledger = ledger
         self._clock = clock
         self._metrics = metrics
@@ -262,11 +266,14 @@ class Recorder:
             case DeliveryState.RETRYING:
                 assert result.due is not None
                 self.on_retrying(result.due)
-                log.info(
-                    "delivery.retrying", **_facts(entry), due=result.due.isoformat(), reason=result.reason
-                )
+                level = self._failures.level(result.endpoint_id, result.state, result.reason or "")
+                if log.is_enabled_for(level):
+                    due = result.due.isoformat()
+                    log.log(level, "delivery.retrying", **_facts(entry), due=due, reason=result.reason)
             case DeliveryState.FAILED:
-                log.warning("delivery.failed", **_facts(entry), reason=result.reason)
+                level = self._failures.level(result.endpoint_id, result.state, result.reason or "")
+                if log.is_enabled_for(level):
+                    log.log(level, "delivery.failed", **_facts(entry), reason=result.reason)
             case DeliveryState.CANCELLED:
                 log.info("delivery.cancelled", **_facts(entry), reason=result.reason)
             case _:

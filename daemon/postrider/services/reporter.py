@@ -5,6 +5,7 @@ It wakes by itself every few seconds.
 
 import asyncio
 
+from postrider.domain.model import EndpointState
 from postrider.domain.status import DaemonReport
 from postrider.domain.timeshare import TimeShare
 from postrider.edges.clock import Clock
@@ -17,12 +18,18 @@ from postrider.services.subscriptions import Subscriptions
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.outbox import Backlog, Outbox
+from postrider.store.partitions import Partitions
+from postrider.store.status import Status, Totals
 
 REPORT_S = 5.0
 BACKLOG_SHARE = 0.02
 """Of the time goes into counting the backlog, which beside an old snapshot passes over what was there."""
 BACKLOG_S = 60.0
 """It is counted at least so often."""
+TOTALS_SHARE = 0.01
+"""Of the time goes into counting what the metrics tell of the whole database,"""
+TOTALS_S = 600.0
+"""and it is done at least so often."""
 
 
 class Reporter:
@@ -31,6 +38,8 @@ class Reporter:
         *,
         outbox: Outbox,
         captures: Captures,
+        status: Status,
+        partitions: Partitions,
         daemons: Daemons,
         ledger: Ledger,
         lanes: Lanes,
@@ -43,6 +52,8 @@ class Reporter:
         """`slots`: requests at a time."""
         self._outbox = outbox
         self._captures = captures
+        self._status = status
+        self._partitions = partitions
         self._daemons = daemons
         self._ledger = ledger
         self._lanes = lanes
@@ -55,6 +66,10 @@ class Reporter:
         self._counted_at: float | None = None
         self._backlog = Backlog(0, None)
         self._counts_of_backlog = TimeShare(BACKLOG_SHARE, BACKLOG_S)
+        self._totals: Totals | None = None
+        self._counts_of_totals = TimeShare(TOTALS_SHARE, TOTALS_S)
+        for state in TROUBLES:
+            metrics.lanes.labels(state)  # is shown from now on
 
     def __repr__(self) -> str:
         return f"<Reporter {self._backlog}>"
@@ -73,6 +88,7 @@ class Reporter:
         self._metrics.set_aside.set(await self._captures.count_rejections())
         self._metrics.in_flight.set(self._lanes.running)
         self._metrics.queued.set(self._lanes.queued)
+        await self._count_totals()
         states = self._lanes.states()
         for state in TROUBLES:
             self._metrics.lanes.labels(state).set(states[state])
@@ -89,6 +105,33 @@ class Reporter:
             self._backlog = await self._outbox.backlog()
             self._counts_of_backlog.spent(started, self._clock.monotonic())
         return self._backlog
+
+    async def _count_totals(self) -> None:
+        """Set the gauges of the whole database; ages go on between two counts."""
+        gauges = self._metrics.database
+        alive = [row.alive for row in await self._daemons.list_daemons()]
+        gauges.daemons.labels("alive").set(alive.count(True))
+        gauges.daemons.labels("dead").set(alive.count(False))
+        for table, days in (await self._partitions.days_ahead()).items():
+            gauges.partitions_ahead.labels(table).set(days)
+        started = self._clock.monotonic()
+        if self._counts_of_totals.due(started):
+            totals = await self._status.totals()
+            self._counts_of_totals.spent(started, self._clock.monotonic())
+            if totals is not None:
+                self._totals = totals
+                gauges.counted_at.set(self._clock.now().timestamp())
+                for state in EndpointState:
+                    if state is not EndpointState.DELETED:
+                        gauges.endpoints.labels(state.value).set(totals.endpoints.get(state.value, 0))
+                gauges.endpoints.labels("failing").set(totals.endpoints.get("failing", 0))
+        if self._totals is None:
+            return
+        now = self._clock.now()
+        for kind, total in self._totals.deliveries.items():
+            age = (now - total.oldest).total_seconds() if total.oldest else 0.0
+            gauges.deliveries.labels(kind).set(total.deliveries)
+            gauges.oldest_delivery.labels(kind).set(max(0.0, age))
 
     def _measure(self) -> DaemonReport:
         before, then = self._counts, self._counted_at

@@ -39,6 +39,7 @@ class Supervisor:
         return f"<Supervisor {' '.join(self._tasks)}>"
 
     def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        self._metrics.service_failures.labels(name)  # is shown from now on
         self._tasks[name] = asyncio.create_task(self._keep_running(name, run), name=name)
 
     async def stop(self, *names: str) -> None:

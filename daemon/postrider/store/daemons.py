@@ -243,6 +243,14 @@ class Daemons:
         await connection.execute("DELETE FROM postrider.daemon WHERE id = $1", daemon_id)
         return Rescued(daemon_id, len(events), len(deliveries))
 
+    async def alive(self) -> set[int]:
+        """The daemons that live."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"SELECT id FROM postrider.daemon AS d WHERE {ALIVE}"  # noqa: S608 (constant)
+            )
+        return {row["id"] for row in rows}
+
     async def list_daemons(self) -> list[DaemonRow]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(

@@ -15,6 +15,7 @@ from msgspec import structs
 
 from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id
+from postrider.domain.status import MAX_COUNTED
 from postrider.domain.timeshare import TimeShare
 from postrider.store.database import Database
 
@@ -139,7 +140,7 @@ class ClaimedEvents:
     """It took as much as it might: there may be more."""
 
 
-BACKLOG_LIMIT = 1_000_000
+BACKLOG_LIMIT = MAX_COUNTED
 BACKLOG = f"""
 SELECT (SELECT count(*) FROM (SELECT FROM postrider.pending LIMIT {BACKLOG_LIMIT}) AS p)
          + (SELECT coalesce(sum(cardinality(event_ids)), 0) FROM postrider.claim) AS events,

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import count
 from typing import Literal, get_args
 
 import asyncpg
@@ -146,6 +147,17 @@ class Partitions:
         async with self._database.connection() as connection:
             return {row["parent"]: row["first"] for row in await connection.fetch(_GUARDED)}
 
+    async def days_ahead(self) -> dict[Partitioned, int]:
+        """For how many days after today, without a gap, each table has a partition."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_LOOK, list(PARTITIONED))
+        return {
+            row["parent"]: next(
+                ahead for ahead in count() if row["today"] + timedelta(days=ahead + 1) not in row["days"]
+            )
+            for row in rows
+        }
+
     async def create_ahead(self) -> Created:
         """Make the partitions of today and the next days, the nearest first, a few at a time.
 
@@ -259,9 +271,9 @@ class Partitions:
         total = 0
         while True:
             async with self._database.connection() as connection:
-                count = int((await connection.execute(statement, *arguments)).rsplit(" ", 1)[1])
-            total += count
-            if count < SWEEP_ROWS:
+                swept = int((await connection.execute(statement, *arguments)).rsplit(" ", 1)[1])
+            total += swept
+            if swept < SWEEP_ROWS:
                 return total
             await asyncio.sleep(SWEEP_PAUSE_S)
 
