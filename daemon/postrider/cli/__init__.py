@@ -6,6 +6,7 @@ import sys
 import click
 
 from postrider import __version__
+from postrider.cli.groups import Commands
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.edges.log import configure_logging
 
@@ -23,11 +24,13 @@ _COMMANDS = {
     "capture": "postrider.cli.capture",
     "dialect": "postrider.cli.dialect",
     "listen": "postrider.cli.listen",
+    "trigger": "postrider.cli.trigger",
+    "help": "postrider.cli.help",
 }
 """Command → module; the module has the click command under the command's name."""
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -44,6 +47,9 @@ def cli() -> None:
     """Delivers a CRM's outgoing webhooks from its own PostgreSQL.
 
     Exit codes: 0 done, 1 failed, 2 bad usage or configuration.
+
+    Completion of commands and options: eval "$(_POSTRIDER_COMPLETE=bash_source postrider)" in ~/.bashrc,
+    zsh_source in ~/.zshrc, and for fish: _POSTRIDER_COMPLETE=fish_source postrider | source
     """
     # A command says what went wrong itself; the daemon's log events are for the daemon.
     configure_logging("critical", "auto")

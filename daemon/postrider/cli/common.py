@@ -16,6 +16,7 @@ import click
 import orjson
 
 from postrider.app import read_sealer
+from postrider.cli.groups import CONFIG
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import UsageError
 from postrider.edges.clock import SystemClock
@@ -31,12 +32,7 @@ from postrider.store.outbox import Outbox
 P = ParamSpec("P")
 R = TypeVar("R")
 
-config_option = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration file [$POSTRIDER_CONFIG, else /etc/postrider/postrider.toml].",
-)
+config_option = click.option("--config", "config_path", **CONFIG)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -131,11 +127,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
 
 
 def printable(value: object) -> str:
-    """Text for a person: local time to the second, and no control character that could drive the terminal."""
+    """Text for a person: local time to the second with its zone, as `parse_moment` reads it; and no control
+    character that could drive the terminal."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return value.astimezone().isoformat(" ", "seconds")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
 
 

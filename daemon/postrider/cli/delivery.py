@@ -17,6 +17,7 @@ from postrider.cli.common import (
     printable,
     run_async,
 )
+from postrider.cli.groups import Commands
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import (
     Attempt,
@@ -34,7 +35,7 @@ from postrider.store.history import DeliveryRow
 _state_option = click.option("--status", type=click.Choice([state.value for state in DeliveryState]))
 
 
-@click.group()
+@click.group(cls=Commands)
 def delivery() -> None:
     """List, show and retry deliveries."""
 

@@ -16,13 +16,14 @@ from postrider.cli.common import (
     run_async,
 )
 from postrider.cli.endpoint_facts import endpoint_facts, living, pattern_text, state_text
+from postrider.cli.groups import Commands
 from postrider.cli.subscription import add, update
 from postrider.cli.trial import test, verify
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import EndpointState, endpoint_public_id, parse_endpoint_id
 
 
-@click.group()
+@click.group(cls=Commands)
 def endpoint() -> None:
     """Add, list, try and change the endpoints that webhooks go to."""
 

@@ -20,6 +20,7 @@ from postrider.cli.common import (
     printable,
     run_async,
 )
+from postrider.cli.groups import Commands
 from postrider.domain.cursors import event_cursor, parse_event_cursor
 from postrider.domain.errors import UsageError
 from postrider.domain.model import Event, delivery_public_id, event_public_id, parse_event_id
@@ -30,7 +31,7 @@ TAIL_OVERLAP_S = 30.0
 _SORTS = ("-created_at", "created_at", "-updated_at", "updated_at")
 
 
-@click.group()
+@click.group(cls=Commands)
 def event() -> None:
     """List, show and follow events."""
 

@@ -262,7 +262,7 @@ def _pretty_printer() -> Callable[[Received], None]:
 
     def show(received: Received) -> None:
         head = Text.assemble(
-            (f"{received.at.astimezone():%H:%M:%S} ", "dim"),
+            (f"{received.at.astimezone().timetz().isoformat('seconds')} ", "dim"),
             f"{received.method} {received.path} ",
             (" ".join(_safe(received.type or "(no type)").split()), "bold cyan"),
             f" {received.id or '(no id)'} ",

@@ -31,7 +31,7 @@ from postrider.domain.model import (
     EndpointState,
     parse_endpoint_id,
 )
-from postrider.domain.signing import new_secret, parse_secret
+from postrider.domain.signing import check_new_secret, new_secret, parse_secret
 from postrider.edges.addresses import check_url
 from postrider.edges.config import Config
 from postrider.edges.durations import parse_rate
@@ -80,7 +80,9 @@ def _with_subscription_options(command: Any) -> Any:
 @click.option("--url", required=True, help="Where to POST to.")
 @click.option("--events", required=True, metavar="P,…", help="Patterns: deal.updated, deal.* or *.")
 @click.option("--workspace", default=DEFAULT_WORKSPACE, show_default=True)
-@click.option("--secret-file", type=click.File(), help="The signing secret; - for stdin [a new one].")
+@click.option(
+    "--secret-file", type=click.File(), help="The signing secret, 16 bytes or more; - for stdin [a new one]."
+)
 @_with_subscription_options
 @run_async
 async def add(
@@ -232,7 +234,9 @@ def _read_secret(file: Any) -> str:
     except (OSError, UnicodeDecodeError):
         # Nothing of it is quoted.
         raise UsageError(f"the secret in {file.name} can't be read", "Name a UTF-8 file.") from None
-    return text.rstrip("\r\n")
+    secret = text.rstrip("\r\n")
+    check_new_secret(secret)
+    return secret
 
 
 def _check_workspace(workspace: str) -> None:

@@ -51,12 +51,14 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)]
 
 _RESERVED_HEADERS = frozenset({
     "connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive",
-    "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
+    "postrider-test", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    "user-agent",
 })  # fmt: skip
 _MAX_HEADER_CHARACTERS = 8000
 _MAX_HEADERS_BYTES = 14_336
 """Of the 16 KiB that are sent, 2 KiB are for a dialect's own headers and its signatures."""
 """Of one header's name and value: many servers take lines of 8 KiB."""
+_TEST_HEADER = "postrider-test"
 _STANDARD_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
 
@@ -220,6 +222,8 @@ def request_headers(
         headers[name] = (
             text.replace("{id}", own_id).replace("{timestamp}", str(timestamp)).replace("{type}", event.type)
         )
+    if event.test:
+        headers[_TEST_HEADER] = "true"
     if extra:
         taken = {name.lower() for name in headers}
         headers.update({
