@@ -51,8 +51,8 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)]
 
 _RESERVED_HEADERS = frozenset({
     "connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive",
-    "postrider-test", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
-    "user-agent",
+    "postrider-test", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "upgrade", "user-agent",
 })  # fmt: skip
 _MAX_HEADER_CHARACTERS = 8000
 _MAX_HEADERS_BYTES = 14_336
@@ -232,6 +232,23 @@ def request_headers(
             if name.lower() not in taken and _refusal_of_name(name) is None
         })  # fmt: skip
     return headers
+
+
+def unsigned_headers(
+    dialect: Dialect, event: Event, *, timestamp: int | None, user_agent: str, extra: Mapping[str, str]
+) -> dict[str, str | None]:
+    """The headers of one attempt for people to see: None stands for a signature, for the value of one of the
+    endpoint's own headers, and for what holds a time where `timestamp` is None."""
+    made = request_headers(
+        dialect, event, (), timestamp=timestamp or 0, body=b"", user_agent=user_agent,
+        extra=dict.fromkeys(extra, ""),
+    )  # fmt: skip
+    timed = {"webhook-timestamp"} | {name for name, text in dialect.headers.items() if "{timestamp}" in text}
+    # Without a secret a signature is empty, and nothing else is.
+    return {
+        name: value if value and (timestamp is not None or name not in timed) else None
+        for name, value in made.items()
+    }
 
 
 def check_header(name: str, value: str) -> None:
