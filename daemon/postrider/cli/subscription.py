@@ -112,14 +112,13 @@ async def add(
     rate_per_s = _rate(rate)
     async with open_stores(config_path) as stores:
         spoken = known_dialect(dialect or stores.config.dialect.default, stores.config)
-        _check_url(url, stores.config)
-        _warn_of_http(url, spoken, stores.config)
+        check_target(url, spoken, stores.config)
         new = Endpoint(
             id=secrets.randbits(63) or 1,
             workspace_id=workspace,
             url=url,
-            patterns=_patterns(events, spoken),
-            exclusions=_patterns(exclude, spoken) if exclude else (),
+            patterns=parse_patterns(events, spoken),
+            exclusions=parse_patterns(exclude, spoken) if exclude else (),
             dialect=spoken.name,
             secrets=(parse_secret(secret),),
             state=EndpointState.UNVERIFIED if spoken.handshake else EndpointState.ACTIVE,
@@ -176,9 +175,8 @@ async def update(
         before = (await living(stores, endpoint_id)).endpoint
         spoken = known_dialect(dialect or before.dialect, stores.config)
         if url is not None:
-            _check_url(url, stores.config)
-            _warn_of_http(url, spoken, stores.config)
-        patterns = _patterns(events, spoken) if events is not None else None
+            check_target(url, spoken, stores.config)
+        patterns = parse_patterns(events, spoken) if events is not None else None
         if dialect is not None:
             _check_patterns(patterns or before.patterns, spoken)
         after = replace(before, url=url or before.url, dialect=spoken.name)
@@ -201,7 +199,7 @@ async def update(
             url=url,
             description=description,
             patterns=patterns,
-            exclusions=(_patterns(exclude, spoken) if exclude else ()) if exclude is not None else None,
+            exclusions=(parse_patterns(exclude, spoken) if exclude else ()) if exclude is not None else None,
             dialect=spoken.name if dialect is not None else None,
             concurrency=concurrency,
             rate=rate_per_s,
@@ -247,11 +245,10 @@ def _check_workspace(workspace: str) -> None:
         )
 
 
-def _check_url(url: str, config: Config) -> None:
+def check_target(url: str, dialect: Dialect, config: Config) -> None:
+    """Raise UsageError for a URL that is never sent to; warn of one that only a configuration for development
+    permits."""
     check_url(url, config.network.https_only, address_policy(config))
-
-
-def _warn_of_http(url: str, dialect: Dialect, config: Config) -> None:
     if dialect.https_only and not config.network.https_only and not url.lower().startswith("https:"):
         click.echo(
             f"{dialect.name} promises HTTPS; network.https_only = false lifts that, for development only",
@@ -259,7 +256,7 @@ def _warn_of_http(url: str, dialect: Dialect, config: Config) -> None:
         )
 
 
-def _patterns(text: str, dialect: Dialect) -> tuple[str, ...]:
+def parse_patterns(text: str, dialect: Dialect) -> tuple[str, ...]:
     patterns = tuple(dict.fromkeys(parse_pattern(part) for part in text.split(",")))
     _check_patterns(patterns, dialect)
     return patterns
