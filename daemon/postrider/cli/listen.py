@@ -128,8 +128,8 @@ def listen(
     A request with a bad signature is answered with 401. Ctrl-C ends it.
 
     --subscribe adds an endpoint with a secret of its own and deletes it at the end; what a killed listener
-    left is deleted by the next one on this host. The daemon's configuration has to permit sending to this machine:
-    network.allow = ["127.0.0.0/8"] and network.https_only = false.
+    left is deleted by the next one on this host. The daemon's configuration has to permit sending to this
+    machine: network.allow = ["127.0.0.0/8"] and network.https_only = false.
 
     Example: postrider listen --subscribe 'deal.*' --forward-to http://localhost:3000/hooks
     """
