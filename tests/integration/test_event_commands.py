@@ -59,19 +59,18 @@ def test_a_list_that_looked_at_all_it_may_says_where_it_ended(cli: Cli, database
 
 def test_tail_prints_what_an_event_says(cli: Cli, database_dsn: str) -> None:
     with subprocess.Popen(cli.command("event", "tail", "--data"), stdout=subprocess.PIPE, text=True) as tail:
-        assert tail.stdout
+        lines = tail.stdout
+        assert lines is not None
         ids: list[str] = []
 
         def printed() -> bool:
             # It prints what comes after it has started.
             ids.extend(emit(database_dsn))
-            return bool(select([tail.stdout], [], [], 0.5)[0])
+            return bool(select([lines], [], [], 0.5)[0])
 
         wait_until(printed, 30, "a line of tail")
-        time, event_id, what, object_id = tail.stdout.readline().split()
+        time, event_id, what, object_id = lines.readline().split()
         assert datetime.strptime(time, "%H:%M:%S.%f%z").tzinfo is not None
         assert (event_id in ids, what, object_id) == (True, "deal.updated", "-")
-        assert "".join(tail.stdout.readline() for _ in range(3)).startswith(
-            '    data: {\n      "n": 1\n    }'
-        )
+        assert "".join(lines.readline() for _ in range(3)).startswith('    data: {\n      "n": 1\n    }')
         tail.send_signal(signal.SIGTERM)

@@ -48,8 +48,11 @@ def cli() -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad usage or configuration.
 
-    Completion of commands and options: eval "$(_POSTRIDER_COMPLETE=bash_source postrider)" in ~/.bashrc,
-    zsh_source in ~/.zshrc, and for fish: _POSTRIDER_COMPLETE=fish_source postrider | source
+    \b
+    Completion of commands and options, in the file that your shell reads at its start:
+      bash  eval "$(_POSTRIDER_COMPLETE=bash_source postrider)"
+      zsh   eval "$(_POSTRIDER_COMPLETE=zsh_source postrider)"
+      fish  _POSTRIDER_COMPLETE=fish_source postrider | source
     """
     # A command says what went wrong itself; the daemon's log events are for the daemon.
     configure_logging("critical", "auto")
