@@ -89,6 +89,26 @@ def test_a_test_event_is_the_catalogues_sample_and_is_recorded(workestra: Cli, d
         assert "Did you mean deal.won?" in said
 
 
+def test_a_test_event_is_refused_where_no_event_could_be_like_it_and_marked_where_it_is_sent(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    cli = Cli(config_of(tmp_path, database_dsn))
+    with ReceiverProcess() as receiver:
+        ep = add(cli, receiver.url("/a"), "*")["id"]
+        for wrong in ("deal updated", "deal.*", "", "a" * 129):
+            assert "is not valid" in cli("endpoint", "test", ep, "--type", wrong, exit_code=2)
+        for wrong in ("[1]", '"x"', "{"):
+            assert "JSON" in cli("endpoint", "test", ep, "--data", wrong, exit_code=2)
+        assert query(database_dsn, "SELECT count(*) FROM postrider.outbox")[0][0] == 0
+        tried = cli.json("endpoint", "test", ep, "--type", "deal.updated", "--data", '{"id":"dl_1"}')
+        (sent,) = receiver.requests(1)
+        assert {name.lower(): value for name, value in sent["headers"].items()}["postrider-test"] == "true"
+    assert tried["test"] is True
+    assert "deal.updated (test)" in cli("event", "list")
+    assert "deal.updated (test)" in cli("delivery", "list")
+    assert cli.json("delivery", "list")[0]["test"] is True
+
+
 def test_unknown_types_are_refused_where_the_catalogue_is_closed(workestra: Cli, database_dsn: str) -> None:
     said = workestra(
         "endpoint",

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import psycopg
 import pytest
-from psycopg.types.json import Json
+from psycopg.types.json import Json, Jsonb
 
 from postrider.store.database import Connection
 from tests.support.daemon_process import query
@@ -71,6 +71,41 @@ def test_text_is_kept_byte_for_byte(database_dsn: str) -> None:
     text = '{ "b":1.50, "a" : "\\u00e9é",  "b": 10000000000000000000000 }'
     query(database_dsn, "SELECT postrider.emit('a.b', $1::json)", text)
     assert query(database_dsn, "SELECT data::text FROM postrider.outbox")[0]["data"] == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "previous"),
+    [
+        # What has no type goes to json, which keeps the bytes.
+        ("'a.b', '{\"b\":1,\"a\": 2}'", '{"b":1,"a": 2}', None),
+        ("type => 'a.b', data => '{\"b\":1}'", '{"b":1}', None),
+        ("'a.b'::text, '{\"b\":1}'", '{"b":1}', None),
+        ("'a.b'::varchar, '{\"b\":1}', '{\"c\":1}'", '{"b":1}', '{"c":1}'),
+        ("'a.b', data => '{\"b\":1}', actor => '{}'::json", '{"b":1}', None),
+        ("'a.b', '{\"b\":1}'::json, '{\"c\":1}'", '{"b":1}', '{"c":1}'),
+        ("'a.b', '{\"b\":1,\"a\":2}'::jsonb", '{"a": 2, "b": 1}', None),
+        ("'a.b'::text, jsonb_build_object('b', 1), '{\"c\":1}'", '{"b": 1}', '{"c": 1}'),
+        ("'a.b'::varchar, data => to_jsonb(t), previous_attributes => NULL", '{"n": 1}', None),
+        ("'a.b', to_jsonb(t), object_id => '7', related => '{}', occurred_at => now()", '{"n": 1}', None),
+    ],
+)
+def test_it_takes_json_and_jsonb(database_dsn: str, arguments: str, data: str, previous: str | None) -> None:
+    rows = query(database_dsn, f"SELECT postrider.emit({arguments}) AS id FROM (SELECT 1 AS n) AS t")
+    assert rows[0]["id"].startswith("evt_")
+    stored = query(
+        database_dsn, "SELECT data::text, previous_attributes::text AS previous FROM postrider.outbox"
+    )
+    assert (stored[0]["data"], stored[0]["previous"]) == (data, previous)
+
+
+def test_parameters_whose_type_a_driver_leaves_open_are_json(database_dsn: str) -> None:
+    text = '{"b":1, "a":2}'
+    query(database_dsn, "SELECT postrider.emit($1, $2)", "a.b", text)
+    with psycopg.connect(database_dsn) as connection:
+        connection.execute("SELECT postrider.emit(%s, %s)", ("a.b", text))
+        connection.execute("SELECT postrider.emit(%s, %s)", ("a.b", Jsonb({"b": 1})))
+    stored = query(database_dsn, "SELECT data::text FROM postrider.outbox ORDER BY id")
+    assert [row["data"] for row in stored] == [text, text, '{"b": 1}']
 
 
 def test_a_rollback_leaves_nothing(database_dsn: str) -> None:
@@ -148,6 +183,8 @@ def test_the_emitter_role_may_emit_and_nothing_else(database_dsn: str) -> None:
     async def story(connection: Connection) -> None:
         await connection.execute("SET ROLE postrider_emitter")
         assert (await connection.fetchval(EMIT)).startswith("evt_")
+        as_jsonb = "SELECT postrider.emit('deal.updated', jsonb_build_object('id', 'dl_1'))"
+        assert (await connection.fetchval(as_jsonb)).startswith("evt_")
         for forbidden in (
             "SELECT FROM postrider.outbox",
             "SELECT FROM postrider.endpoint_secret",
@@ -174,6 +211,9 @@ def test_a_hostile_search_path_changes_nothing(database_dsn: str) -> None:
                SET search_path = evil, pg_catalog"""
         )
         assert (await connection.fetchval(EMIT)).startswith("evt_")
+        assert await connection.fetchval(
+            "SELECT postrider.emit('a.b', pg_catalog.to_jsonb(t)) FROM (SELECT 1) AS t"
+        )
 
     run(database_dsn, 1, story)
 

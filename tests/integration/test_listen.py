@@ -128,6 +128,7 @@ def test_a_signed_request_is_printed_and_accepted(secret_file: str) -> None:
             "signature": "ok",
             "reason": None,
             "status": 200,
+            "forwarded": False,
             "bytes": len(body),
             "body": json.loads(body),
         }

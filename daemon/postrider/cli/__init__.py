@@ -6,6 +6,7 @@ import sys
 import click
 
 from postrider import __version__
+from postrider.cli.groups import Commands
 from postrider.domain.errors import PostriderError
 from postrider.edges.log import configure_logging
 
@@ -24,11 +25,13 @@ _COMMANDS = {
     "dialect": "postrider.cli.dialect",
     "listen": "postrider.cli.listen",
     "uninstall": "postrider.cli.uninstall",
+    "trigger": "postrider.cli.trigger",
+    "help": "postrider.cli.help",
 }
 """Command → module; the module has the click command under the command's name."""
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -45,6 +48,12 @@ def cli() -> None:
     """Delivers a CRM's outgoing webhooks from its own PostgreSQL.
 
     Exit codes: 0 done, 1 failed, 2 bad usage or configuration, or a program older than the schema.
+
+    \b
+    Completion of commands and options, in the file that your shell reads at its start:
+      bash  eval "$(_POSTRIDER_COMPLETE=bash_source postrider)"
+      zsh   eval "$(_POSTRIDER_COMPLETE=zsh_source postrider)"
+      fish  _POSTRIDER_COMPLETE=fish_source postrider | source
     """
     # A command says what went wrong itself; the daemon's log events are for the daemon.
     configure_logging("critical", "auto")

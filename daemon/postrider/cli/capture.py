@@ -16,6 +16,7 @@ from postrider.cli.common import (
     printable,
     run_async,
 )
+from postrider.cli.groups import Commands
 from postrider.domain.errors import UsageError
 from postrider.store.captures import Captures, SetAside, Step
 
@@ -24,7 +25,7 @@ _SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "drop": ("-", "re
 RETRY_BATCH = 500
 
 
-@click.group()
+@click.group(cls=Commands)
 def capture() -> None:
     """Let the CRM's tables write the outbox: the [[capture]] sections of the configuration."""
 

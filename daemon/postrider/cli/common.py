@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import UUID
 
 import click
 import orjson
 
 from postrider.app import read_sealer
+from postrider.cli.groups import CONFIG
 from postrider.domain.dialects import Dialect, parse_event_ids
 from postrider.domain.dsn import DsnMistake, by_peer
 from postrider.domain.errors import UsageError
@@ -32,15 +33,16 @@ from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.missed import MissedEvents
 from postrider.store.outbox import Outbox
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
-config_option = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration file [$POSTRIDER_CONFIG, else /etc/postrider/postrider.toml].",
-)
+config_option = click.option("--config", "config_path", **CONFIG)
+LAST_COLUMN = 24
+"""Characters that the last column of a table may be folded to."""
+
 as_option = click.option(
     "--as",
     "as_user",
@@ -158,31 +160,67 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """Print rows under their columns; `empty` says so where there are none."""
+    """Print rows under their columns; `empty` says so where there are none.
+
+    Where the terminal is too narrow for that, each row takes several lines: the last column alone may be
+    folded, since what is copied has to be in one piece.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     cells = [[printable(value) for value in row] for row in rows]
     if not cells:
         click.echo(empty, err=True)
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    # A pipe has no width to fit into.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    least = sum(widths[:-1]) + min(widths[-1], LAST_COLUMN) + 2 * (len(widths) - 1)
+    if least <= console.width:
+        _print_rows(console, columns, cells)
+    else:
+        for row in cells:
+            _print_lines(console, columns, row)
+
+
+def _print_rows(console: "Console", columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        # An id has to be copied in one piece.
-        table.add_column(column, no_wrap=column in {"id", "delivery"}, overflow="fold")
+        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
-    # A pipe has no width to fit into.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table, crop=False)
+    console.print(table, crop=False)
+
+
+def _print_lines(console: "Console", columns: Sequence[str], row: Sequence[str]) -> None:
+    """The first column, and under it the others that say something, as many on a line as it has room for."""
+    from rich.text import Text
+
+    lines = [Text(row[0], "bold")]
+    room = 0
+    for column, value in zip(columns[1:], row[1:], strict=True):
+        if value in {"", "-"}:
+            continue
+        cell = Text.assemble((f"  {column} ", "dim"), value)
+        if cell.cell_len > room:
+            lines.append(Text())
+            room = console.width
+        lines[-1].append_text(cell)
+        room -= cell.cell_len
+    for line in lines:
+        console.print(line, overflow="fold", crop=False)
 
 
 def printable(value: object) -> str:
-    """Text for a person: local time to the second, and no control character that could drive the terminal."""
+    """Text for a person: local time to the second with its zone, as `parse_moment` reads it; and no control
+    character that could drive the terminal."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return value.astimezone().isoformat(" ", "seconds")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
 
 

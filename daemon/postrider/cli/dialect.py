@@ -10,6 +10,7 @@ import orjson
 
 from postrider.app import retry_settings
 from postrider.cli.common import config_option, json_option, known_dialect, print_json, print_table, run_async
+from postrider.cli.groups import Commands
 from postrider.domain.catalogue import Sample
 from postrider.domain.dialects import Dialect, render, request_headers
 from postrider.domain.errors import UsageError
@@ -27,7 +28,7 @@ _NOTHING = Sample(None, None, "{}", None, None, None)
 _SAMPLE_SECRET = Secret(b"an example key, not a secret", b"an example key, not a secret")
 
 
-@click.group()
+@click.group(cls=Commands)
 def dialect() -> None:
     """Show the wire formats that endpoints may have."""
 
@@ -159,13 +160,15 @@ def sample_event(shown: Dialect, event_type: str) -> Event:
 
 
 def _config(path: Path | None) -> Config:
-    """The configuration, or the defaults where none was named and none is installed."""
+    """The configuration, which need not name a database; the defaults where none can be read and none was
+    named."""
     try:
-        return load_config(path, os.environ)
-    except UsageError:
-        if path is not None or os.environ.get("POSTRIDER_CONFIG"):
+        return load_config(path, os.environ, with_database=False)
+    except UsageError as error:
+        if path is not None:
             raise
-        return Config(database=DatabaseConfig(dsn=""))
+        click.echo(f"{error.message}\nso only the dialects that ship with Postrider are known", err=True)
+        return Config(database=DatabaseConfig(dsn="postgresql://localhost/"))
 
 
 def _https(shown: Dialect, config: Config) -> str:

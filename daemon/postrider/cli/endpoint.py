@@ -17,6 +17,7 @@ from postrider.cli.common import (
     show_progress,
 )
 from postrider.cli.endpoint_facts import endpoint_facts, last_delivery_text, living, pattern_text, state_text
+from postrider.cli.groups import Commands
 from postrider.cli.subscription import add, update
 from postrider.cli.trial import test, verify
 from postrider.domain.errors import PostriderError, UsageError
@@ -24,7 +25,7 @@ from postrider.domain.model import EndpointState, endpoint_public_id, parse_endp
 from postrider.services.resending import count_missed, recover_missed
 
 
-@click.group()
+@click.group(cls=Commands)
 def endpoint() -> None:
     """Add, list, try and change the endpoints that webhooks go to."""
 

@@ -11,6 +11,7 @@ from uuid import UUID
 import click
 import orjson
 
+from postrider.cli.choosing import since_option, type_option, where_it_ended, workspace_option
 from postrider.cli.common import (
     config_option,
     event_id_of,
@@ -22,6 +23,7 @@ from postrider.cli.common import (
     run_async,
 )
 from postrider.cli.endpoint_facts import missed_facts, missed_text, state_text
+from postrider.cli.groups import Commands
 from postrider.domain.cursors import event_cursor, parse_event_cursor
 from postrider.domain.errors import UsageError
 from postrider.domain.model import (
@@ -33,24 +35,29 @@ from postrider.domain.model import (
     parse_event_id,
 )
 from postrider.domain.status import NO_DAEMON, Progress, explain_progress
+from postrider.edges.durations import parse_moment
 from postrider.services.resending import resend as send_again
 from postrider.store.daemons import Daemons
+from postrider.store.delivery_search import LOOK_AT_MOST
 from postrider.store.status import Status
 
 TAIL_POLL_S = 0.3
 TAIL_OVERLAP_S = 30.0
 """How far back `tail` looks each time: rows become visible as they commit, not in the order of ids."""
+_JSON_FACTS = ("data", "previous_attributes", "actor", "related")
 _SORTS = ("-created_at", "created_at", "-updated_at", "updated_at")
 
 
-@click.group()
+@click.group(cls=Commands)
 def event() -> None:
     """List, show, follow and send events again."""
 
 
 @event.command(name="list")
-@click.option("--type", "event_type", metavar="P", help="An event type, or a prefix such as deal.*.")
-@click.option("--workspace", help="Only this workspace.")
+@type_option
+@workspace_option
+@click.option("--object-id", metavar="ID", help="Only of this object.")
+@since_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option(
     "--sort",
@@ -66,6 +73,8 @@ def event() -> None:
 async def list_(
     event_type: str | None,
     workspace: str | None,
+    object_id: str | None,
+    since: str | None,
     limit: int,
     sort: str,
     cursor: str | None,
@@ -75,28 +84,45 @@ async def list_(
     """List events. Each event's `cursor` in --json is where the next page begins.
 
     Oldest first, an event whose transaction took long may come to stand before a cursor: who polls for all
-    events lists newest first, down to what he has seen, as `event tail` does.
+    events lists newest first, down to what he has seen, as `event tail` does. A list looks at no more than
+    100,000 events (of the workspace), and says where it ended.
 
-    Example: postrider event list --type 'deal.*' --sort -created_at --limit 20
+    Example: postrider event list --type 'deal.*' --object-id dl_1 --since 2h
     """
     newest_first = sort.startswith("-")
     last = parse_event_cursor(cursor, newest_first=newest_first) if cursor else None
+    ended = None
     async with open_stores(config_path) as stores:
+        first = parse_moment(since, stores.clock.now()) if since else None
         events = await stores.outbox.list_events(
             workspace_id=workspace,
             type_pattern=event_type,
+            object_id=object_id,
+            since=first,
             after=last,
             newest_first=newest_first,
             limit=limit,
+            look_at_most=LOOK_AT_MOST,
         )
+        if len(events) < limit:
+            ended = await stores.outbox.looked_to(
+                workspace_id=workspace,
+                since=first,
+                after=last,
+                newest_first=newest_first,
+                look_at_most=LOOK_AT_MOST,
+            )
     cursors = [event_cursor(each.id, newest_first=newest_first) for each in events]
+    if ended is not None:
+        go_on = f"--cursor {event_cursor(ended, newest_first=newest_first)}"
+        click.echo(where_it_ended("events", ended, go_on), err=True)
     if as_json:
         print_json([{**_facts(each), "cursor": cursor} for each, cursor in zip(events, cursors, strict=True)])
         return
     print_table(
         ["id", "occurred", "workspace", "type", "object"],
         [
-            (event_public_id(each.id), each.occurred_at, each.workspace_id, each.type, each.object_id)
+            (event_public_id(each.id), each.occurred_at, each.workspace_id, _type_text(each), each.object_id)
             for each in events
         ],
         empty="no events",
@@ -146,7 +172,7 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         return
     for name in ("id", "type", "workspace", "occurred_at", "object_type", "object_id"):
         click.echo(f"{name + ':':<13} {printable(facts[name])}")
-    for name in ("data", "previous_attributes", "actor", "related"):
+    for name in _JSON_FACTS:
         if facts[name] is not None:
             click.echo(f"{name}: {_pretty(facts[name])}")
     if pending:
@@ -194,17 +220,18 @@ async def resend(evt: str, ep: str, config_path: Path | None, as_json: bool) -> 
 
 
 @event.command()
-@click.option("--type", "event_type", metavar="P", help="An event type, or a prefix such as deal.*.")
-@click.option("--workspace", help="Only this workspace.")
+@type_option
+@workspace_option
+@click.option("--data", "with_data", is_flag=True, help="Print what the event says, too.")
 @config_option
 @json_option
 @run_async
 async def tail(
-    event_type: str | None, workspace: str | None, config_path: Path | None, as_json: bool
+    event_type: str | None, workspace: str | None, with_data: bool, config_path: Path | None, as_json: bool
 ) -> None:
-    """Print events as they are committed, until Ctrl-C.
+    """Print events as they are committed, until Ctrl-C. --json has their data in any case.
 
-    Example: postrider event tail --type 'deal.*'
+    Example: postrider event tail --type 'deal.*' --data
     """
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -221,7 +248,7 @@ async def tail(
                 for each in events:
                     if each.id not in seen:
                         seen[each.id] = None
-                        _print_line(each, as_json=as_json)
+                        _print_line(each, with_data=with_data, as_json=as_json)
                 after = events[-1].id
             oldest = UUID(int=int((since - 1) * 1000) << 80)
             for event_id in [each for each in seen if each < oldest]:
@@ -229,12 +256,22 @@ async def tail(
             await stores.clock.wait(stop, TAIL_POLL_S)
 
 
-def _print_line(each: Event, *, as_json: bool) -> None:
+def _print_line(each: Event, *, with_data: bool, as_json: bool) -> None:
+    facts = _facts(each)
     if as_json:
-        click.echo(orjson.dumps(_facts(each), option=orjson.OPT_UTC_Z).decode())
+        click.echo(orjson.dumps(facts, option=orjson.OPT_UTC_Z).decode())
         return
-    occurred = each.occurred_at.astimezone().strftime("%H:%M:%S.%f")[:-3]
-    click.echo(f"{occurred}  {event_public_id(each.id)}  {printable(each.type)}  {printable(each.object_id)}")
+    occurred = each.occurred_at.astimezone().timetz().isoformat("milliseconds")
+    click.echo(
+        f"{occurred}  {event_public_id(each.id)}  {printable(_type_text(each))}  {printable(each.object_id)}"
+    )
+    for name in _JSON_FACTS if with_data else ():
+        if facts[name] is not None:
+            click.echo(f"    {name}: {_pretty(facts[name])}".replace("\n", "\n    "))
+
+
+def _type_text(each: Event) -> str:
+    return f"{each.type} (test)" if each.test else each.type
 
 
 def _pretty(value: Any) -> str:

@@ -9,9 +9,10 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -19,8 +20,12 @@ import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from postrider.cli.common import config_option
+from postrider.cli.forwarding import Answer, Forward, check_forward_url, forwarding
+from postrider.cli.registration import registered
 from postrider.domain.errors import PostriderError, UsageError
-from postrider.domain.signing import SignatureError, secret_key, verify_v1
+from postrider.domain.model import DEFAULT_WORKSPACE
+from postrider.domain.signing import SignatureError, new_secret, secret_key, verify_v1
 from postrider.edges.clock import SystemClock
 from postrider.edges.durations import parse_duration
 
@@ -57,13 +62,15 @@ class Received:
     signature: str
     """ok, bad or unchecked."""
     reason: str | None
-    """Why the signature is bad."""
+    """Why it was not accepted."""
     status: int
     size: int
     """Bytes of the body."""
     body: str
     parsed: Any
     """The body's JSON value; None where it is not JSON."""
+    forwarded: bool = False
+    """The status is that of the application that it was forwarded to."""
 
 
 @click.command()
@@ -87,6 +94,20 @@ class Received:
     type=click.FloatRange(0, 1),
     help="Answer this share of the requests with 500.",
 )
+@click.option(
+    "--forward-to",
+    metavar="URL",
+    help="Hand requests on to this URL, as they came, and answer what it answers.",
+)
+@click.option(
+    "--subscribe",
+    metavar="P,…",
+    help="Register this receiver as an endpoint for events of these patterns, until it ends.",
+)
+@click.option(
+    "--workspace", default=DEFAULT_WORKSPACE, show_default=True, help="Whose events --subscribe gets."
+)
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line per request.")
 def listen(
     *,
@@ -96,15 +117,40 @@ def listen(
     status: int,
     delay: str,
     fail_rate: float,
+    forward_to: str | None,
+    subscribe: str | None,
+    workspace: str,
+    config_path: Path | None,
     as_json: bool,
 ) -> None:
     """Receive webhooks on this machine, verify their signatures, and print what arrives.
 
     A request with a bad signature is answered with 401. Ctrl-C ends it.
+
+    --subscribe adds an endpoint with a secret of its own and deletes it at the end; what a killed listener
+    left is deleted by the next one on this host. The daemon's configuration has to permit sending to this
+    machine: network.allow = ["127.0.0.0/8"] and network.https_only = false.
+
+    Example: postrider listen --subscribe 'deal.*' --forward-to http://localhost:3000/hooks
     """
-    answers = Answers(_keys(secret_file), status, parse_duration(delay), fail_rate)
+    if forward_to is not None:
+        check_forward_url(forward_to)
+        if status != 200:
+            raise UsageError("--status and --forward-to contradict each other", "Leave one of them out.")
+    if subscribe is not None and secret_file is not None:
+        raise UsageError("--subscribe makes a secret of its own", "Leave --secret-file out.")
+    secret = new_secret() if subscribe is not None else None
+    keys = _keys(secret_file) if secret is None else (secret_key(secret),)
+    answers = Answers(keys, status, parse_duration(delay), fail_rate)
     show = _show_json if as_json else _pretty_printer()
-    counts = asyncio.run(_serve(host, port, answers, show))
+
+    def register(url: str) -> AbstractAsyncContextManager[str | None]:
+        if subscribe is None or secret is None:
+            return nullcontext()
+        return registered(config_path, url, events=subscribe, workspace=workspace, secret=secret)
+
+    forwarder = nullcontext() if forward_to is None else forwarding(forward_to)
+    counts = asyncio.run(_serve(host, port, answers, show, forwarder, register))
     click.echo(_summary(counts), err=True)
 
 
@@ -120,37 +166,66 @@ def _keys(secret_file: TextIO | None) -> tuple[bytes, ...]:
     return tuple(secret_key(secret) for secret in secrets)
 
 
-async def _serve(host: str, port: int, answers: Answers, show: Callable[[Received], None]) -> Counter[str]:
-    """Receive until SIGINT or SIGTERM; raises BrokenPipeError when nobody reads any more what is printed."""
+async def _serve(
+    host: str,
+    port: int,
+    answers: Answers,
+    show: Callable[[Received], None],
+    forwarder: AbstractAsyncContextManager[Forward | None],
+    register: Callable[[str], AbstractAsyncContextManager[str | None]],
+) -> Counter[str]:
+    """Receive until a signal; raises BrokenPipeError when nobody reads any more what is printed."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _end, ended)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            loop.add_signal_handler(number, _end, ended)
     counts: Counter[str] = Counter()
+    logging.getLogger("aiohttp.server").addFilter(_without_traceback)
+    async with forwarder as forward:
+        app = _application(answers, show, forward, counts, ended)
+        # What still waits for its delay at the end is cut off.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await runner.setup()
+        try:
+            await _bind(runner, host, port)
+            async with register(_url(runner)) as ep:
+                as_whom = "" if ep is None else f" as {ep}"
+                click.echo(f"Listening on {_url(runner)}{as_whom}, Ctrl-C ends it.", err=True)
+                await ended
+        finally:
+            await runner.cleanup()
+    return counts
 
+
+def _application(
+    answers: Answers,
+    show: Callable[[Received], None],
+    forward: Forward | None,
+    counts: Counter[str],
+    ended: asyncio.Future[None],
+) -> web.Application:
     async def handle(request: web.Request) -> web.Response:
-        received = _received(request, await request.read(), answers)
+        body = await request.read()
+        received = _received(request, body, answers)
+        answer = Answer(received.status, (received.reason or "").encode())
+        if forward is not None and received.status == answers.status:
+            answer = await forward(request, body)
+            received = replace(
+                received, status=answer.status, reason=answer.problem, forwarded=answer.problem is None
+            )
         counts.update((f"signature {received.signature}", f"status {received.status}"))
         try:
             show(received)
         except BrokenPipeError as error:
             _end(ended, error)
         await asyncio.sleep(answers.delay)
-        return web.Response(status=received.status, text=received.reason)
+        headers = {"content-type": answer.content_type or "text/plain; charset=utf-8"}
+        return web.Response(status=answer.status, body=answer.body, headers=headers)
 
-    logging.getLogger("aiohttp.server").addFilter(_without_traceback)
     app = web.Application(client_max_size=_MAX_BODY_BYTES)
     app.router.add_route("*", "/{path:.*}", handle)
-    # What still waits for its delay at the end is cut off.
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-    await runner.setup()
-    try:
-        await _bind(runner, host, port)
-        click.echo(f"Listening on {_url(runner)}, Ctrl-C ends it.", err=True)
-        await ended
-    finally:
-        await runner.cleanup()
-    return counts
+    return app
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -178,7 +253,9 @@ async def _bind(runner: web.AppRunner, host: str, port: int) -> None:
 
 
 def _url(runner: web.AppRunner) -> str:
+    """Where it is reached from this machine."""
     host, port = runner.addresses[0][:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (not bound to here)
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
@@ -245,6 +322,7 @@ def _show_json(received: Received) -> None:
             "signature": received.signature,
             "reason": received.reason,
             "status": received.status,
+            "forwarded": received.forwarded,
             "bytes": received.size,
             "body": fragment,
         }
@@ -262,13 +340,13 @@ def _pretty_printer() -> Callable[[Received], None]:
 
     def show(received: Received) -> None:
         head = Text.assemble(
-            (f"{received.at.astimezone():%H:%M:%S} ", "dim"),
+            (f"{received.at.astimezone().timetz().isoformat('seconds')} ", "dim"),
             f"{received.method} {received.path} ",
             (" ".join(_safe(received.type or "(no type)").split()), "bold cyan"),
             f" {received.id or '(no id)'} ",
             (f"signature {received.signature}", _SIGNATURE_STYLES[received.signature]),
             f" ({received.reason})" if received.reason else "",
-            f", {received.size:,} bytes, answered ",
+            f", {received.size:,} bytes, {'forwarded, ' if received.forwarded else ''}answered ",
             (str(received.status), "green" if received.status < 300 else "bold red"),
         )
         with console.capture() as capture:

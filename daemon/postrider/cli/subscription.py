@@ -31,7 +31,7 @@ from postrider.domain.model import (
     EndpointState,
     parse_endpoint_id,
 )
-from postrider.domain.signing import new_secret, parse_secret
+from postrider.domain.signing import check_new_secret, new_secret, parse_secret
 from postrider.edges.addresses import check_url
 from postrider.edges.config import Config
 from postrider.edges.durations import parse_rate
@@ -84,7 +84,9 @@ def _with_subscription_options(command: Any) -> Any:
 @click.option("--url", required=True, help="Where to POST to.")
 @click.option("--events", required=True, metavar="P,…", help="Patterns: deal.updated, deal.* or *.")
 @click.option("--workspace", default=DEFAULT_WORKSPACE, show_default=True)
-@click.option("--secret-file", type=click.File(), help="The signing secret; - for stdin [a new one].")
+@click.option(
+    "--secret-file", type=click.File(), help="The signing secret, 16 bytes or more; - for stdin [a new one]."
+)
 @_with_subscription_options
 @run_async
 async def add(
@@ -114,14 +116,13 @@ async def add(
     rate_per_s = _rate(rate)
     async with open_stores(config_path) as stores:
         spoken = known_dialect(dialect or stores.config.dialect.default, stores.config)
-        _check_url(url, stores.config)
-        _warn_of_http(url, spoken, stores.config)
+        check_target(url, spoken, stores.config)
         new = Endpoint(
             id=secrets.randbits(63) or 1,
             workspace_id=workspace,
             url=url,
-            patterns=_patterns(events, spoken),
-            exclusions=_patterns(exclude, spoken) if exclude else (),
+            patterns=parse_patterns(events, spoken),
+            exclusions=parse_patterns(exclude, spoken) if exclude else (),
             dialect=spoken.name,
             secrets=(parse_secret(secret),),
             state=EndpointState.UNVERIFIED if spoken.handshake else EndpointState.ACTIVE,
@@ -179,9 +180,8 @@ async def update(
         before = (await living(stores, endpoint_id)).endpoint
         spoken = known_dialect(dialect or before.dialect, stores.config)
         if url is not None:
-            _check_url(url, stores.config)
-            _warn_of_http(url, spoken, stores.config)
-        patterns = _patterns(events, spoken) if events is not None else None
+            check_target(url, spoken, stores.config)
+        patterns = parse_patterns(events, spoken) if events is not None else None
         if dialect is not None:
             _check_patterns(patterns or before.patterns, spoken)
         after = replace(before, url=url or before.url, dialect=spoken.name)
@@ -204,7 +204,7 @@ async def update(
             url=url,
             description=description,
             patterns=patterns,
-            exclusions=(_patterns(exclude, spoken) if exclude else ()) if exclude is not None else None,
+            exclusions=(parse_patterns(exclude, spoken) if exclude else ()) if exclude is not None else None,
             dialect=spoken.name if dialect is not None else None,
             concurrency=concurrency,
             rate=rate_per_s,
@@ -254,7 +254,9 @@ def _read_secret(file: Any) -> str:
     except (OSError, UnicodeDecodeError):
         # Nothing of it is quoted.
         raise UsageError(f"the secret in {file.name} can't be read", "Name a UTF-8 file.") from None
-    return text.rstrip("\r\n")
+    secret = text.rstrip("\r\n")
+    check_new_secret(secret)
+    return secret
 
 
 def _check_workspace(workspace: str) -> None:
@@ -265,20 +267,20 @@ def _check_workspace(workspace: str) -> None:
         )
 
 
-def _check_url(url: str, config: Config) -> None:
+def check_target(url: str, dialect: Dialect, config: Config) -> None:
+    """Raise UsageError for a URL that is never sent to; warn of one that only a configuration for development
+    permits."""
     check_url(url, config.network.https_only, address_policy(config))
+    if not config.network.https_only and not url.lower().startswith("https:"):
+        lifted = (
+            f"the HTTPS that {dialect.name} promises"
+            if dialect.https_only
+            else "Postrider's default of HTTPS"
+        )
+        click.echo(f"network.https_only = false lifts {lifted}; that is for development only", err=True)
 
 
-def _warn_of_http(url: str, dialect: Dialect, config: Config) -> None:
-    if config.network.https_only or url.lower().startswith("https:"):
-        return
-    lifted = (
-        f"the HTTPS that {dialect.name} promises" if dialect.https_only else "Postrider's default of HTTPS"
-    )
-    click.echo(f"network.https_only = false lifts {lifted}; that is for development only", err=True)
-
-
-def _patterns(text: str, dialect: Dialect) -> tuple[str, ...]:
+def parse_patterns(text: str, dialect: Dialect) -> tuple[str, ...]:
     patterns = tuple(dict.fromkeys(parse_pattern(part) for part in text.split(",")))
     _check_patterns(patterns, dialect)
     return patterns

@@ -19,6 +19,7 @@ from postrider.cli.common import (
     run_async,
 )
 from postrider.cli.endpoint_facts import living, usable
+from postrider.domain.catalogue import check_type
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import UsageError
 from postrider.domain.matching import matching_patterns
@@ -53,7 +54,8 @@ async def test(
     """Send the catalogue's sample of an event type to one endpoint, and print the delivery's outcome.
 
     It is sent at once, from this host, whatever the endpoint's state; it is recorded as a delivery, tried
-    once, and never disables the endpoint. Exit code 1 if the endpoint does not answer 2xx.
+    once, and never disables the endpoint. The header postrider-test tells the receiver that it is a test, and
+    lists mark its event. Exit code 1 if the endpoint does not answer 2xx.
 
     Example: postrider endpoint test ep_0123456789abcdef --type deal.updated
     """
@@ -81,6 +83,7 @@ async def test(
         facts: dict[str, object] = {
             "delivery": public_id,
             "event_type": event.type,
+            "test": event.test,
             "state": delivery.state,
             "succeeded": succeeded,
             "duration_ms": round(result.duration_ms, 1),
@@ -92,7 +95,7 @@ async def test(
         print_json(facts)
     else:
         answer = f"HTTP {result.status}" if isinstance(result, Reply) else printable(delivery.reason)
-        click.echo(f"{event.type}: {delivery.state}, {answer} in {result.duration_ms:.0f} ms")
+        click.echo(f"{event.type} (test): {delivery.state}, {answer} in {result.duration_ms:.0f} ms")
         if isinstance(result, Reply) and result.body:
             click.echo(printable(result.body))
         show_delivery(delivery)
@@ -178,9 +181,10 @@ def _test_event(
 ) -> Event:
     now = stores.clock.now()
     catalogue = dialect.catalogue
-    chosen = event_type or _first_subscribed(endpoint, dialect)
+    chosen = event_type if event_type is not None else _first_subscribed(endpoint, dialect)
     if dialect.handshake is not None and chosen == dialect.handshake.type:
         return made_up_event(endpoint, chosen, now)
+    check_type(chosen)
     if chosen in catalogue.types or catalogue.closed:
         sample = catalogue.sample(chosen)
         return made_up_event(

@@ -47,8 +47,9 @@ from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import PINNED, Connection, Database
 from postrider.store.deliveries import Deliveries
+from postrider.store.delivery_search import DeliveryRow
 from postrider.store.endpoints import Endpoints
-from postrider.store.history import DeliveryHistory, DeliveryRow
+from postrider.store.history import DeliveryHistory
 from postrider.store.migrations import migrate, read_migrations
 from postrider.store.outbox import Outbox
 

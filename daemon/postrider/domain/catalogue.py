@@ -1,6 +1,7 @@
 """The catalogue of a dialect: the event types that a CRM promises its customers, each with a sample."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,16 @@ from postrider.domain.matching import MAX_PATTERN_LENGTH, OPERATIONAL_PREFIX, ma
 
 TYPE_PATTERN = r"^[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*\Z"
 TypeName = Annotated[str, msgspec.Meta(pattern=TYPE_PATTERN, max_length=MAX_PATTERN_LENGTH)]
+
+
+def check_type(text: str) -> None:
+    """Raise UsageError for what no event can have as its type; `postrider.emit` in sql/ has the same rule."""
+    if len(text) > MAX_PATTERN_LENGTH or not re.match(TYPE_PATTERN, text):
+        raise UsageError(
+            f"event type {text[:150]!r} is not valid",
+            f"Use up to {MAX_PATTERN_LENGTH} letters, digits and underscores in parts joined by dots, as in "
+            "deal.updated.",
+        )
 
 
 class SampleObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -51,12 +51,14 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)]
 
 _RESERVED_HEADERS = frozenset({
     "connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive",
-    "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
+    "postrider-test", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "upgrade", "user-agent",
 })  # fmt: skip
 _MAX_HEADER_CHARACTERS = 8000
 _MAX_HEADERS_BYTES = 14_336
 """Of the 16 KiB that are sent, 2 KiB are for a dialect's own headers and its signatures."""
 """Of one header's name and value: many servers take lines of 8 KiB."""
+_TEST_HEADER = "postrider-test"
 _STANDARD_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
 
@@ -247,6 +249,8 @@ def request_headers(
         headers[name] = (
             text.replace("{id}", own_id).replace("{timestamp}", str(timestamp)).replace("{type}", event.type)
         )
+    if event.test:
+        headers[_TEST_HEADER] = "true"
     if extra:
         taken = {name.lower() for name in headers}
         headers.update({
@@ -255,6 +259,23 @@ def request_headers(
             if name.lower() not in taken and _refusal_of_name(name) is None
         })  # fmt: skip
     return headers
+
+
+def unsigned_headers(
+    dialect: Dialect, event: Event, *, timestamp: int | None, user_agent: str, extra: Mapping[str, str]
+) -> dict[str, str | None]:
+    """The headers of one attempt for people to see: None stands for a signature, for the value of one of the
+    endpoint's own headers, and for what holds a time where `timestamp` is None."""
+    made = request_headers(
+        dialect, event, (), timestamp=timestamp or 0, body=b"", user_agent=user_agent,
+        extra=dict.fromkeys(extra, ""),
+    )  # fmt: skip
+    timed = {"webhook-timestamp"} | {name for name, text in dialect.headers.items() if "{timestamp}" in text}
+    # Without a secret a signature is empty, and nothing else is.
+    return {
+        name: value if value and (timestamp is not None or name not in timed) else None
+        for name, value in made.items()
+    }
 
 
 def check_header(name: str, value: str) -> None:

@@ -18,6 +18,8 @@ from postrider.domain.errors import PostriderError, UsageError
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the public marker of a secret, not one
 KEY_BYTES = range(24, 65)
 """How many bytes the key inside a `whsec_` secret may have."""
+MIN_OWN_BYTES = 16
+"""Of a new secret that somebody brings: 128 bits, if they are random."""
 TOLERANCE = 300
 """Seconds that the timestamp of a received request may differ from the clock."""
 
@@ -101,6 +103,16 @@ def secret_key(secret: str) -> bytes:
     if any("\ud800" <= character <= "\udfff" for character in secret):
         raise UsageError("the signing secret is not UTF-8 text", "Save it as UTF-8.")
     return secret.encode()
+
+
+def check_new_secret(secret: str) -> None:
+    """Raises UsageError for a secret that is too short to be given to an endpoint from now on."""
+    if len(secret_key(secret)) < MIN_OWN_BYTES:
+        raise UsageError(
+            f"the signing secret is too short: at least {MIN_OWN_BYTES} bytes are needed",
+            "Who guesses it can forge webhooks. `openssl rand -hex 32` makes one that is enough; so does "
+            "leaving the secret out.",
+        )
 
 
 def parse_secret(secret: str) -> Secret:

@@ -326,11 +326,12 @@ def holds_password(file: Path) -> bool:
     return any(_PASSWORD.search(line) for line in file.read_text(encoding="utf-8").splitlines())
 
 
-def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
+def load_config(path: Path | None, environ: Mapping[str, str], *, with_database: bool = True) -> Config:
     """Read `path`, else $POSTRIDER_CONFIG, else /etc/postrider/postrider.toml.
 
     $POSTRIDER_DATABASE_DSN overrides `database.dsn`, and alone is enough where no file was named and the
-    default one does not exist. Raises UsageError with every mistake.
+    default one does not exist; without `with_database` nothing has to name one. Raises UsageError with every
+    mistake.
     """
     source = config_source(path, environ)
     named = path or environ.get("POSTRIDER_CONFIG")
@@ -338,7 +339,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     try:
         text = source.read_text(encoding="utf-8")
     except FileNotFoundError:
-        if named or not dsn:
+        if named or (with_database and not dsn):
             raise UsageError(
                 f"there is no configuration file {source}",
                 "Write one with `postrider init FILE`, and name it with --config FILE or $POSTRIDER_CONFIG.",
@@ -354,6 +355,8 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{source} is not TOML: {error}", "Mend that line.") from None
+    if not with_database and isinstance(table.setdefault("database", {}), dict):
+        table["database"].setdefault("dsn", "postgresql://localhost/")
     if not dsn:
         return parse_config(table, str(source))
     if isinstance(table.setdefault("database", {}), dict):

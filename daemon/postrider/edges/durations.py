@@ -1,6 +1,8 @@
-"""Durations and rates as people write them: `500ms`, `15s`, `5m`, `2h`, `30d`; `5/s`, `100/m`, `1000/h`."""
+"""Durations, rates and moments as people write them: `500ms`, `15s`, `5m`, `2h`, `30d`; `5/s`, `100/m`,
+`1000/h`; `2h` ago, `2026-03-15`, `2026-03-15 10:30+01:00`."""
 
 import re
+from datetime import datetime, timedelta
 
 from postrider.domain.errors import UsageError
 
@@ -27,6 +29,20 @@ def parse_rate(text: str) -> float:
             f"{text!r} is not a rate", "Write a number above 0 and /s, /m or /h, such as 5/s, 0.5/s or 100/m."
         )
     return float(match[1]) / _UNITS[match[2]]
+
+
+def parse_moment(text: str, now: datetime) -> datetime:
+    """A moment from how long ago it was, or from ISO 8601, in local time where that has no zone; UsageError
+    for anything else."""
+    try:
+        if _DURATION.fullmatch(text):
+            return now - timedelta(seconds=parse_duration(text))
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"{text!r} is not a time",
+            "Write how long ago (30m, 2h, 7d), or a time such as 2026-03-15 or 2026-03-15T10:30+01:00.",
+        ) from None
 
 
 def format_duration(seconds: float) -> str:

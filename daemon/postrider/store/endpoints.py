@@ -133,6 +133,16 @@ class Endpoints:
             )
         return [read_row(row, self.sealer) for row in rows]
 
+    async def described(self, beginning: str) -> list[tuple[int, str]]:
+        """Endpoints whose description begins like that, with it; deleted ones are left out."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """SELECT id, description FROM postrider.endpoint
+                   WHERE state <> 'deleted' AND starts_with(description, $1) ORDER BY id""",
+                beginning,
+            )
+        return [(row["id"], row["description"]) for row in rows]
+
     async def get(self, endpoint_id: int) -> EndpointRow:
         """Raises UsageError if there is no such endpoint."""
         async with self._database.connection() as connection:

@@ -1,7 +1,6 @@
 """Deliveries as people see them: list, show, retry."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -10,29 +9,21 @@ import asyncpg
 from postrider.domain.model import Attempt, DeliveryState, ErrorKind, Failure, Reply
 from postrider.store.database import Database
 from postrider.store.deliveries import DeliveryKey
+from postrider.store.delivery_search import (
+    EVENT_OF,
+    SHOWN,
+    STATUS_OF,
+    DeliveryFilter,
+    DeliveryRow,
+    Found,
+    delivery_row,
+    search,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class DeliveryRow:
-    """A delivery as people see it."""
-
-    event_id: UUID
-    endpoint_id: int
-    workspace_id: str
-    event_type: str | None
-    state: DeliveryState
-    attempts: int
-    due: datetime | None
-    updated_at: datetime
-    reason: str | None
-
-
-_ROW_COLUMNS = """
-  d.event_id, d.endpoint_id, d.workspace_id,
-  (SELECT o.type FROM postrider.outbox AS o WHERE o.id = d.event_id) AS event_type,
-  d.state, d.attempts, d.due, d.updated_at, d.reason
-"""
-
+_GET = SHOWN.format(f"""
+  SELECT d.*, o.event_type, o.test, s.http_status FROM postrider.delivery AS d
+  LEFT JOIN LATERAL ({EVENT_OF}) AS o ON true CROSS JOIN LATERAL ({STATUS_OF}) AS s
+  WHERE d.event_id = $1 AND d.endpoint_id = $2""")  # noqa: S608 (constants)
 
 # An attempt that succeeded makes room for the next one.
 _RETRY = """
@@ -66,50 +57,32 @@ class DeliveryHistory:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def list_deliveries(
-        self,
-        *,
-        endpoint_id: int | None = None,
-        event_id: UUID | None = None,
-        state: DeliveryState | None = None,
-        before: DeliveryKey | None = None,
-        limit: int = 50,
-    ) -> list[DeliveryRow]:
+    async def search(
+        self, chosen: DeliveryFilter, *, before: DeliveryKey | None = None, limit: int = 50
+    ) -> Found:
         """Newest event first; `before` is the last delivery of the previous page."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                f"""SELECT {_ROW_COLUMNS} FROM postrider.delivery AS d
-                    WHERE ($1::bigint IS NULL OR d.endpoint_id = $1) AND ($2::uuid IS NULL OR d.event_id = $2)
-                      AND ($3::text IS NULL OR d.state = $3)
-                      AND ($4::uuid IS NULL OR (d.event_id, d.endpoint_id) < ($4, $5::bigint))
-                    ORDER BY d.event_id DESC, d.endpoint_id DESC LIMIT $6""",  # noqa: S608 (constant)
-                endpoint_id,
-                event_id,
-                state.value if state else None,
-                *(before or (None, None)),
-                limit,
-            )
-        return [_delivery_row(row) for row in rows]
+        return await search(self._database, chosen, after=before, newest_first=True, limit=limit)
 
-    async def keys(self, endpoint_id: int, state: DeliveryState) -> list[DeliveryKey]:
-        """Deliveries of an endpoint in a state, oldest event first."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """SELECT event_id, endpoint_id FROM postrider.delivery
-                   WHERE endpoint_id = $1 AND state = $2 ORDER BY event_id""",
-                endpoint_id,
-                state.value,
-            )
-        return [(row["event_id"], row["endpoint_id"]) for row in rows]
+    async def list_deliveries(self, *, event_id: UUID, limit: int = 50) -> list[DeliveryRow]:
+        """The deliveries of an event."""
+        return (await self.search(DeliveryFilter(event_id=event_id), limit=limit)).rows
+
+    async def batches(self, chosen: DeliveryFilter, size: int) -> AsyncIterator[list[DeliveryKey]]:
+        """The deliveries of a filter, all of them, oldest event first, in batches of at most `size`."""
+        after: DeliveryKey | None = None
+        while True:
+            found = await search(self._database, chosen, after=after, newest_first=False, limit=size)
+            keys = [(row.event_id, row.endpoint_id) for row in found.rows]
+            if keys:
+                yield keys
+            if len(keys) < size and found.looked_to is None:
+                return
+            after = found.looked_to or keys[-1]
 
     async def get(self, key: DeliveryKey) -> DeliveryRow | None:
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                f"""SELECT {_ROW_COLUMNS} FROM postrider.delivery AS d
-                    WHERE d.event_id = $1 AND d.endpoint_id = $2""",  # noqa: S608 (constant)
-                *key,
-            )
-        return _delivery_row(row) if row else None
+            row = await connection.fetchrow(_GET, *key)
+        return delivery_row(row) if row else None
 
     async def attempts(self, key: DeliveryKey) -> list[Attempt]:
         async with self._database.connection() as connection:
@@ -143,20 +116,6 @@ class DeliveryHistory:
                 since,
             )
         return {DeliveryState(row["state"]): row["n"] for row in rows}
-
-
-def _delivery_row(row: asyncpg.Record) -> DeliveryRow:
-    return DeliveryRow(
-        event_id=row["event_id"],
-        endpoint_id=row["endpoint_id"],
-        workspace_id=row["workspace_id"],
-        event_type=row["event_type"],
-        state=DeliveryState(row["state"]),
-        attempts=row["attempts"],
-        due=row["due"],
-        updated_at=row["updated_at"],
-        reason=row["reason"],
-    )
 
 
 def _attempt(row: asyncpg.Record) -> Attempt:

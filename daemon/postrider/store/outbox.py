@@ -14,7 +14,7 @@ import structlog
 from msgspec import structs
 
 from postrider.domain.errors import UsageError
-from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id
+from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id, first_event_id
 from postrider.domain.status import MAX_COUNTED
 from postrider.domain.timeshare import TimeShare
 from postrider.store.database import Database
@@ -254,28 +254,52 @@ class Outbox:
         *,
         workspace_id: str | None,
         type_pattern: str | None,
+        object_id: str | None = None,
+        since: datetime | None = None,
         after: UUID | None,
         newest_first: bool,
         limit: int,
+        look_at_most: int | None = None,
     ) -> list[Event]:
-        """The events that come `after` one in that order. `type_pattern` is an event type or `deal.*`."""
+        """The events that come `after` one in that order. `type_pattern` is an event type or `deal.*`.
+
+        No index knows types and objects: `look_at_most` bounds the rows that are looked at for them, of the
+        workspace; `looked_to` tells where that ended.
+        """
         exact = type_pattern if type_pattern and not type_pattern.endswith("*") else None
         prefix = type_pattern[:-1] if type_pattern and type_pattern.endswith("*") else None
-        direction, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-        chosen = f"""
-          ($1::text IS NULL OR workspace_id = $1) AND ($2::text IS NULL OR type = $2)
-          AND ($3::text IS NULL OR starts_with(type, $3)) AND ($4::uuid IS NULL OR id {beyond} $4)
-          ORDER BY id {direction} LIMIT $5"""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                f"{_events(chosen, most=MAX_DATA_BYTES)} ORDER BY id {direction}",
+                events_statement(newest_first=newest_first, look_at_most=look_at_most),
                 workspace_id,
+                after,
+                first_event_id(since) if since else None,
                 exact,
                 prefix,
-                after,
+                object_id,
                 limit,
             )
         return [_event(row) for row in rows]
+
+    async def looked_to(
+        self,
+        *,
+        workspace_id: str | None,
+        since: datetime | None,
+        after: UUID | None,
+        newest_first: bool,
+        look_at_most: int,
+    ) -> UUID | None:
+        """The last event that `list_events` may look at; None if that is all there are."""
+        looked = _looked_at(newest_first=newest_first, look_at_most=look_at_most)
+        async with self._database.connection() as connection:
+            end: UUID | None = await connection.fetchval(
+                f"SELECT id FROM ({looked}) AS looked OFFSET {look_at_most - 1}",  # noqa: S608 (numbers)
+                workspace_id,
+                after,
+                first_event_id(since) if since else None,
+            )
+        return end
 
     async def is_pending(self, event_id: UUID) -> bool:
         """Whether deliveries of an event may still have to be recorded."""
@@ -316,6 +340,28 @@ class Outbox:
             except asyncpg.InvalidTextRepresentationError as error:
                 raise UsageError(f"{error.args[0]}: {error.detail}", "Pass valid JSON.") from error
         return event_id
+
+
+def events_statement(*, newest_first: bool, look_at_most: int | None) -> str:
+    """$1 to $7: workspace, event to go on after, first event; type, its prefix, object; limit."""
+    direction = "DESC" if newest_first else "ASC"
+    looked = _looked_at(newest_first=newest_first, look_at_most=look_at_most)
+    # An array, since a join might read all of the outbox.
+    chosen = f"""id = ANY (ARRAY(
+      SELECT id FROM ({looked}) AS looked
+      WHERE ($4::text IS NULL OR type = $4) AND ($5::text IS NULL OR starts_with(type, $5))
+        AND ($6::text IS NULL OR object_id = $6)
+      ORDER BY id {direction} LIMIT $7::bigint))"""  # noqa: S608 (constants)
+    return f"{_events(chosen, most=MAX_DATA_BYTES)} ORDER BY id {direction}"
+
+
+def _looked_at(*, newest_first: bool, look_at_most: int | None) -> str:
+    direction, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+    return f"""
+      SELECT id, type, object_id FROM postrider.outbox
+      WHERE ($1::text IS NULL OR workspace_id = $1) AND ($2::uuid IS NULL OR id {beyond} $2)
+        AND ($3::uuid IS NULL OR id >= $3)
+      ORDER BY id {direction} {"" if look_at_most is None else f"LIMIT {look_at_most}"}"""  # noqa: S608
 
 
 @cache

@@ -1,0 +1,85 @@
+"""The options by which commands choose deliveries and events."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import click
+
+from postrider.cli.common import printable
+from postrider.domain.errors import UsageError
+from postrider.domain.matching import parse_pattern
+from postrider.domain.model import DeliveryState, emitted_at_s, parse_endpoint_id
+from postrider.edges.durations import parse_moment
+from postrider.store.delivery_search import LOOK_AT_MOST, DeliveryFilter
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_TIME = "how long ago (2h), or a time with its zone, else local."
+
+since_option = click.option("--since", metavar="T", help=f"Only of events since then: {_TIME}")
+type_option = click.option(
+    "--type", "event_type", metavar="P", help="An event type, or a prefix such as deal.*."
+)
+workspace_option = click.option("--workspace", help="Only this workspace.")
+_filter_options = [
+    click.option("--endpoint", "ep", metavar="EP", help="Only of this endpoint."),
+    workspace_option,
+    since_option,
+    click.option("--until", metavar="T", help="Only of events before then, likewise."),
+    type_option,
+    click.option("--http-status", metavar="S", help="Last answered with it: 503, or a class such as 5xx."),
+    click.option("--status", type=click.Choice([state.value for state in DeliveryState])),
+]
+
+
+def filter_options(command: C) -> C:
+    for option in reversed(_filter_options):
+        command = option(command)
+    return command
+
+
+def read_filter(
+    now: datetime,
+    *,
+    ep: str | None,
+    workspace: str | None,
+    since: str | None,
+    until: str | None,
+    event_type: str | None,
+    http_status: str | None,
+    status: str | None,
+    event_id: UUID | None = None,
+) -> DeliveryFilter:
+    """The filter of `filter_options`. Raises UsageError."""
+    first = parse_moment(since, now) if since else None
+    last = parse_moment(until, now) if until else None
+    if first is not None and last is not None and first >= last:
+        raise UsageError("--since is not before --until", "Turn them round.")
+    return DeliveryFilter(
+        endpoint_id=parse_endpoint_id(ep) if ep else None,
+        event_id=event_id,
+        workspace_id=workspace,
+        state=DeliveryState(status) if status else None,
+        since=first,
+        until=last,
+        type_pattern=parse_pattern(event_type) if event_type else None,
+        http_status=parse_http_status(http_status) if http_status else None,
+    )
+
+
+def parse_http_status(text: str) -> range:
+    """The statuses of `503` or `5xx`; UsageError for anything else."""
+    if len(text) == 3 and text[0] in "12345":
+        if text[1:].lower() == "xx":
+            return range(int(text[0]) * 100, int(text[0]) * 100 + 100)
+        if text.isascii() and text.isdigit():
+            return range(int(text), int(text) + 1)
+    raise UsageError(f"{text!r} is not an HTTP status", "Write one such as 503, or a class such as 5xx.")
+
+
+def where_it_ended(what: str, event_id: UUID, go_on: str) -> str:
+    """That a list looked at no more than it may, and how to look further."""
+    moment = printable(datetime.fromtimestamp(emitted_at_s(event_id), UTC))
+    return f"looked at {LOOK_AT_MOST:,} {what}, to {moment}; narrow it down by time, or go on: {go_on}"
