@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from postrider.domain.capture import Capture, Entry, Fields, Lookup, Setting
 from postrider.domain.model import MAX_DATA_BYTES, MAX_OBJECT_ID_LENGTH, MAX_WORKSPACE_ID_LENGTH
+from postrider.store.capture_deleted import keeping, kept_tables
 from postrider.store.capture_rows import EVENT_COLUMNS, Rows, named_columns, trigger_events
 from postrider.store.capture_values import Tables, literal, quoted
 
@@ -90,6 +91,12 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
             f"CREATE TRIGGER {trigger} AFTER {event.upper()} ON {table} REFERENCING {transitions[event]} "
             f"FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
         )
+    keeper = quoted(f"{TRIGGER_PREFIX}{capture.name}_kept")
+    create += [
+        f"CREATE TRIGGER {keeper} AFTER DELETE ON {tables[kept].name} REFERENCING {transitions['delete']} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {name}({literal(kept)})"
+        for kept in kept_tables(capture)
+    ]
     create += [
         # An owner has to have the right to create in the schema at the moment when it becomes the owner.
         f"GRANT CREATE ON SCHEMA postrider TO {CAPTURE_ROLE}",
@@ -142,7 +149,7 @@ DECLARE
   done              boolean := false;
   kept              boolean := true;
   change            record;
-BEGIN
+BEGIN{keeping(capture)}
   BEGIN
     BEGIN
       IF TG_OP = 'INSERT' THEN

@@ -26,8 +26,9 @@ _APPLIED = """
 SELECT c.name, c.table_name, c.section::text AS section, c.checksum, c.grants,
   (SELECT count(*) FROM pg_trigger AS t JOIN pg_class AS r ON r.oid = t.tgrelid
      JOIN pg_namespace AS s ON s.oid = r.relnamespace
-   WHERE t.tgname IN ($1::text || c.name || '_insert', $1 || c.name || '_update', $1 || c.name || '_delete')
-     AND t.tgenabled <> 'D' AND format('%I.%I', s.nspname, r.relname) = c.table_name) AS triggers,
+   WHERE t.tgenabled <> 'D' AND (t.tgname = $1::text || c.name || '_kept'
+       OR t.tgname IN ($1 || c.name || '_insert', $1 || c.name || '_update', $1 || c.name || '_delete')
+         AND format('%I.%I', s.nspname, r.relname) = c.table_name)) AS triggers,
   f.bodies, f.owners, f.confined
 FROM postrider.capture AS c CROSS JOIN LATERAL (
   SELECT array_agg(p.prosrc ORDER BY p.pronargs) AS bodies, string_agg(DISTINCT o.rolname, ', ') AS owners,
@@ -180,9 +181,13 @@ class Captures:
         return [Rejection(*row) for row in rows]
 
     async def forget_rejections(self, before: datetime) -> None:
-        """Delete those that are older."""
+        """Delete those that are older, and deleted rows that were kept for transactions which have ended."""
         async with self._database.connection() as connection:
             await connection.execute("DELETE FROM postrider.capture_rejected WHERE at < $1", before)
+            await connection.execute(
+                """DELETE FROM postrider.capture_deleted
+                   WHERE transaction < pg_snapshot_xmin(pg_current_snapshot())"""
+            )
 
 
 @asynccontextmanager
