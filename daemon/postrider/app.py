@@ -123,7 +123,7 @@ class Daemon:
         """
         config, clock, metrics = self.config, self.clock, self.metrics
         sealer = read_sealer(config)
-        dialects = load_dialects(config.dialect.paths)
+        dialects = load_dialects(config.dialect.paths, config.dialect.values)
         spoken = default_dialect(dialects, config.dialect.default)
         self.database = Database(
             config.database.dsn, pool_size=config.database.pool_size, synchronous_commit=False
@@ -317,7 +317,7 @@ class Daemon:
         await self._close_client(before.client)
 
     async def _reload(self, config: Config) -> None:
-        dialects = load_dialects(config.dialect.paths)
+        dialects = load_dialects(config.dialect.paths, config.dialect.values)
         spoken = default_dialect(dialects, config.dialect.default)
         sealer = read_sealer(config)
         retention = Retention(config.retention.events, config.retention.attempts)

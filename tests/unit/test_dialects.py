@@ -16,6 +16,7 @@ from postrider.domain.dialects import (
     check_header,
     parse_dialect,
     render,
+    render_handshake,
     request_headers,
 )
 from postrider.domain.envelope import PayloadError
@@ -23,6 +24,7 @@ from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, MAX_DATA_DEPTH, Event
 from postrider.domain.policy import DEFAULT_DELAYS
 from postrider.domain.signing import Secret
+from postrider.edges.dialect_files import load_dialects
 
 STANDARD_TOML = (Path(__file__).parents[2] / "config/dialects/standard.toml").read_text()
 STANDARD = parse_dialect(STANDARD_TOML, "standard.toml")
@@ -265,6 +267,43 @@ def test_the_example_that_teaches_writing_a_dialect_works() -> None:
     sent = headers(EVENT, b"{}", acme)
     assert sent["X-Acme-Event"] == "deal.updated"
     assert sent["X-Acme-Signature"].startswith("sha256=")
+
+
+def test_values_of_the_configuration_stand_in_bodies_and_samples(tmp_path: Path) -> None:
+    file = tmp_path / "acme.toml"
+    file.write_text(
+        """
+        name = "acme"
+        description = "Acme"
+        values = { app_url = "https://acme.example" }
+        [body]
+        link = { href = "{app_url}/{id}" }
+        data = "$data"
+        [handshake]
+        type = "acme.hello"
+        body = { at = ["{app_url}"] }
+        [objects.deal]
+        data = '{"url": "{app_url}/deals/1"}'
+        [[events]]
+        type = "deal.made"
+        description = "A deal"
+        """
+    )
+    for values, url in ((None, "https://acme.example"), ({"acme": {"app_url": "https://b"}}, "https://b")):
+        acme = load_dialects([file], values)["acme"]
+        assert json.loads(render(acme, EVENT))["link"] == {"href": f"{url}/{{id}}"}
+        assert acme.handshake is not None
+        assert json.loads(render_handshake(acme, acme.handshake, EVENT)) == {"at": [url]}
+        assert json.loads(acme.catalogue.sample("deal.made").data) == {"url": f"{url}/deals/1"}
+    for wrong, said in (
+        ({"akme": {}}, "dialect.values.akme: there is no dialect 'akme'"),
+        ({"acme": {"url": "x"}}, "dialect.values.acme.url: the dialect acme has no such value"),
+        ({"acme": {"app_url": '"'}}, "dialect.values.acme.app_url: expected text without quotation marks"),
+        ({"acme": {"app_url": "$id"}}, "dialect.values.acme.app_url: expected text without quotation marks"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            load_dialects([file], wrong)
+        assert said in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
     """One check after the other; those that need what failed are left out."""
     try:
         config = load_config(config_path, os.environ)
-        spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
+        spoken = default_dialect(
+            load_dialects(config.dialect.paths, config.dialect.values), config.dialect.default
+        )
         sealer = read_sealer(config)
         tls = tls_context(network_options(config).ca_file)
     except PostriderError as error:

@@ -30,7 +30,9 @@ async def migrate(to: int | None, config_path: Path | None, as_json: bool) -> No
     The user needs the right to create a schema and roles; the daemon needs neither.
     """
     config = load_config(config_path, os.environ)
-    spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
+    spoken = default_dialect(
+        load_dialects(config.dialect.paths, config.dialect.values), config.dialect.default
+    )
     migrations = read_migrations(sql_dir())
     database = Database(config.database.dsn, pool_size=1)
     await database.open()
