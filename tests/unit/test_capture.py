@@ -35,7 +35,9 @@ MISTAKES = {
     'derived = [{ type = "d.w", column = "s", increases = ["a"] }]': "capture[0].derived[0].increases: exp",
     'derived = [{ type = "d.w", column = "s", increases = [1, 1] }]': "capture[0].derived[0].increases: exp",
     'derived = [{ type = "d.w", column = "s", when = "increases" }]': "capture[0].derived[0].when: expected",
-    'derived = [{ type = "d.w", column = "s", increases = [1, 2], becomes = 2 }]': "capture[0].derived[0].w",
+    'derived = [{ type = "d.w", column = "s", increases = [1, 2], becomes = 2 }]': (
+        "capture[0].derived[0].when: expected becomes = …, increases = […], or one of"
+    ),
     'derived = [{ type = "d.w", column = "s", increases = [1, 2], on_insert = true }]': (
         "capture[0].derived[0].on_insert: expected false, since a new row had no value before"
     ),
