@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS crm.deals (
   priority            text NOT NULL DEFAULT 'MEDIUM' CHECK (priority IN ('LOW', 'MEDIUM', 'HIGH')),
   expected_close_date timestamptz,
   created_at          timestamptz NOT NULL DEFAULT now(),
-  client_id           text NOT NULL REFERENCES crm.clients,
+  client_id           text NOT NULL REFERENCES crm.clients ON DELETE CASCADE,
   stage_id            integer NOT NULL DEFAULT 11 REFERENCES crm.stages,
   source              text,
   lead_id             text REFERENCES crm.leads,
@@ -60,8 +60,7 @@ CREATE TABLE IF NOT EXISTS crm.contacts (
   email           text,
   mobile          text,
   designation     text,
-  lifecycle_stage text NOT NULL DEFAULT 'subscriber',
-  client_id       text NOT NULL REFERENCES crm.clients,
+  client_id       text NOT NULL REFERENCES crm.clients ON DELETE CASCADE,
   created_at      timestamptz NOT NULL DEFAULT now()
 );
 
@@ -109,7 +108,10 @@ CREATE INDEX IF NOT EXISTS payments_invoice ON crm.payments (invoice_id);
 
 INSERT INTO crm.users VALUES (41, 'Amira Khan'), (42, 'Tom Okoye'), (43, 'Lena Fischer') ON CONFLICT DO NOTHING;
 INSERT INTO crm.stages VALUES (1, NULL, 'New'), (2, NULL, 'Qualified'), (3, NULL, 'Unqualified'),
-  (11, 1, 'Proposal'), (12, 1, 'Negotiation'), (13, 1, 'Closed') ON CONFLICT DO NOTHING;
+  (11, 1, 'Proposal'), (12, 1, 'Negotiation'), (13, 1, 'Closed'),
+  (21, NULL, 'Subscriber'), (22, NULL, 'Opportunity'), (23, NULL, 'Customer') ON CONFLICT DO NOTHING;
+-- Of a contact's lifecycle.
+ALTER TABLE crm.contacts ADD COLUMN IF NOT EXISTS stage_id integer NOT NULL DEFAULT 21 REFERENCES crm.stages;
 INSERT INTO crm.clients (id, name, tax_number, website, email, phone)
   SELECT 'cl_1', 'Nordlicht GmbH', 'DE811000', 'https://nordlicht.example', 'info@nordlicht.example', '+4930555010'
   WHERE NOT EXISTS (SELECT FROM crm.clients);
@@ -169,9 +171,7 @@ BEGIN
     WHEN 'edit contacts' THEN
       UPDATE crm.contacts SET designation = crm.one_of('CTO', 'CEO', 'Buyer') WHERE id = target;
     WHEN 'move contacts' THEN
-      UPDATE crm.contacts SET
-          lifecycle_stage = CASE lifecycle_stage WHEN 'subscriber' THEN 'opportunity' ELSE 'customer' END
-        WHERE id = target;
+      UPDATE crm.contacts SET stage_id = stage_id + 1 WHERE id = target AND stage_id < 23;
     WHEN 'drop contacts' THEN DELETE FROM crm.contacts WHERE id = target;
     WHEN 'edit invoices' THEN
       UPDATE crm.invoices SET total = worth WHERE id = target AND status = 'DRAFT';

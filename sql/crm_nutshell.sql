@@ -2,6 +2,10 @@
 CREATE SCHEMA IF NOT EXISTS crm;
 CREATE SEQUENCE IF NOT EXISTS crm.ids START 1001;
 
+-- Where people reach this CRM.
+CREATE OR REPLACE FUNCTION crm.app_url(path text) RETURNS text LANGUAGE sql IMMUTABLE AS
+  $$ SELECT 'https://crm.example' || path $$;
+
 CREATE TABLE IF NOT EXISTS crm.users (
   id            text PRIMARY KEY,
   name          text NOT NULL,
@@ -50,12 +54,32 @@ CREATE TABLE IF NOT EXISTS crm.leads (
   owner_id    text NOT NULL REFERENCES crm.users,
   creator_id  text NOT NULL REFERENCES crm.users,
   created_at  timestamptz NOT NULL DEFAULT now(),
-  created_on  text NOT NULL DEFAULT to_char(now(), 'FMMonth FMDD, YYYY'),
   closed_at   timestamptz,
-  path        text GENERATED ALWAYS AS ('/lead/' || number) STORED,
-  html_url    text GENERATED ALWAYS AS ('https://app.nutshell.com/lead/' || number) STORED,
-  href        text GENERATED ALWAYS AS ('https://app.nutshell.com/rest/leads/' || id) STORED
+  path        text GENERATED ALWAYS AS ('/lead/' || number) STORED
 );
+
+-- The addresses that a user may send from.
+CREATE TABLE IF NOT EXISTS crm.senders (
+  id      text PRIMARY KEY,
+  user_id text NOT NULL REFERENCES crm.users,
+  email   text NOT NULL
+);
+
+-- What the samples of earlier releases lack.
+ALTER TABLE crm.users
+  ADD COLUMN IF NOT EXISTS enabled            boolean NOT NULL DEFAULT true,
+  ADD COLUMN IF NOT EXISTS viewing_restricted boolean NOT NULL DEFAULT false,
+  ADD COLUMN IF NOT EXISTS emails             text[] GENERATED ALWAYS AS (ARRAY[email]) STORED,
+  ADD COLUMN IF NOT EXISTS email_signature    text NOT NULL DEFAULT E'Regards\n',
+  ADD COLUMN IF NOT EXISTS phonecaller_type   text NOT NULL DEFAULT 'clicktocall',
+  ADD COLUMN IF NOT EXISTS avatar_url         text GENERATED ALWAYS AS (crm.app_url('/avatar/users/' || id)) STORED;
+ALTER TABLE crm.contacts
+  ADD COLUMN IF NOT EXISTS emails text[] GENERATED ALWAYS AS (ARRAY[email]) STORED;
+ALTER TABLE crm.leads
+  ADD COLUMN IF NOT EXISTS web_url    text GENERATED ALWAYS AS (crm.app_url('/lead/' || number)) STORED,
+  ADD COLUMN IF NOT EXISTS rest_url   text GENERATED ALWAYS AS (crm.app_url('/rest/leads/' || id)) STORED,
+  ADD COLUMN IF NOT EXISTS avatar_url text
+    GENERATED ALWAYS AS (crm.app_url('/include/images/lead-pies/103.png')) STORED;
 
 CREATE INDEX IF NOT EXISTS contacts_account ON crm.contacts (account_id);
 CREATE INDEX IF NOT EXISTS leads_contact ON crm.leads (contact_id);
@@ -66,6 +90,8 @@ INSERT INTO crm.users (id, name, first_name, email, initials, administrator) VAL
 ON CONFLICT DO NOTHING;
 INSERT INTO crm.teams VALUES ('3-teams', '1-users'), ('7-teams', '1-users'), ('7-teams', '2-users')
 ON CONFLICT DO NOTHING;
+INSERT INTO crm.senders VALUES ('1', '1-users', 'bob@example.com'), ('2', '2-users', 'ines@example.com'),
+  ('3', '2-users', 'sales@example.com') ON CONFLICT DO NOTHING;
 
 CREATE OR REPLACE FUNCTION crm.pick(VARIADIC choices text[]) RETURNS text LANGUAGE sql VOLATILE AS
   'SELECT choices[1 + floor(random() * cardinality(choices))::integer]';

@@ -158,7 +158,7 @@ class Daemon:
         """
         config = self.config
         sealer = read_sealer(config)
-        dialects = load_dialects(config.dialect.paths)
+        dialects = load_dialects(config.dialect.paths, config.dialect.values)
         spoken = default_dialect(dialects, config.dialect.default)
         self.database = Database(
             config.database.dsn, pool_size=config.database.pool_size, synchronous_commit=False
@@ -383,7 +383,7 @@ class Daemon:
         await self._close_client(before.client)
 
     async def _reload(self, config: Config) -> None:
-        dialects = load_dialects(config.dialect.paths)
+        dialects = load_dialects(config.dialect.paths, config.dialect.values)
         spoken = default_dialect(dialects, config.dialect.default)
         sealer = read_sealer(config)
         retention = Retention(config.retention.events, config.retention.attempts)

@@ -196,6 +196,20 @@ async def test_derived_events_come_with_or_instead_of_updated(database_dsn: str)
         assert types(await crm.does("UPDATE crm.deals SET closed_at = NULL")) == ["deal.updated"] * 2
 
 
+async def test_an_update_after_which_the_event_would_say_the_same_emits_nothing(database_dsn: str) -> None:
+    async with crm_of(database_dsn) as crm:
+        await crm.apply(DEALS)
+        await crm.does(
+            "INSERT INTO crm.clients VALUES (9, 'Acme', 'X1')",
+            "INSERT INTO crm.deals (id, client_id, closed_at) VALUES (1, 7, '2026-03-15 10:00:00.0001Z')",
+        )
+        assert not await crm.does(
+            "UPDATE crm.deals SET client_id = 9, closed_at = '2026-03-15 10:00:00.0002Z', price = price"
+        )
+        (updated,) = await crm.does("UPDATE crm.deals SET closed_at = '2026-03-15 10:00:00.001Z'")
+        assert updated["previous_attributes"] == {"closedAt": "2026-03-15T10:00:00.000Z"}
+
+
 async def test_previous_attributes_hold_just_what_looks_different(database_dsn: str) -> None:
     async with crm_of(database_dsn) as crm:
         await crm.apply(DEALS)
@@ -472,6 +486,8 @@ MISTAKES = {
     'columns.c = { table = "crm.client", where = { id = "client_id" }, column = "name" }': "crm.clients?",
     'derived = [{ type = "deal.won", column = "stage_id", becomes = "won" }]': "no value of stage_id (int",
     'derived = [{ type = "deal.won", column = "state" }]': "crm.deals has no column state",
+    'derived = [{ type = "deal.won", column = "stage_id", increases = [1, "b"] }]': "'b' is no value of",
+    'columns.c = { columns = ["id"], if_set = "closed" }': "if_set: crm.deals has no column closed; did you",
     'columns.c = { table = "crm.clients", where = { name = "id" }, column = "id" }': "operator does not",
     'workspace = "tenant"': "crm.deals has no column tenant",
 }

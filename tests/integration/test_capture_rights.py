@@ -524,7 +524,9 @@ async def test_each_role_has_only_the_rights_that_its_functions_need(database_ds
             row["one"].rpartition(".")[0] if "daemon" not in row["one"] else row["one"] for row in readable
         } == {
             "postrider_capture daemon.idle",
+            "postrider_capture capture_deleted",
             "postrider_prober daemon.idle",
+            "postrider_prober capture_deleted",
             "postrider_writer daemon.idle",
             "postrider_writer idempotency",
             "postrider_writer event_type",

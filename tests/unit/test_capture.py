@@ -37,6 +37,19 @@ MISTAKES = {
     'derived = [{ type = "d.w", column = "s", when = "becomes" }]': "capture[0].derived[0].when: expected",
     'derived = [{ type = "d.w", column = "s", becomes = [] }]': "capture[0].derived[0].becomes: expected",
     'derived = [{ type = "d.w", column = "s", instead = "yes" }]': "capture[0].derived[0].instead: expected",
+    'derived = [{ type = "d.w", column = "s", increases = ["a"] }]': "capture[0].derived[0].increases: exp",
+    'derived = [{ type = "d.w", column = "s", increases = [1, 1] }]': "capture[0].derived[0].increases: exp",
+    'derived = [{ type = "d.w", column = "s", when = "increases" }]': "capture[0].derived[0].when: expected",
+    'derived = [{ type = "d.w", column = "s", increases = [1, 2], becomes = 2 }]': (
+        "capture[0].derived[0].when: expected becomes = …, increases = […], or one of"
+    ),
+    'derived = [{ type = "d.w", column = "s", increases = [1, 2], on_insert = true }]': (
+        "capture[0].derived[0].on_insert: expected false, since a new row had no value before"
+    ),
+    'columns.a = { columns = ["x"], if_set = 5 }': "capture[0].columns.a.if_set: expected a name, found 5",
+    'columns.a = { table = "t", where = { a = "b" }, column = "c", many = true, keep_deleted = true }': (
+        "capture[0].columns.a.keep_deleted: expected a lookup of one row"
+    ),
 }
 
 
@@ -74,6 +87,8 @@ def test_entries() -> None:
     b = { json = "null" }
     c = { columns = { d = { column = "at", timestamps = "unix" } } }
     e = { table = "t", where = { id = "x" }, column = "y", many = true }
+    f = { if_set = "at", columns = ["x"] }
+    g = { table = "t", where = { id = "x" }, column = "y", keep_deleted = true }
     """
     (capture,), mistakes = parse_captures([{**SECTION, "columns": tomllib.loads(text)}])
     assert not mistakes
@@ -83,6 +98,8 @@ def test_entries() -> None:
             "b": Constant(None),
             "c": Fields({"d": Column("at", "unix")}),
             "e": Lookup("t", {"id": Column("x")}, Column("y"), many=True),
+            "f": Fields({"x": Column("x")}, if_set="at"),
+            "g": Lookup("t", {"id": Column("x")}, Column("y"), keep_deleted=True),
         }
     )
     assert capture.event_types == ["deal.created", "deal.updated", "deal.deleted"]

@@ -75,6 +75,8 @@ def test_every_mistake_is_told_at_once_with_its_path() -> None:
         [network]
         allow = ["10.0.0.0/8", "192.168.1.7/16", "all"]
         https_only = "yes"
+        [dialect]
+        values = { nutshell = "https://crm.example" }
         [retry]
         schedule = ["0s", "soon"]
         [loging]
@@ -90,11 +92,12 @@ def test_every_mistake_is_told_at_once_with_its_path() -> None:
         'network.allow[1]: expected an address range without host bits: "192.168.0.0/16"',
         """network.allow[2]: expected an address range such as "10.0.0.0/8", found 'all'""",
         "network.https_only: expected true or false, found 'yes'",
+        "dialect.values: expected sections such as [dialect.values.nutshell], found",
         "retry.schedule[1]: expected a duration",
         '[loging]: unknown; did you mean "log"?',
     ):
         assert expected in message
-    assert "10 mistakes" in message
+    assert "11 mistakes" in message
     assert "hunter2" not in message
 
 

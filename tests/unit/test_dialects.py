@@ -271,6 +271,43 @@ def test_the_example_that_teaches_writing_a_dialect_works() -> None:
     assert sent["X-Acme-Signature"].startswith("sha256=")
 
 
+def test_values_of_the_configuration_stand_in_bodies_and_samples(tmp_path: Path) -> None:
+    file = tmp_path / "acme.toml"
+    file.write_text(
+        """
+        name = "acme"
+        description = "Acme"
+        values = { app_url = "https://acme.example" }
+        [body]
+        link = { href = "{app_url}/{id}" }
+        data = "$data"
+        [handshake]
+        type = "acme.hello"
+        body = { at = ["{app_url}"] }
+        [objects.deal]
+        data = '{"url": "{app_url}/deals/1"}'
+        [[events]]
+        type = "deal.made"
+        description = "A deal"
+        """
+    )
+    for values, url in ((None, "https://acme.example"), ({"acme": {"app_url": "https://b"}}, "https://b")):
+        acme = load_dialects([file], values)["acme"]
+        assert json.loads(render(acme, EVENT))["link"] == {"href": f"{url}/{{id}}"}
+        assert acme.handshake is not None
+        assert json.loads(render(acme, replace(EVENT, type=acme.handshake.type, test=True))) == {"at": [url]}
+        assert json.loads(acme.catalogue.sample("deal.made").data) == {"url": f"{url}/deals/1"}
+    for wrong, said in (
+        ({"akme": {}}, "dialect.values.akme: there is no dialect 'akme'"),
+        ({"acme": {"url": "x"}}, "dialect.values.acme.url: the dialect acme has no such value"),
+        ({"acme": {"app_url": '"'}}, "dialect.values.acme.app_url: expected text without quotation marks"),
+        ({"acme": {"app_url": "$id"}}, "dialect.values.acme.app_url: expected text without quotation marks"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            load_dialects([file], wrong)
+        assert said in caught.value.message
+
+
 @pytest.mark.parametrize(
     "name",
     [

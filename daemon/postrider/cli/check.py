@@ -102,7 +102,7 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
     """One check after the other; those that need what failed are left out."""
     try:
         config = load_config(config_path, os.environ)
-        dialects = load_dialects(config.dialect.paths)
+        dialects = load_dialects(config.dialect.paths, config.dialect.values)
         spoken = default_dialect(dialects, config.dialect.default)
         sealer = read_sealer(config)
         tls = tls_context(config.network.ca_file)

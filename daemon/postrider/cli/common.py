@@ -135,7 +135,7 @@ def read_data(text: str) -> str:
 
 def known_dialect(name: str, config: Config) -> Dialect:
     """The dialect of that name; UsageError, with the nearest name, if there is none."""
-    known = load_dialects(config.dialect.paths)
+    known = load_dialects(config.dialect.paths, config.dialect.values)
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1)
         raise UsageError(

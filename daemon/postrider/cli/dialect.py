@@ -43,7 +43,9 @@ async def list_(config_path: Path | None, as_json: bool) -> None:
     Example: postrider dialect list
     """
     config = _config(config_path)
-    dialects = sorted(load_dialects(config.dialect.paths).values(), key=lambda each: each.name)
+    dialects = sorted(
+        load_dialects(config.dialect.paths, config.dialect.values).values(), key=lambda each: each.name
+    )
     if as_json:
         print_json(
             [
@@ -203,4 +205,5 @@ def _facts(shown: Dialect, config: Config) -> dict[str, object]:
         "handshake": shown.handshake.type if shown.handshake else None,
         "sending_addresses": list(shown.sending_addresses),
         "closed_catalogue": shown.closed_catalogue,
+        "values": [f"{name} = {value}" for name, value in shown.values.items()],
     }

@@ -49,7 +49,9 @@ async def migrate(
     Example: postrider migrate --as postgres
     """
     config = load_config(config_path, os.environ)
-    spoken = default_dialect(load_dialects(config.dialect.paths), config.dialect.default)
+    spoken = default_dialect(
+        load_dialects(config.dialect.paths, config.dialect.values), config.dialect.default
+    )
     migrations = read_migrations(sql_dir())
     database = Database(dsn_as(config, as_user), pool_size=1)
     await database.open()

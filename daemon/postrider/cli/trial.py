@@ -172,7 +172,10 @@ async def _send_settings(stores: Stores) -> AsyncIterator[SendSettings]:
     config = stores.config
     async with WebhookClient(network_options(config)) as client:
         yield SendSettings(
-            client, load_dialects(config.dialect.paths), config.delivery.user_agent, config.network.https_only
+            client,
+            load_dialects(config.dialect.paths, config.dialect.values),
+            config.delivery.user_agent,
+            config.network.https_only,
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -120,11 +121,15 @@ class Demo:
         return parse_config(
             {
                 "database": {"dsn": self.dsn},
-                "dialect": {"default": self.dialect.name, "paths": [str(dialect)]},
+                "dialect": {
+                    "default": self.dialect.name,
+                    "paths": [str(dialect)],
+                    **self._example.get("dialect", {}),
+                },
                 "network": {"allow": ["127.0.0.0/8"], "https_only": False},
                 "retry": {"schedule": ["0s", "500ms", "1s", "2s", "4s", "8s"]},
                 "admin": {"listen": ""},
-                "capture": self._capture_sections(),
+                "capture": self._example.get("capture", []),
             },
             "the demo's configuration",
         )
@@ -136,12 +141,12 @@ class Demo:
         path.write_text(shipped.replace("promised_schedule = true\n", ""))
         return path
 
-    def _capture_sections(self) -> list[Any]:
+    @cached_property
+    def _example(self) -> dict[str, Any]:
+        """The configuration of the sample CRM."""
         if self.dialect.name == EMITTING:
-            return []
-        example = (config_dir() / "crms" / f"{self.dialect.name}.toml").read_text()
-        sections: list[Any] = tomllib.loads(example)["capture"]
-        return sections
+            return {}
+        return tomllib.loads((config_dir() / "crms" / f"{self.dialect.name}.toml").read_text())
 
     async def _create_database(self) -> None:
         server = await asyncpg.connect(self._server_dsn, server_settings=PINNED)

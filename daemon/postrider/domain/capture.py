@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 from postrider.domain.matching import MAX_PATTERN_LENGTH
 
 Operation = Literal["created", "updated", "deleted", "truncated"]
-Timestamps = Literal["seconds", "milliseconds", "microseconds", "unix"]
-When = Literal["changes", "becomes", "set", "cleared"]
+Timestamps = Literal["seconds", "milliseconds", "microseconds", "unix", "long_date", "relative"]
+"""`long_date` is `March 15, 2026`; `relative` the same, but `Today` or `Yesterday` where that is the day."""
+When = Literal["changes", "becomes", "increases", "set", "cleared"]
 Scalar = str | int | float | bool
 
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
@@ -55,6 +56,8 @@ class Fields:
     """An object."""
 
     entries: Mapping[str, "Entry"]
+    if_set: str | None = None
+    """A column of the row: where it is null, so is the object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,14 @@ class Lookup:
     entry: "Column | Fields"
     many: bool = False
     order: str | None = None
+    keep_deleted: bool = False
+    """A row that the same transaction deleted is found too."""
+
+    @property
+    def columns(self) -> list[str]:
+        """What is read of the related table."""
+        order = [] if self.order is None else [self.order]
+        return list(dict.fromkeys([*self.where, *local_columns(self.entry), *order]))
 
 
 Entry = Column | Constant | Setting | Fields | Lookup
@@ -79,8 +90,9 @@ class Derived:
     type: str
     column: str
     when: When
-    """It changes at all, becomes one of some values, is no longer null, or becomes null."""
-    becomes: tuple[Scalar, ...]
+    """It changes at all, becomes one of `values`, becomes one that comes later among them, is no longer null,
+    or becomes null."""
+    values: tuple[Scalar, ...]
     instead: bool
     """It replaces `updated`."""
     on_insert: bool
@@ -122,12 +134,32 @@ def local_columns(entry: Entry) -> Iterator[str]:
     match entry:
         case Column(name=name):
             yield name
-        case Fields(entries=entries):
+        case Fields(entries=entries, if_set=if_set):
+            if if_set is not None:
+                yield if_set
             for each in entries.values():
                 yield from local_columns(each)
         case Lookup(where=where):
             for each in where.values():
                 yield from local_columns(each)
+
+
+def lookups(capture: Capture) -> Iterator[Lookup]:
+    """All of a section's, also those inside others."""
+    for entry in (capture.object_id, capture.workspace, capture.columns, capture.actor, capture.related):
+        if entry is not None:
+            yield from _lookups_in(entry)
+
+
+def _lookups_in(entry: Entry) -> Iterator[Lookup]:
+    if isinstance(entry, Fields):
+        for each in entry.entries.values():
+            yield from _lookups_in(each)
+    elif isinstance(entry, Lookup):
+        yield entry
+        yield from _lookups_in(entry.entry)
+        for each in entry.where.values():
+            yield from _lookups_in(each)
 
 
 def parse_captures(sections: Any) -> tuple[tuple[Capture, ...], list[str]]:
@@ -219,8 +251,11 @@ class _Reader:
         return Setting(self._text(value, "setting", path, _SETTING, "a setting such as crm.user_id") or "")
 
     def _object(self, value: Mapping[str, Any], path: str) -> Entry:
-        self._known(value, path, "columns")
-        return self._fields(value["columns"], f"{path}.columns")
+        self._known(value, path, "columns if_set")
+        return Fields(
+            self._fields(value["columns"], f"{path}.columns").entries,
+            self._text(value, "if_set", path) if "if_set" in value else None,
+        )
 
     def _column(self, value: Mapping[str, Any], path: str, known: str) -> Column:
         self._known(value, path, known)
@@ -231,7 +266,7 @@ class _Reader:
         )
 
     def _lookup(self, value: Mapping[str, Any], path: str) -> Entry:
-        known = "table where many order columns column timestamps"
+        known = "table where many order keep_deleted columns column timestamps"
         self._known(value, path, known)
         where = value.get("where")
         if not isinstance(where, dict) or not where:
@@ -245,13 +280,16 @@ class _Reader:
             if "columns" in value
             else self._column(value, path, known)
         )
-        self._flags(value, path, "many")
+        self._flags(value, path, "many", "keep_deleted")
+        if value.get("many") and value.get("keep_deleted"):
+            self._expected(f"{path}.keep_deleted", "a lookup of one row, so without many", True)
         return Lookup(
             table=self._text(value, "table", path, _TABLE, _TABLE_EXAMPLE) or "",
             where={name: self._entry(each, f"{path}.where.{name}") for name, each in where.items()},
             entry=entry,
             many=bool(value.get("many", False)),
             order=self._text(value, "order", path) if "order" in value else None,
+            keep_deleted=bool(value.get("keep_deleted", False)),
         )
 
     def _fields(self, value: Any, path: str) -> Fields:
@@ -288,23 +326,42 @@ class _Reader:
         return tuple(self._derived(each, f"{path}[{index}]") for index, each in enumerate(value))
 
     def _derived(self, value: Mapping[str, Any], path: str) -> Derived:
-        self._known(value, path, "type column when becomes instead on_insert")
-        becomes = value.get("becomes")
-        values = becomes if isinstance(becomes, list) else [becomes] if becomes is not None else None
-        if values is not None and not (values and all(isinstance(each, Scalar) for each in values)):
-            self._expected(f"{path}.becomes", "a value, or a list of them", becomes)
+        self._known(value, path, "type column when becomes increases instead on_insert")
         self._flags(value, path, "instead", "on_insert")
-        when = value.get("when", "changes" if values is None else "becomes")
-        if when not in get_args(When) or (when == "becomes") != (values is not None):
-            self._expected(f"{path}.when", 'becomes = …, or one of "changes", "set", "cleared"', when)
+        implied = next((each for each in ("becomes", "increases") if each in value), "changes")
+        values: list[Scalar] = []
+        if implied == "becomes":
+            becomes = value["becomes"]
+            values = self._scalars(becomes if isinstance(becomes, list) else [becomes], f"{path}.becomes")
+        elif implied == "increases":
+            values = self._scalars(value["increases"], f"{path}.increases", in_order=True)
+            if value.get("on_insert") is True:
+                self._expected(f"{path}.on_insert", "false, since a new row had no value before", True)
+        when = value.get("when", implied)
+        listed = {"becomes", "increases"}
+        contradicts = listed <= set(value) or (implied != when and bool(listed & {implied, when}))
+        if when not in get_args(When) or contradicts:
+            self._expected(
+                f"{path}.when", 'becomes = …, increases = […], or one of "changes", "set", "cleared"', when
+            )
         return Derived(
             type=self._type(value.get("type"), f"{path}.type"),
             column=self._text(value, "column", path) or "",
             when=when,
-            becomes=tuple(values or ()),
+            values=tuple(values),
             instead=bool(value.get("instead", False)),
             on_insert=bool(value.get("on_insert", False)),
         )
+
+    def _scalars(self, value: Any, path: str, *, in_order: bool = False) -> list[Scalar]:
+        fits = isinstance(value, list) and bool(value) and all(isinstance(each, Scalar) for each in value)
+        if in_order and fits:
+            fits = len(value) == len(set(value)) > 1
+        if not fits:
+            what = "two or more values, the lowest first" if in_order else "a value, or a list of them"
+            self._expected(path, what, value)
+            return []
+        return list(value)
 
     def _key(self, value: Any, path: str) -> tuple[str, ...]:
         columns = [value] if isinstance(value, str) else value

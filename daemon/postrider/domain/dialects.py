@@ -33,11 +33,15 @@ _TEXT = r"[\t\x20-\x7e]*"
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,62}\Z"
 _HEADER_NAME = rf"^{_TOKEN}\Z"
 _HEADER_TEXT = rf"^{_TEXT}\Z"
+_VALUE_NAME = r"^[a-z][a-z0-9_]{0,62}\Z"
+_VALUE = r"^(?!\$)[^\"\\{}\x00-\x1f]*\Z"
 _ID_TEMPLATE = r"^[A-Za-z0-9_-]*\{(hex|number)\}[A-Za-z0-9_-]*\Z"
 _MEANINGS = {
     _NAME: "lower-case letters, digits, - and _",
     _HEADER_NAME: "a header name",
     _HEADER_TEXT: "printable ASCII",
+    _VALUE_NAME: "lower-case letters, digits and _",
+    _VALUE: "text without quotation marks, backslashes and braces, and without $ at its beginning",
     _ID_TEMPLATE: "letters, digits, - and _ around one {hex} or {number}",
     TYPE_PATTERN: "an event type such as deal.updated",
 }
@@ -46,6 +50,8 @@ _MEANINGS = {
 Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
 HeaderName = Annotated[str, msgspec.Meta(pattern=_HEADER_NAME)]
 HeaderText = Annotated[str, msgspec.Meta(pattern=_HEADER_TEXT, min_length=1)]
+ValueName = Annotated[str, msgspec.Meta(pattern=_VALUE_NAME)]
+Value = Annotated[str, msgspec.Meta(pattern=_VALUE, max_length=1000)]
 IdTemplate = Annotated[str, msgspec.Meta(pattern=_ID_TEMPLATE)]
 Delay = Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)]
 
@@ -68,16 +74,12 @@ class SignatureHeader(SignatureTemplate, frozen=True, forbid_unknown_fields=True
     header: HeaderName
 
 
-class Handshake(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+class Handshake(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The request that a new endpoint has to answer with `status` before it becomes active."""
 
     type: TypeName
     body: dict[str, Any]
     status: Annotated[int, msgspec.Meta(ge=200, le=299)] = 200
-
-    @cached_property
-    def build(self) -> Build:
-        return compile_template(self.body, "body")
 
 
 class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
@@ -87,6 +89,8 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What a person should know: where the CRM's document is silent or contradicts itself."""
     body: Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
     """The template of the body, an object in its order."""
+    values: dict[ValueName, Value] = {}
+    """What `{name}` stands for in the texts of `body`, `handshake.body` and `objects`."""
     event_id: IdTemplate = "evt_{hex}"
     test_event_id: IdTemplate | None = None
     """The id of an event that is only a test; None writes it as any other."""
@@ -148,15 +152,37 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return Catalogue(self.events, self.objects, closed=self.closed_catalogue)
+        objects = {name: self._filled_object(each) for name, each in self.objects.items()}
+        return Catalogue(self.events, objects, closed=self.closed_catalogue)
 
     @cached_property
     def build(self) -> Build:
-        return compile_template(self.body, "body")
+        return compile_template(self.filled(self.body), "body")
+
+    @cached_property
+    def handshake_build(self) -> Build:
+        assert self.handshake is not None
+        return compile_template(self.filled(self.handshake.body), "handshake.body")
 
     @cached_property
     def signers(self) -> tuple[tuple[str, Signer], ...]:
         return tuple((each.header, Signer(each)) for each in self.signatures)
+
+    def _filled_object(self, sample: SampleObject) -> SampleObject:
+        texts = {name: self.filled(getattr(sample, name)) for name in ("data", "actor", "related")}
+        return msgspec.structs.replace(sample, **texts)
+
+    def filled(self, template: Any) -> Any:
+        """The template with the values in place of their names."""
+        if isinstance(template, str):
+            for name, value in self.values.items():
+                template = template.replace(f"{{{name}}}", value)
+            return template
+        if isinstance(template, list):
+            return [self.filled(each) for each in template]
+        if isinstance(template, dict):
+            return {name: self.filled(each) for name, each in template.items()}
+        return template
 
 
 def parse_dialect(text: str, source: str) -> Dialect:
@@ -174,6 +200,20 @@ def parse_dialect(text: str, source: str) -> Dialect:
         ) from None
     except msgspec.DecodeError as error:
         raise UsageError(f"{source}: {error}", "It should be a TOML file.") from None
+
+
+def with_values(dialect: Dialect, values: Mapping[str, str], source: str) -> Dialect:
+    """The dialect with the configuration's values in place of its own. Raises UsageError, with the path in
+    `source`, for one that it does not have and for one that can't stand in a body."""
+    for name, value in values.items():
+        if name not in dialect.values:
+            raise UsageError(
+                f"{source}.{name}: the dialect {dialect.name} has no such value",
+                f"It has: {', '.join(dialect.values) or 'none'}.",
+            )
+        if not re.match(_VALUE, value):
+            raise UsageError(f"{source}.{name}: expected {_MEANINGS[_VALUE]}", "Write an address, or a name.")
+    return msgspec.structs.replace(dialect, values={**dialect.values, **values})
 
 
 def event_id(dialect: Dialect, event: Event) -> str:
@@ -206,7 +246,7 @@ def render(dialect: Dialect, event: Event) -> bytes:
     """
     check_sendable(event)
     handshake = handshake_of(dialect, event)
-    build = dialect.build if handshake is None else handshake.build
+    build = dialect.build if handshake is None else dialect.handshake_build
     body = dump_body(build(Values(event, event_id(dialect, event))))
     return stringify(body.decode()) if dialect.javascript else body
 

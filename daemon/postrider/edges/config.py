@@ -125,6 +125,15 @@ def _list(item: Reader) -> Reader:
     return read
 
 
+def _values(value: Any) -> Mapping[str, Mapping[str, str]]:
+    """By dialect. The dialects themselves say which values they have."""
+    if type(value) is not dict or not all(type(each) is dict for each in value.values()):
+        raise _Mistake("sections such as [dialect.values.nutshell]")
+    if not all(type(text) is str for each in value.values() for text in each.values()):
+        raise _Mistake("texts in sections such as [dialect.values.nutshell]")
+    return dict(value)
+
+
 def _schedule(value: Any) -> tuple[float, ...]:
     delays: tuple[float, ...] = _list(_duration("0s", "30d"))(value)
     if not 1 <= len(delays) <= 100:
@@ -257,6 +266,7 @@ class NetworkConfig:
 class DialectConfig:
     default: str = key(_text, "standard")
     paths: tuple[str, ...] = key(_list(_text), ())
+    values: Mapping[str, Mapping[str, str]] | None = key(_values, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

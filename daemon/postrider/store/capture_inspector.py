@@ -1,13 +1,13 @@
 """Holds a capture section against the live tables: what it names, and whether types fit together."""
 
 import difflib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import asyncpg
 
-from postrider.domain.capture import Capture, Column, Entry, Fields, Lookup, local_columns
+from postrider.domain.capture import Capture, Column, Entry, Fields, Lookup, local_columns, lookups
 from postrider.store.capture_rows import named_columns
 from postrider.store.capture_sql import CAPTURE_ROLE, Statements, create_statements
 from postrider.store.capture_values import ColumnFacts, TableFacts, quoted, sql_value
@@ -104,7 +104,7 @@ class CaptureInspector:
             return None
         await self._find_partitions(oid)
         self._warn_of_truncate()
-        for lookup in _lookups(capture):
+        for lookup in lookups(capture):
             if lookup.table not in self.tables:
                 await self._look_up(lookup.table, f"capture {capture.name}", "looked up")
             if lookup.table in self._secured:
@@ -185,10 +185,10 @@ class CaptureInspector:
         own = self.tables[self.capture.table]
         schemas = [own.columns[name].schema for name in named_columns(self.capture)]
         columns = []
-        for lookup in _lookups(self.capture):
+        for lookup in lookups(self.capture):
             table = self.tables[lookup.table]
             schemas.append(table.schema)
-            read = [*lookup.where, *local_columns(lookup.entry), *([lookup.order] if lookup.order else [])]
+            read = lookup.columns
             schemas += [table.columns[name].schema for name in read]
             columns += [Grant(table.schema, table.name, name) for name in read]
         wanted = [Grant(schema) for schema in schemas if schema != "pg_catalog"] + columns
@@ -280,7 +280,9 @@ class CaptureInspector:
         match entry:
             case Column(name=name):
                 self._check(table, name, path)
-            case Fields(entries=entries):
+            case Fields(entries=entries, if_set=if_set):
+                if if_set is not None:
+                    self._check(table, if_set, f"{path}: if_set")
                 for name, each in entries.items():
                     self._check_entry(each, table, f"{path}.{name}")
             case Lookup():
@@ -323,7 +325,7 @@ class CaptureInspector:
     async def _check_values(self) -> None:
         for derived in self.capture.derived:
             column = self.tables[self.capture.table].columns[derived.column]
-            for value in derived.becomes:
+            for value in derived.values:
                 try:
                     await self._plan(f"EXPLAIN SELECT NULL::{column.type} IN ({sql_value(value)})")
                 except asyncpg.InsufficientPrivilegeError as error:
@@ -333,20 +335,3 @@ class CaptureInspector:
                         f"capture {self.capture.name}: derived {derived.type}: {value!r} is no value of "
                         f"{derived.column} ({column.type}): {error}"
                     )
-
-
-def _lookups(capture: Capture) -> Iterator[Lookup]:
-    for entry in (capture.object_id, capture.workspace, capture.columns, capture.actor, capture.related):
-        if entry is not None:
-            yield from _lookups_in(entry)
-
-
-def _lookups_in(entry: Entry) -> Iterator[Lookup]:
-    if isinstance(entry, Fields):
-        for each in entry.entries.values():
-            yield from _lookups_in(each)
-    elif isinstance(entry, Lookup):
-        yield entry
-        yield from _lookups_in(entry.entry)
-        for each in entry.where.values():
-            yield from _lookups_in(each)

@@ -4,7 +4,7 @@ What the text is made of was checked before: the columns exist, and names are qu
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from postrider.domain.capture import (
     Capture,
@@ -129,7 +129,7 @@ class Rows:
         if own is not None:
             happened = "true"
             if event == "update":
-                happened = f"({self._any_changed(local_columns(capture.columns))})"
+                happened = f"({self._news(capture.columns)})"
             replaced = [f" AND NOT ({condition})" for each, condition in conditions if each.instead]
             values.append((own, happened + "".join(replaced)))
         values += [(each.type, condition) for each, condition in conditions]
@@ -146,21 +146,20 @@ class Rows:
 
     def _happened(self, derived: Derived, event: str) -> str:
         column = quoted(derived.column)
+        values = [sql_value(value) for value in derived.values]
         is_now = {
             "changes": "true",
+            "increases": f"coalesce({_rank(f'o.{column}', values)} < {_rank(f'n.{column}', values)}, false)",
             "set": f"n.{column} IS NOT NULL",
             "cleared": f"n.{column} IS NULL",
-            "becomes": "coalesce("
-            + f"n.{column} IN ({', '.join(sql_value(value) for value in derived.becomes)}), false)",
+            "becomes": f"coalesce(n.{column} IN ({', '.join(values)}), false)",
         }[derived.when]
         if event == "insert":
             return is_now
         was_not = {
-            "changes": "true",
             "set": f"o.{column} IS NULL",
             "cleared": f"o.{column} IS NOT NULL",
-            "becomes": "true",
-        }[derived.when]
+        }.get(derived.when, "true")
         parts = [part for part in (self._differs(derived.column), was_not, is_now) if part != "true"]
         return " AND ".join(parts)
 
@@ -170,6 +169,23 @@ class Rows:
 
     def _any_changed(self, columns: Iterable[str]) -> str:
         return " OR ".join(self._differs(column) for column in dict.fromkeys(columns)) or "false"
+
+    def _news(self, entry: Entry) -> str:
+        """Whether the event would show something else of an entry than before. Where a related row is gone,
+        it would: that row may have been shown."""
+        match entry:
+            case Fields(entries=entries, if_set=if_set):
+                parts = [self._news(each) for each in entries.values()]
+                if if_set is not None:
+                    parts.append(f"(o.{quoted(if_set)} IS NULL) <> (n.{quoted(if_set)} IS NULL)")
+                return " OR ".join(part for part in dict.fromkeys(parts) if part != "false") or "false"
+            case Lookup():
+                changed = self._any_changed(local_columns(entry))
+                old, new = (f"({self._values.value(entry, row)})::text" for row in ("o", "n"))
+                return f"(({changed}) AND ({old} IS NULL OR {old} IS DISTINCT FROM {new}))"
+            case Column(name=name):
+                return self._shown_changed(entry, [name])
+        return "false"
 
     def _key_text(self, row: str) -> str:
         columns = [f"{row}.{quoted(column)}::text" for column in self._capture.key]
@@ -206,7 +222,7 @@ class Rows:
         if isinstance(entry, Column) and not is_timestamp(self._table.columns[entry.name].type):
             return changed
         old, new = (f"({self._values.value(entry, row)})::text" for row in ("o", "n"))
-        return f"({changed}) AND {old} IS DISTINCT FROM {new}"
+        return f"(({changed}) AND {old} IS DISTINCT FROM {new})"
 
     def _actor(self, row: str) -> str:
         entry = self._capture.actor
@@ -221,3 +237,8 @@ class Rows:
         return (
             "NULL::json" if self._capture.related is None else self._values.value(self._capture.related, row)
         )
+
+
+def _rank(column: str, values: Sequence[str]) -> str:
+    """The place of a column's value among those; null if it is none of them."""
+    return f"CASE {column} {' '.join(f'WHEN {value} THEN {place}' for place, value in enumerate(values))} END"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from postrider.domain.capture import Capture, Entry, Fields, Lookup, Setting
 from postrider.domain.model import MAX_DATA_BYTES, MAX_OBJECT_ID_LENGTH, MAX_WORKSPACE_ID_LENGTH
+from postrider.store.capture_deleted import keeping, kept_tables
 from postrider.store.capture_rows import EVENT_COLUMNS, Rows, named_columns, trigger_events
 from postrider.store.capture_values import Tables, literal, quoted
 
@@ -90,10 +91,16 @@ def create_statements(capture: Capture, tables: Tables) -> Statements:
         f"{_SETTINGS}\nAS {_dollar_quoted(bodies[1])}",
         *(f"REVOKE ALL ON FUNCTION {each} FROM PUBLIC" for each in signatures),
     ]
+    keeper = quoted(f"{TRIGGER_PREFIX}{capture.name}_kept")
     create += [
         f"CREATE TRIGGER {trigger} FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
         for table in tables[capture.table].with_partitions
         for trigger in _triggers(capture, table)
+    ]
+    create += [
+        f"CREATE TRIGGER {keeper} AFTER DELETE ON {tables[kept].name} REFERENCING OLD TABLE AS old_rows "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {name}({literal(kept)})"
+        for kept in kept_tables(capture)
     ]
     create += [
         # An owner has to have the right to create in the schema at the moment when it becomes the owner.
@@ -170,7 +177,7 @@ DECLARE
   moment            bigint;
   wrote_at          timestamptz := clock_timestamp();
   written           integer := 0;
-BEGIN
+BEGIN{keeping(capture)}
   IF TG_WHEN = 'BEFORE' THEN
     PERFORM set_config({begun}, concat(TG_OP, ':- ', begun), true);
     RETURN NULL;

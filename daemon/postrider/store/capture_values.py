@@ -4,7 +4,7 @@ The columns were looked up before; names and texts are quoted here.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from postrider.domain.capture import (
@@ -22,6 +22,7 @@ _FORMATS: Mapping[Timestamps, str] = {
     "seconds": 'YYYY-MM-DD"T"HH24:MI:SS"Z"',
     "milliseconds": 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"',
     "microseconds": 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"',
+    "long_date": "FMMonth FMDD, YYYY",
 }
 
 
@@ -61,10 +62,22 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def deleted_source(capture: Capture, lookup: Lookup) -> str:
+    """What tells rows that are kept for a lookup from others."""
+    return f"{capture.name}: {lookup.table} ({', '.join(sorted(lookup.where))})"
+
+
+def key_of_deleted(values: Iterable[str]) -> str:
+    """By what such a row is found: a number made of the values, so that an index can hold it."""
+    shown = ", ".join(f"format('%s', {value})" for value in values)
+    return f"hashtextextended(ARRAY[{shown}]::text, 0)"
+
+
 class Values:
     """Writes expressions for the entries of one section."""
 
     def __init__(self, capture: Capture, tables: Tables) -> None:
+        self._capture = capture
         self._timestamps = capture.timestamps
         self._tables = tables
         self._table = tables[capture.table]
@@ -81,11 +94,12 @@ class Values:
                 return f"{literal(json.dumps(value, ensure_ascii=False))}::json"
             case Setting(name=name):
                 return f"nullif(current_setting({literal(name)}, true), '')"
-            case Fields(entries=entries):
+            case Fields(entries=entries, if_set=if_set):
                 columns = ", ".join(
                     f"{self.value(each, row, facts)} AS {quoted(name)}" for name, each in entries.items()
                 )
-                return f"(SELECT row_to_json(x.*) FROM (SELECT {columns}) AS x)"
+                condition = "" if if_set is None else f" WHERE {row}.{quoted(if_set)} IS NOT NULL"
+                return f"(SELECT row_to_json(x.*) FROM (SELECT {columns}{condition}) AS x)"
             case Lookup():
                 return self._looked_up(entry, row, facts)
 
@@ -93,25 +107,39 @@ class Values:
         other = self._tables[lookup.table]
         alias = f"r{row[1:]}" if row[0] == "r" else "r"
         alias += "_"
-        where = " AND ".join(
-            f"{alias}.{quoted(name)} = {self._raw(entry, row, other.columns[name].type)}"
-            for name, entry in lookup.where.items()
-        )
+        equal = {
+            name: self._raw(entry, row, other.columns[name].type) for name, entry in lookup.where.items()
+        }
+        where = " AND ".join(f"{alias}.{quoted(name)} = {value}" for name, value in equal.items())
+        source = self._with_deleted(lookup, other, equal) if lookup.keep_deleted else other.name
         order = f" ORDER BY {alias}.{quoted(lookup.order)}" if lookup.order else ""
         limit = "" if lookup.many else " LIMIT 1"
         if isinstance(lookup.entry, Column):
             value = self.value(lookup.entry, alias, other)
-            found = f"SELECT {value} FROM {other.name} AS {alias} WHERE {where}{order}{limit}"
+            found = f"SELECT {value} FROM {source} AS {alias} WHERE {where}{order}{limit}"
         else:
             columns = ", ".join(
                 f"{self.value(each, alias, other)} AS {quoted(name)}"
                 for name, each in lookup.entry.entries.items()
             )
             found = (
-                f"SELECT row_to_json(x.*) FROM (SELECT {columns} FROM {other.name} AS {alias} "
+                f"SELECT row_to_json(x.*) FROM (SELECT {columns} FROM {source} AS {alias} "
                 f"WHERE {where}{order}{limit}) AS x"
             )
         return f"array_to_json(ARRAY({found}))" if lookup.many else f"({found})"
+
+    def _with_deleted(self, lookup: Lookup, other: TableFacts, equal: Mapping[str, str]) -> str:
+        """The rows of a table and, after them, the one that this transaction deleted last."""
+        live = ", ".join(map(quoted, lookup.columns))
+        kept = ", ".join(
+            f"(g.image->>{literal(name)})::{other.columns[name].type}" for name in lookup.columns
+        )
+        key = key_of_deleted(equal[name] for name in sorted(equal))
+        return f"""(SELECT {live} FROM {other.name} UNION ALL
+          (SELECT {kept} FROM postrider.capture_deleted AS g
+           WHERE g.transaction = pg_current_xact_id_if_assigned()
+             AND g.source = {literal(deleted_source(self._capture, lookup))} AND g.key = {key}
+           ORDER BY g.id DESC LIMIT 1))"""
 
     def _raw(self, entry: Entry, row: str, type_name: str) -> str:
         """An expression to compare with a column of that type: not as it is written in an event."""
@@ -139,6 +167,12 @@ def _formatted(column: str, type_name: str, timestamps: Timestamps) -> str:
     if timestamps == "unix":
         return f"floor(extract(epoch FROM {column}))::bigint"
     in_utc = f"{column} AT TIME ZONE 'UTC'" if type_name.endswith("with time zone") else column
+    if timestamps == "relative":
+        days = f"(now() AT TIME ZONE 'UTC')::date - ({in_utc})::date"
+        return (
+            f"CASE WHEN NOT isfinite({in_utc}) THEN NULL ELSE CASE {days} WHEN 0 THEN 'Today' "
+            f"WHEN 1 THEN 'Yesterday' ELSE to_char({in_utc}, {literal(_FORMATS['long_date'])}) END END"
+        )
     return f"to_char({in_utc}, {literal(_FORMATS[timestamps])})"
 
 

@@ -195,9 +195,13 @@ class Captures:
         return [Rejection(*row) for row in rows]
 
     async def forget_rejections(self, before: datetime) -> None:
-        """Delete those that are older."""
+        """Delete those that are older, and deleted rows that were kept for transactions which have ended."""
         async with self._database.connection() as connection:
             await connection.execute("DELETE FROM postrider.capture_rejected WHERE at < $1", before)
+            await connection.execute(
+                """DELETE FROM postrider.capture_deleted
+                   WHERE transaction < pg_snapshot_xmin(pg_current_snapshot())"""
+            )
 
 
 @asynccontextmanager
