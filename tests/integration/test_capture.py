@@ -299,7 +299,7 @@ async def test_the_crm_goes_on_when_a_column_is_gone(database_dsn: str) -> None:
 async def test_the_crm_goes_on_when_nothing_of_postrider_works(database_dsn: str) -> None:
     async with crm_of(database_dsn) as crm:
         await crm.apply(SIMPLE)
-        await crm.connection.execute("DROP TABLE postrider.capture_rejected, postrider.pending")
+        await crm.connection.execute("DROP TABLE postrider.capture_rejected, postrider.pending CASCADE")
         await crm.connection.execute("INSERT INTO crm.deals (id) VALUES (1)")
         assert await crm.connection.fetchval("SELECT count(*) FROM crm.deals") == 1
         await crm.connection.execute("DROP SCHEMA postrider CASCADE")

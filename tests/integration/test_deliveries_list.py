@@ -219,7 +219,7 @@ def test_a_request_is_shown_as_it_was_sent(database_dsn: str, tmp_path: Path, di
         ]
         cli("emit", "deal.updated", "--data", '{ "b":1.50,"a":"é" }')
         receiver.wait_for(1, "received")
-        assert_settled(database_dsn, ("failed",))
+        assert_settled(database_dsn, ("failed", "retrying"))
         (sent,) = receiver.requests(1)
     (row,) = cli.json("delivery", "list")
     assert (row["http_status"], row["host"]) == (500, url.split("/")[2])

@@ -87,7 +87,7 @@ def test_what_ends_a_daemon_is_json_in_a_json_log(database_dsn: str, tmp_path: P
             tmp_path, database_dsn, admin={"listen": f"127.0.0.1:{other.port}"}, log={"format": log}
         )
         with DaemonProcess(config) as daemon:
-            assert daemon.process.wait(20) == 2
+            assert daemon.process.wait(20) == 1
             said = daemon.log_path.read_text()
             if log == "text":
                 assert said.startswith("postrider: admin.listen: can't listen")
@@ -102,7 +102,7 @@ def test_so_is_a_configuration_that_can_not_be_read(tmp_path: Path) -> None:
     config = tmp_path / "bad.toml"
     config.write_text("[databse]\n")
     with DaemonProcess(config) as daemon:
-        assert daemon.process.wait(20) == 2
+        assert daemon.process.wait(20) == 1
         (last,) = daemon.logged("daemon.failed")
         assert "databse" in last["reason"]
 

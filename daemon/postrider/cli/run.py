@@ -16,7 +16,7 @@ import uvloop
 from postrider.admin.server import AdminServer
 from postrider.app import Daemon
 from postrider.cli.common import config_option
-from postrider.domain.errors import PostriderError, UsageError
+from postrider.domain.errors import PostriderError
 from postrider.edges.config import Config, LogConfig, load_config
 from postrider.edges.log import configure_logging, is_json
 
@@ -42,7 +42,7 @@ def run(config_path: Path | None) -> None:
         if not is_json(log_format):
             raise  # for a person to read
         _tell_the_log(error)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        sys.exit(error.exit_code if isinstance(error, PostriderError) else 1)
 
 
 def _tell_the_log(error: Exception) -> None:
