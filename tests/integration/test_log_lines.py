@@ -102,7 +102,7 @@ def test_so_is_a_configuration_that_can_not_be_read(tmp_path: Path) -> None:
     config = tmp_path / "bad.toml"
     config.write_text("[databse]\n")
     with DaemonProcess(config) as daemon:
-        assert daemon.process.wait(20) == 1
+        assert daemon.process.wait(20) == 2
         (last,) = daemon.logged("daemon.failed")
         assert "databse" in last["reason"]
 

@@ -251,7 +251,7 @@ def test_the_facts_have_stable_names(cli: Cli, database_dsn: str) -> None:
     assert set(facts) == {
         "at", "problems", "service_problems", "endpoint_problems", "count_limits", "events", "events_queued",
         "events_claimed", "events_stranded", "oldest_event_age_s", "deliveries_waiting", "endpoints_paused",
-        "deliveries_waiting_for_paused",
+        "deliveries_waiting_for_paused", "captured_rows_set_aside",
         "oldest_waiting_age_s", "deliveries_retrying", "next_retry_at", "succeeded_per_s", "retried_per_s",
         "failed_per_s", "endpoints_in_trouble_count", "endpoints_in_trouble", "daemons",
     }  # fmt: skip

@@ -72,7 +72,7 @@ def test_it_says_what_it_removes_and_leaves_the_tables_of_the_crm(dsn: str, cli:
     ):  # fmt: skip
         assert part in said
     assert number(dsn, SCHEMA) == 1
-    assert "removed the schema postrider, 3 triggers and 6 roles" in cli("uninstall", "--yes")
+    assert "removed the schema postrider, 6 triggers and 6 roles" in cli("uninstall", "--yes")
     assert (number(dsn, SCHEMA), number(dsn, ROLES)) == (0, 0)
     execute(dsn, "INSERT INTO crm.deals (id) VALUES (2)")
     assert "nothing to do" not in cli("uninstall", "--yes")

@@ -13,7 +13,7 @@ from datetime import datetime
 import asyncpg
 
 from postrider.domain.errors import PostriderError
-from postrider.store.capture_sql import TRIGGER_PREFIX
+from postrider.store.capture_sql import BEGUN_PREFIX, TRIGGER_PREFIX
 from postrider.store.captures import Captures
 from postrider.store.daemons import living_daemons
 from postrider.store.database import Connection, Database, DatabaseError
@@ -50,7 +50,7 @@ _TRIGGERS = """
 SELECT format('%I on %s', t.tgname, t.tgrelid::regclass) AS trigger
 FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid JOIN pg_class AS c ON c.oid = t.tgrelid
 WHERE p.pronamespace = 'postrider'::regnamespace AND c.relnamespace <> 'postrider'::regnamespace
-  AND NOT t.tgisinternal AND starts_with(t.tgname, $1)
+  AND NOT t.tgisinternal AND t.tgname::text ^@ ANY ($1::text[])
 ORDER BY 1
 """
 # What people made of the schema's tables, types and functions, and would be dropped with them.
@@ -61,7 +61,7 @@ FROM pg_depend AS p
   CROSS JOIN LATERAL pg_identify_object(p.classid, p.objid, p.objsubid) AS d
 WHERE p.deptype = 'n' AND r.schema = 'postrider' AND d.schema IS DISTINCT FROM 'postrider'
   AND d.identity !~ '(^|^for | on )postrider[.]'
-  AND NOT (d.type = 'trigger' AND starts_with(ltrim(d.identity, '"'), $1))
+  AND NOT (d.type = 'trigger' AND ltrim(d.identity, '"') ^@ ANY ($1::text[]))
 ORDER BY 1
 """
 _MEMBERS = """
@@ -116,11 +116,11 @@ async def survey(database: Database) -> Installation | None:
                 name: await connection.fetchval(_COUNT.format(rows), COUNTED_UP_TO + 1)
                 for name, rows in _COUNTED.items()
             },
-            triggers=await _column(connection, _TRIGGERS, TRIGGER_PREFIX),
+            triggers=await _column(connection, _TRIGGERS, [TRIGGER_PREFIX, BEGUN_PREFIX]),
             roles={
                 row["role"]: tuple(row["members"]) for row in await connection.fetch(_MEMBERS, list(ROLES))
             },
-            others=await _column(connection, _OTHERS, TRIGGER_PREFIX),
+            others=await _column(connection, _OTHERS, [TRIGGER_PREFIX, BEGUN_PREFIX]),
             daemons=await living_daemons(connection),
         )
 
@@ -195,6 +195,6 @@ async def _drop(database: Database, patience: Patience) -> tuple[tuple[str, ...]
     return tuple(dropped), kept
 
 
-async def _column(connection: Connection, query: str, *arguments: str) -> tuple[str, ...]:
+async def _column(connection: Connection, query: str, *arguments: Sequence[str]) -> tuple[str, ...]:
     rows: Sequence[asyncpg.Record] = await connection.fetch(query, *arguments)
     return tuple(row[0] for row in rows)
