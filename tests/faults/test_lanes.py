@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from postrider.domain.pacing import BREAK_AFTER, RESTS_S
+from postrider.edges.resources import config_dir
 from tests.support.daemon_process import (
     SECRET,
     DaemonProcess,
@@ -12,6 +13,7 @@ from tests.support.daemon_process import (
     assert_settled,
     emit,
     query,
+    wait_until,
     write_config,
 )
 from tests.support.receiver_process import ReceiverProcess
@@ -84,3 +86,44 @@ def test_an_endpoint_that_does_not_answer_is_probed_until_it_does(database_dsn: 
     ):
         gap = following["started_at"] - probe["started_at"]
         assert gap.total_seconds() >= TIMEOUT_S + rest_s - INEXACT_S
+
+
+def starts(dsn: str, number: int) -> list[datetime]:
+    rows = query(dsn, "SELECT started_at FROM postrider.every_attempt WHERE number = $1 ORDER BY 1", number)
+    return [row["started_at"] for row in rows]
+
+
+def test_an_endpoint_that_refuses_connections_delays_no_attempt(database_dsn: str, tmp_path: Path) -> None:
+    with DaemonProcess(write_config(tmp_path, database_dsn)):
+        add_endpoint(database_dsn, "http://127.0.0.1:2/away", dialect="workestra")
+        emit(database_dsn, 30)
+        wait_until(lambda: len(starts(database_dsn, 2)) == 30, 30, "the second attempts")
+    first, second = starts(database_dsn, 1), starts(database_dsn, 2)
+    assert (first[-1] - first[0]).total_seconds() < 2
+    assert 5 - INEXACT_S <= (second[0] - first[0]).total_seconds()
+    assert (second[-1] - first[-1]).total_seconds() < 5 + 2
+
+
+def test_a_promised_schedule_holds_where_attempts_time_out(database_dsn: str, tmp_path: Path) -> None:
+    """As far as the lane's own slots go."""
+    shipped = (config_dir() / "dialects" / "workestra.toml").read_text()
+    own = shipped.replace("retry_delays = [0, 5, 30, 120, 600]", "retry_delays = [0, 1, 1, 1]\ntimeout = 1")
+    assert own != shipped
+    (tmp_path / "workestra.toml").write_text(own)
+    config = write_config(
+        tmp_path,
+        database_dsn,
+        dialect={"paths": [str(tmp_path / "workestra.toml")]},
+        delivery={"endpoint_concurrency": 16},
+    )
+    with ReceiverProcess(SECRET, mode="never") as silent, ReceiverProcess(SECRET) as healthy:
+        add_endpoint(database_dsn, silent.url("/dead"), dialect="workestra")
+        add_endpoint(database_dsn, healthy.url("/ok"))
+        with DaemonProcess(config) as daemon:
+            emit(database_dsn, 8)
+            wait_until(lambda: len(starts(database_dsn, 4)) == 8, 40, "the last attempts")
+            assert not daemon.logged("lane.broken")
+            assert healthy.wait_for(8)["distinct"] == 8
+    for number in (2, 3, 4):
+        gap = starts(database_dsn, number)[-1] - starts(database_dsn, number - 1)[-1]
+        assert gap.total_seconds() < 2 + 1.5

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from postrider.domain.model import DeliveryState, ErrorKind
 from postrider.domain.pacing import (
@@ -148,8 +149,30 @@ def test_a_relapse_breaks_it_at_once() -> None:
         pace.ended(RESET, 0.0, 1.0, full=True)
     pace.refresh(2.0)
     pace.ended(OK, 2.0, 2.1, full=True)
-    pace.ended(RESET, 2.1, 2.2, full=True)
+    pace.ended(RESET, 2.1, 3.2, full=True)
     assert (pace.state, pace.limit) == (PaceState.BROKEN, 0)
+
+
+def test_failures_that_come_at_once_ask_for_no_rest_only_for_one_request_at_a_time() -> None:
+    pace = Pace(16, None, 0.0)
+    now = rounds(pace, 0.0, 3)
+    for _ in range(100):
+        assert pace.limit > 0
+        pace.ended(RESET, now, now + 0.01, full=True)
+        now += 0.01
+    assert (pace.state, pace.limit) == (PaceState.OPEN, 1)
+    pace.ended(OK, now, now + 0.1, full=True)
+    assert pace.limit == 16
+
+
+@pytest.mark.parametrize("failure", [RESET, TIMEOUT])
+def test_where_the_schedule_is_promised_an_endpoint_has_all_its_slots(failure: Outcome) -> None:
+    pace = Pace(16, None, 0.0)
+    now = 0.0
+    for _ in range(20):
+        pace.ended(replace(failure, promised=True), now, now + 15, full=True)
+        now += 15
+        assert (pace.state, pace.limit) == (PaceState.OPEN, 16)
 
 
 def test_answers_between_keep_it_whole() -> None:

@@ -3,8 +3,10 @@
 Concurrency follows AIMD, as TCP's congestion window does (RFC 5681): it doubles until the first sign of
 trouble, then grows by one per round of answers; a sign of trouble (429, 502, 503, 504, a timeout, latency
 far above the usual) halves it, once per round. An endpoint that never answered gets one request at a time.
-One that does not answer at all for `BREAK_AFTER` attempts rests, and one delivery at a time probes it until
-it answers. A rate limit is a token bucket.
+One that keeps requests waiting, and does not answer, for `BREAK_AFTER` attempts rests, and one delivery at a
+time probes it until it answers. Failures that come at once, such as refused connections, cost little: they
+ask for no rest, only for one request at a time. Where the schedule of attempts is promised, nothing of this
+delays them: such an endpoint has all of its slots. A rate limit is a token bucket.
 
 All times are seconds of one monotonic clock.
 """
@@ -16,7 +18,9 @@ from postrider.domain.policy import Outcome
 
 START_WINDOW = 4
 BREAK_AFTER = 5
-"""Attempts in a row without an answer."""
+"""Attempts in a row without an answer, each of which took its time."""
+AT_ONCE_S = 0.5
+"""A failure within this time came at once."""
 RESTS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Before each probe of an endpoint that does not answer; the last one repeats."""
 MAX_PAUSE_S = 300.0
@@ -46,8 +50,8 @@ class Pace:
     """Of one endpoint. `limit` is how many requests it may have under way just now."""
 
     __slots__ = (
-        "_burst", "_failures", "_filled_at", "_growing", "_probes", "_rate", "_shrunk_at", "_tokens",
-        "_troubled_at", "_usual", "answered", "ceiling", "latency", "limit", "reason", "resume_at",
+        "_burst", "_failures", "_filled_at", "_growing", "_probes", "_promised", "_rate", "_shrunk_at",
+        "_tokens", "_troubled_at", "_usual", "answered", "ceiling", "latency", "limit", "reason", "resume_at",
         "state", "window",
     )  # fmt: skip
 
@@ -55,7 +59,7 @@ class Pace:
         """`ceiling` bounds the requests at a time, `rate` those per second."""
         self.window = float(min(START_WINDOW, ceiling))
         self.answered = False
-        """Whether it ever did."""
+        """Whether it did, and was not away the last times."""
         self.latency = 0.0
         """Of the latest answers, averaged; 0 while there was none."""
         self.state = PaceState.OPEN
@@ -65,6 +69,8 @@ class Pace:
         """What led to the state."""
         self._usual = 0.0
         self._growing = True
+        self._promised = False
+        """Its schedule is, as far as is known."""
         self._failures = 0
         self._probes = 0
         self._shrunk_at = self._troubled_at = float("-inf")
@@ -101,6 +107,7 @@ class Pace:
     def ended(self, outcome: Outcome, started_at: float, now: float, *, full: bool) -> None:
         """A request came to an end; `full` tells that the limit was used up."""
         kind = outcome.error_kind
+        self._promised = outcome.promised
         if kind is None:
             self._answered(now)
             self._learn_latency(started_at, now)
@@ -128,8 +135,10 @@ class Pace:
             self._filled_at = now
         if now < self.resume_at or (self._rate is not None and self._tokens < 1.0):
             self.limit = 0
+        elif self.answered and self.state is not PaceState.BROKEN:
+            self.limit = int(self.window)
         else:
-            self.limit = int(self.window) if self.answered and self.state is not PaceState.BROKEN else 1
+            self.limit = self.ceiling if self._promised else 1
 
     def _answered(self, now: float) -> None:
         self.answered = True
@@ -142,6 +151,13 @@ class Pace:
             self.state = PaceState.OPEN
 
     def _unanswered(self, outcome: Outcome, started_at: float, now: float) -> None:
+        if outcome.promised:
+            return
+        if outcome.error_kind is not ErrorKind.TIMEOUT and now - started_at <= AT_ONCE_S:
+            self._failures += 1
+            if self._failures >= BREAK_AFTER:
+                self.answered = False
+            return
         if self.state is PaceState.BROKEN:
             if started_at >= self.resume_at:  # the probe, not one that was under way before
                 self._rest(now)

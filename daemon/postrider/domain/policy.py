@@ -34,6 +34,8 @@ class RetryPolicy:
     """A `Retry-After` may put the next attempt off."""
     disable_after: float | None = None
     """Seconds of nothing but failures after which the endpoint is disabled; None lets it be."""
+    promised: bool = False
+    """The CRM's document gives the delays: an endpoint that does not answer is not left alone for longer."""
 
 
 DEFAULT_JITTER = 0.1
@@ -57,6 +59,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """The receiver is overloaded: slow its lane down."""
     retry_after: float = 0.0
     """Seconds that the receiver asked to be left alone for, at most 24 hours."""
+    promised: bool = False
+    """As the policy says."""
 
 
 def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime, rand: float) -> Outcome:
@@ -86,15 +90,14 @@ def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime
                 retry_after = _retry_after_seconds(result.retry_after, now)
         case Failure(kind=kind):
             reason = f"{kind}: {result.reason}"
-    if disable_reason is not None or kind is ErrorKind.PAYLOAD:
-        return Outcome(DeliveryState.FAILED, None, kind, reason, disable_reason, throttled, retry_after)
-    if number >= len(policy.delays):
-        if policy.disable_when_exhausted:
+    state, due = DeliveryState.FAILED, None
+    if disable_reason is None and kind is not ErrorKind.PAYLOAD:
+        if number < len(policy.delays):
+            delay = max(policy.delays[number] * (1 + policy.jitter * rand), retry_after)
+            state, due = DeliveryState.RETRYING, now + timedelta(seconds=delay)
+        elif policy.disable_when_exhausted:
             disable_reason = f"a delivery failed {number} times, the last time with {reason}"
-        return Outcome(DeliveryState.FAILED, None, kind, reason, disable_reason, throttled, retry_after)
-    delay = max(policy.delays[number] * (1 + policy.jitter * rand), retry_after)
-    due = now + timedelta(seconds=delay)
-    return Outcome(DeliveryState.RETRYING, due, kind, reason, None, throttled, retry_after)
+    return Outcome(state, due, kind, reason, disable_reason, throttled, retry_after, policy.promised)
 
 
 class AttemptNote(msgspec.Struct, frozen=True):

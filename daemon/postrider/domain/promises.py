@@ -39,6 +39,7 @@ def retry_policy(dialect: Dialect | None, settings: RetrySettings) -> RetryPolic
         gone_disables=dialect.gone == "disable",
         heeds_retry_after=dialect.retry_after,
         disable_after=None if disable_after == "never" else disable_after,
+        promised=dialect.promised_schedule,
     )
 
 
