@@ -57,7 +57,7 @@ def _run(config: Config, read_config: Callable[[], Config]) -> None:
     # What is loaded by now stays; and deliveries make no cycles, so looking for them often is in vain, and
     # looking at much at a time would hold up whatever is to be sent.
     gc.freeze()
-    gc.set_threshold(5_000, 20, 50)
+    gc.set_threshold(2_000, 10, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, read_config))
 

@@ -43,12 +43,13 @@ MAX_LARGE = 16_384
 MAX_LOOKED_UP = 50_000
 """Deliveries that were perhaps recorded before, at one look, the first event's excepted."""
 BUSY_FROM = 32
-"""A claim of this many events means that polling finds more than notifications would."""
+"""After a claim of so many events the next look comes soon."""
 BUSY_RATE, IDLE_RATE = 1000, 500
 """Events per second from which on notifications cost writers more than they gain, and below which they are
 worth it again: NOTIFY holds a lock of the whole cluster through commit."""
-WINDOW_S = 0.1
-"""Over which the rate, and the load, are measured."""
+RATE_WINDOW_S = 0.3
+"""Over which that is measured: after a single burst, notifications are still quicker than polls."""
+LOAD_WINDOW_S = 0.1
 SATURATED_FROM = 0.6
 """Share of the time that the daemon runs, or waits for a core, when it can't do more."""
 LOAD_WINDOWS = 3
@@ -177,14 +178,11 @@ class Dispatcher:
             claimed = counts.claimed
             seen, empty = seen + claimed, 0 if claimed else empty + 1
             passed = self._clock.monotonic() - began
-            if claimed >= BUSY_FROM:
-                await self._set_idle(False)
-            elif self._idle is None:
-                await self._set_idle(True)
-            elif passed >= WINDOW_S:
-                await self._set_idle(seen / passed < (BUSY_RATE if self._idle else IDLE_RATE))
-            if passed >= WINDOW_S:
+            if passed >= RATE_WINDOW_S:
+                await self._set_idle(seen / passed < (IDLE_RATE if self._idle is False else BUSY_RATE))
                 began, seen = self._clock.monotonic(), 0
+            elif self._idle is None:
+                await self._set_idle(claimed < BUSY_FROM)
             if counts.held_up or self._small or self._large:
                 continue
             if claimed < BUSY_FROM and self._idle:
@@ -359,7 +357,7 @@ class Dispatcher:
     def _measure_load(self) -> None:
         now, busy = self._clock.monotonic(), self._clock.busy()
         passed = now - self._measured_at
-        if passed >= WINDOW_S:
+        if passed >= LOAD_WINDOW_S:
             self._loads.append((busy - self._measured_busy) / passed)
             self._measured_at, self._measured_busy = now, busy
 
