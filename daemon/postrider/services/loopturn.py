@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from postrider.edges.clock import Clock
 
-TURN_S = 0.001
+TURN_S = 0.002
 """A turn that takes longer has too many."""
 FIRST_LIMIT = 16.0
 
