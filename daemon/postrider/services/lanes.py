@@ -451,6 +451,8 @@ class Lanes:
             return False
         if lane.behind and (not patient or lane.backlog + lane.spilled > CATCH_UP):
             return False
+        if lane.ready:  # it waits for the daemon, not for its receiver
+            return True
         age = self._clock.monotonic() - lane.queue[0].queued_at if lane.queue else 0.0
         return age <= (SLOW_AFTER_S if patient else PATIENCE_S)
 
