@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome
 from postrider.services.lanes import CATCH_UP, PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
@@ -499,6 +502,27 @@ def test_a_workspace_with_one_lane_behind_is_not_kept_waiting_by_one_with_many()
     assert {lane.endpoint.id for _ in range(40) for lane in lanes.refillable(4)[0]} == {
         each.id for each in (*many, one)
     }
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=30), st.integers(1, 8))
+def test_one_look_finds_each_lane_that_can_be_refilled_or_says_that_there_are_more(
+    kinds: list[tuple[str, bool]], most: int
+) -> None:
+    targets = [endpoint(number, workspace=workspace) for number, (workspace, _) in enumerate(kinds)]
+    lanes, _ = lanes_for(*targets)
+    fit = set()
+    for target, (_, full) in zip(targets, kinds, strict=True):
+        if full:
+            taken(lanes, target)
+        else:
+            fit.add(target.id)
+        lanes.mark_behind(target.id)
+    found, more = lanes.refillable(most)
+    ids = [lane.endpoint.id for lane in found]
+    assert len(set(ids)) == len(ids) == min(most, len(fit))
+    assert more or set(ids) == fit
+    looks = range(3 * len(kinds))  # a workspace with one lane has as many turns as one with many
+    assert fit <= {lane.endpoint.id for _ in looks for lane in lanes.refillable(most)[0]}
 
 
 def test_requests_begin_by_and_by_where_the_event_loop_would_take_long() -> None:
