@@ -96,7 +96,7 @@ def test_an_attempt_that_can_not_be_recorded_is_left_out_and_its_delivery_is_tol
         add_endpoint(database_dsn, receiver.url("/a"))
         with DaemonProcess(config) as daemon:
             emit(database_dsn, 3)
-            wait_until(lambda: len(daemon.logged("attempt.unrecorded")) == 3, 10, "them")
+            wait_until(lambda: len(daemon.logged("attempt.unrecorded")) == 3, 60, "them")
         rows = query(database_dsn, "SELECT state, reason, status FROM postrider.delivery")
         assert [row["state"] for row in rows] == ["succeeded"] * 3
         assert all(row["reason"].startswith("the attempt can't be recorded: Check") for row in rows)
