@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -488,6 +489,52 @@ def test_no_job_is_left_behind_whatever_the_interleaving() -> None:
 
     for seed in range(20):
         run(story(seed))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_job_is_left_behind_however_few_may_begin_in_a_turn(seed: int) -> None:
+    """Nor does the event loop go on turning once nothing can begin."""
+
+    async def story() -> None:
+        chance = random.Random(seed)
+        targets = [
+            endpoint(number, chance.randrange(1, 4), workspace=chance.choice("ab")) for number in range(8)
+        ]
+        lanes, clock = lanes_for(*targets)
+        done = offered = turns = 0
+
+        async def work() -> None:
+            nonlocal done
+            while (each := await lanes.take()) is not None:
+                clock.advance(chance.choice((0.0, 0.0005, 0.002)))
+                for _ in range(chance.randrange(3)):
+                    await asyncio.sleep(0)
+                done += 1
+                lanes.done(each, chance.choice((OK, OK, None)))
+
+        workers = [asyncio.create_task(work()) for _ in range(chance.choice((1, 3, 20)))]
+        for _ in range(200):
+            offered += offer(lanes, chance.choice(targets)) is Offer.TAKEN
+            if chance.random() < 0.2:
+                await asyncio.sleep(0)
+            if chance.random() < 0.05:  # one that waits, or has just been woken, goes
+                gone = workers.pop(chance.randrange(len(workers)))
+                if any(not task.done() for task in workers) and not lanes.running:
+                    gone.cancel()
+                    workers.append(asyncio.create_task(work()))
+                else:
+                    workers.append(gone)
+        while done < offered:
+            turns += 1
+            assert turns < 10_000, lanes
+            await asyncio.sleep(0)
+        await settled()
+        loop = asyncio.get_running_loop()
+        assert not loop._ready  # type: ignore[attr-defined]
+        lanes.close()
+        await asyncio.gather(*workers)
+
+    run(story())
 
 
 def test_a_workspace_with_one_lane_behind_is_not_kept_waiting_by_one_with_many() -> None:
