@@ -86,6 +86,25 @@ async def _written(service: chronicler.Chronicler) -> bool:
     return repr(service) == "<Chronicler 0 to write>"
 
 
+def test_an_attempt_that_can_not_be_recorded_is_left_out_and_its_delivery_is_told(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    """As where the database's encoding lacks a letter of what the receiver answered."""
+    config = write_config(tmp_path, database_dsn)
+    query(database_dsn, "ALTER TABLE postrider.delivery ADD CHECK (status IS DISTINCT FROM 200)")
+    with ReceiverProcess() as receiver:
+        add_endpoint(database_dsn, receiver.url("/a"))
+        with DaemonProcess(config) as daemon:
+            emit(database_dsn, 3)
+            wait_until(lambda: len(daemon.logged("attempt.unrecorded")) == 3, 60, "them")
+        rows = query(database_dsn, "SELECT state, reason, status FROM postrider.delivery")
+        assert [row["state"] for row in rows] == ["succeeded"] * 3
+        assert all(row["reason"].startswith("the attempt can't be recorded: Check") for row in rows)
+        assert query(database_dsn, LAST) == []
+        assert daemon.logged("service.failed") == []
+        assert receiver.stats()["duplicates"] == 0
+
+
 def test_the_list_looks_last_deliveries_up_by_key(database_dsn: str) -> None:
     query(
         database_dsn,

@@ -9,6 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome
 from postrider.services.lanes import CATCH_UP, PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
@@ -487,6 +491,52 @@ def test_no_job_is_left_behind_whatever_the_interleaving() -> None:
         run(story(seed))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_job_is_left_behind_however_few_may_begin_in_a_turn(seed: int) -> None:
+    """Nor does the event loop go on turning once nothing can begin."""
+
+    async def story() -> None:
+        chance = random.Random(seed)
+        targets = [
+            endpoint(number, chance.randrange(1, 4), workspace=chance.choice("ab")) for number in range(8)
+        ]
+        lanes, clock = lanes_for(*targets)
+        done = offered = turns = 0
+
+        async def work() -> None:
+            nonlocal done
+            while (each := await lanes.take()) is not None:
+                clock.advance(chance.choice((0.0, 0.0005, 0.002)))
+                for _ in range(chance.randrange(3)):
+                    await asyncio.sleep(0)
+                done += 1
+                lanes.done(each, chance.choice((OK, OK, None)))
+
+        workers = [asyncio.create_task(work()) for _ in range(chance.choice((1, 3, 20)))]
+        for _ in range(200):
+            offered += offer(lanes, chance.choice(targets)) is Offer.TAKEN
+            if chance.random() < 0.2:
+                await asyncio.sleep(0)
+            if chance.random() < 0.05:  # one that waits, or has just been woken, goes
+                gone = workers.pop(chance.randrange(len(workers)))
+                if any(not task.done() for task in workers) and not lanes.running:
+                    gone.cancel()
+                    workers.append(asyncio.create_task(work()))
+                else:
+                    workers.append(gone)
+        while done < offered:
+            turns += 1
+            assert turns < 10_000, lanes
+            await asyncio.sleep(0)
+        await settled()
+        loop = asyncio.get_running_loop()
+        assert not loop._ready  # type: ignore[attr-defined]
+        lanes.close()
+        await asyncio.gather(*workers)
+
+    run(story())
+
+
 def test_a_workspace_with_one_lane_behind_is_not_kept_waiting_by_one_with_many() -> None:
     many, one = [endpoint(number) for number in range(1, 101)], endpoint(200, workspace="other")
     lanes, _ = lanes_for(*many, one)
@@ -499,6 +549,27 @@ def test_a_workspace_with_one_lane_behind_is_not_kept_waiting_by_one_with_many()
     assert {lane.endpoint.id for _ in range(40) for lane in lanes.refillable(4)[0]} == {
         each.id for each in (*many, one)
     }
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=30), st.integers(1, 8))
+def test_one_look_finds_each_lane_that_can_be_refilled_or_says_that_there_are_more(
+    kinds: list[tuple[str, bool]], most: int
+) -> None:
+    targets = [endpoint(number, workspace=workspace) for number, (workspace, _) in enumerate(kinds)]
+    lanes, _ = lanes_for(*targets)
+    fit = set()
+    for target, (_, full) in zip(targets, kinds, strict=True):
+        if full:
+            taken(lanes, target)
+        else:
+            fit.add(target.id)
+        lanes.mark_behind(target.id)
+    found, more = lanes.refillable(most)
+    ids = [lane.endpoint.id for lane in found]
+    assert len(set(ids)) == len(ids) == min(most, len(fit))
+    assert more or set(ids) == fit
+    looks = range(3 * len(kinds))  # a workspace with one lane has as many turns as one with many
+    assert fit <= {lane.endpoint.id for _ in looks for lane in lanes.refillable(most)[0]}
 
 
 def test_requests_begin_by_and_by_where_the_event_loop_would_take_long() -> None:

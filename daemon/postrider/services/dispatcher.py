@@ -268,14 +268,17 @@ class Dispatcher:
                 in_a_row = 0
                 await asyncio.sleep(0)
         ends_at = self._clock.monotonic() + LARGE_S
+        stuck = 0  # workspaces in a row whose first one goes no further
         # They leave half of the lanes' capacity to others.
-        while self._large and not (self._lanes.crowded or self._recorder.congested):
+        while stuck < self._large.workspaces and not (self._lanes.crowded or self._recorder.congested):
             fan_out = self._large.pop()
+            begun_at = fan_out.next
             try:
                 if fan_out.redo:
                     await self._look_up_recorded([fan_out])
                 taken, spilled = self._offer_slice(fan_out)
                 to_lanes, to_database = to_lanes + taken, to_database + spilled
+                stuck = 0 if fan_out.next > begun_at else stuck + 1
             finally:
                 if not fan_out.over:
                     self._large.append(fan_out.workspace_id, fan_out, first=True)

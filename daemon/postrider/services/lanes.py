@@ -142,20 +142,18 @@ class Lanes:
         """Some lanes that could do with what waits for them in the database, taking turns as workspaces do;
         and whether there may be more."""
         found: list[Lane] = []
-        looked_at: set[Lane] = set()
-        for _ in range(min(MAX_LOOKED_AT, len(self._behind))):
-            if len(found) == most:
-                return found, True
+        looked_at: list[Lane] = []
+        while self._behind and len(found) < most and len(looked_at) < MAX_LOOKED_AT:
             lane = self._behind.pop()
-            self._behind.append(lane.endpoint.workspace_id, lane)
-            if lane in looked_at:  # the only one of its workspace
-                continue
-            looked_at.add(lane)
+            looked_at.append(lane)
             # What is on its way to the database may be overtaken rather than that the lane stands still.
             current = not lane.spilled or not lane.queue
             if current and len(lane.queue) <= lane.pace.limit and self.room_of(lane) > 0:
                 found.append(lane)
-        return found, len(self._behind) > MAX_LOOKED_AT
+        more = bool(self._behind)
+        for lane in looked_at:  # not before: it would come again where its workspace has no other
+            self._behind.append(lane.endpoint.workspace_id, lane)
+        return found, more
 
     def trouble(self) -> list[LaneReport]:
         """The open lanes that do not keep up, at most `MAX_REPORTED`, those with most work first."""

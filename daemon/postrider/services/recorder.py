@@ -79,6 +79,7 @@ class Recorder:
         self.on_retrying: Callable[[datetime], None] = lambda _due: None
         self.on_outcome: Callable[[Job, Outcome, datetime], None] = lambda _job, _outcome, _now: None
         self.on_attempt: Callable[[DeliveryResult], None] = lambda _result: None
+        """Called for a result with its attempt, where that could be recorded."""
         self.on_lost: Callable[[], None] = lambda: None
         """Called when the database does not know a claim of ours, or counts less than was recorded of it."""
 
@@ -282,6 +283,7 @@ class Recorder:
         self._metrics.deliveries.counts[result.state.value] += 1
         if entry.outcome is not None:
             self.on_outcome(job, entry.outcome, now)
+        if result.attempt is not None:
             self.on_attempt(result)
 
 

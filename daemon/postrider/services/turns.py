@@ -5,7 +5,7 @@ every other turn while their share lasts; of these, lanes whose endpoint was kno
 a part of that share.
 """
 
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict
 from typing import Generic, TypeVar
 
 from postrider.services.lane import Lane
@@ -22,46 +22,48 @@ class Queue(Generic[T]):
     """What waits for its turn: workspaces take turns, each with what it put in first."""
 
     def __init__(self) -> None:
-        self._items: defaultdict[str, OrderedDict[T, None]] = defaultdict(OrderedDict)
-        """Of each workspace that ever had any."""
-        self._workspaces: deque[str] = deque()
-        """Those that have some now."""
+        self._workspaces: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()
+        """Those that have something in it, the one whose turn it is first."""
         self.length = 0
 
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def workspaces(self) -> int:
+        """How many have something in it."""
+        return len(self._workspaces)
+
     def append(self, workspace_id: str, item: T, *, first: bool = False) -> None:
         """Let an item that is not in it wait behind all of its workspace, or as the `first` of them."""
-        items = self._items[workspace_id]
-        if not items:
-            self._workspaces.append(workspace_id)
+        items = self._workspaces.get(workspace_id)
+        if items is None:
+            items = self._workspaces[workspace_id] = OrderedDict()
         items[item] = None
         if first:
             items.move_to_end(item, last=False)
         self.length += 1
 
     def pop(self) -> T:
-        workspace_id = self._workspaces.popleft()
-        items = self._items[workspace_id]
+        workspace_id, items = self._workspaces.popitem(last=False)
         item, _ = items.popitem(last=False)
         if items:
-            self._workspaces.append(workspace_id)
+            self._workspaces[workspace_id] = items
         self.length -= 1
         return item
 
     def remove(self, workspace_id: str, item: T) -> None:
         """Take an item out, if it is in."""
-        items = self._items[workspace_id]
-        if item not in items:
+        items = self._workspaces.get(workspace_id)
+        if items is None or item not in items:
             return
         del items[item]
         if not items:
-            self._workspaces.remove(workspace_id)
+            del self._workspaces[workspace_id]
         self.length -= 1
 
     def has(self, workspace_id: str, item: T) -> bool:
-        return item in self._items[workspace_id]
+        return item in self._workspaces.get(workspace_id, ())
 
 
 class Turns:
