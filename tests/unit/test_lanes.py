@@ -168,6 +168,25 @@ def test_a_full_lane_is_worth_waiting_for_where_the_daemon_is_the_bottleneck() -
     assert offer(lanes, other) is Offer.TAKEN
 
 
+def test_a_full_lane_with_a_free_slot_waits_for_the_daemon_and_is_waited_for() -> None:
+    async def story() -> None:
+        target = endpoint(1)
+        lanes, clock = lanes_for(target, concurrency=2)
+        taken(lanes, target, 1)
+        (first,) = await take(lanes, 1)
+        lanes.done(first, OK)
+        taken(lanes, target)
+        clock.advance(60)
+        assert offer(lanes, target) is Offer.FULL
+        await take(lanes, lanes.lane(1).pace.limit)  # type: ignore[union-attr]
+        while offer(lanes, target) is Offer.TAKEN:
+            pass
+        clock.advance(60)
+        assert offer(lanes, target) is Offer.SPILLED
+
+    run(story())
+
+
 def test_a_full_lane_that_is_too_slow_for_what_comes_keeps_nobody_waiting() -> None:
     target = endpoint(1)
     lanes, clock = lanes_for(target, concurrency=1)

@@ -101,6 +101,24 @@ class FanOut(msgspec.Struct, eq=False):
         return self.next >= len(self.endpoints)
 
 
+class Progress(msgspec.Struct):
+    """Deliveries that went to their lanes, and to the database, in one turn of the fan-outs."""
+
+    to_lanes: int = 0
+    to_database: int = 0
+    _paused_at: int = 0
+
+    @property
+    def any(self) -> bool:
+        return self.to_lanes + self.to_database > 0
+
+    async def pause(self) -> None:
+        """Let other tasks have a turn, now and then."""
+        if self.to_lanes + self.to_database >= self._paused_at + SLICE:
+            self._paused_at = self.to_lanes + self.to_database
+            await asyncio.sleep(0)
+
+
 class Dispatcher:
     def __init__(
         self,
@@ -133,9 +151,13 @@ class Dispatcher:
         self._in_doubt = False
         self._reconcile_at = clock.monotonic() + RECONCILE_S
         self._small: deque[FanOut] = deque()
+        """Not offered yet."""
+        self._parked: dict[int, deque[FanOut]] = {}
+        """Small ones that wait for the lane of an endpoint, by its id."""
+        self._parked_count = 0
         self._large: Queue[FanOut] = Queue()
-        self._full: dict[int, None] = {}
-        """Endpoints whose lanes were found full at the last turn of the fan-outs."""
+        self._full: int | None = None
+        """An endpoint whose lane was found full at the last turn of the fan-outs."""
         self._loads = deque([1.0] * LOAD_WINDOWS, LOAD_WINDOWS)
         """Shares of the time in which the daemon was busy lately; taken for all of it until measured."""
         self._measured_at, self._measured_busy = clock.monotonic(), clock.busy()
@@ -145,12 +167,17 @@ class Dispatcher:
 
     def __repr__(self) -> str:
         state = "idle" if self._idle else "saturated" if self._saturated else "busy"
-        return f"<Dispatcher {state} parked={len(self._small)} large={len(self._large)}>"
+        return f"<Dispatcher {state} parked={self._parked_count} large={len(self._large)}>"
 
     @property
     def _saturated(self) -> bool:
         """The daemon as a whole is at its limit."""
         return max(self._loads) >= SATURATED_FROM
+
+    @property
+    def _under_way(self) -> bool:
+        """Some fan-outs are not over."""
+        return bool(self._small or self._parked_count or self._large)
 
     def wake(self) -> None:
         self._wake.set()
@@ -183,7 +210,7 @@ class Dispatcher:
                 began, seen = self._clock.monotonic(), 0
             elif self._idle is None:
                 await self._set_idle(claimed < BUSY_FROM)
-            if counts.held_up or self._small or self._large:
+            if counts.held_up or self._under_way:
                 continue
             if claimed < BUSY_FROM and self._idle:
                 waits = BACKSTOP_S if self._notified else UNNOTIFIED_S
@@ -196,16 +223,16 @@ class Dispatcher:
         self._measure_load()
         may_claim = self._may_claim()
         claimed, more = await self._claim() if may_claim else (0, False)
-        offered, spilled = await self._advance()
-        if (self._small or self._large or not may_claim) and not (claimed or offered or spilled):
+        progress = await self._advance()
+        if (self._under_way or not may_claim) and not (claimed or progress.any):
             await self._room_for_more()
-        return DispatchCounts(claimed, offered, spilled, more, not may_claim)
+        return DispatchCounts(claimed, progress.to_lanes, progress.to_database, more, not may_claim)
 
     def _may_claim(self) -> bool:
         return (
             self._ledger.claim_room() > 0
             and not self._recorder.congested
-            and len(self._small) < MAX_PARKED
+            and len(self._small) + self._parked_count < MAX_PARKED
             and len(self._large) < MAX_LARGE
         )
 
@@ -249,43 +276,47 @@ class Dispatcher:
                 self._large.append(fan_out.workspace_id, fan_out)
         return len(claimed.events) + claimed.missing
 
-    async def _advance(self) -> tuple[int, int]:
-        """Give each small fan-out a turn, and some of the large ones; return how many deliveries went (to
-        lanes, to the database)."""
-        self._full.clear()
-        to_lanes = to_database = in_a_row = 0
-        for _ in range(len(self._small)):
+    async def _advance(self) -> Progress:
+        """Give each small fan-out a turn that can use it, and some of the large ones."""
+        self._full = None
+        progress = Progress()
+        for endpoint_id, parked in list(self._parked.items()):
+            while parked and self._go_on(parked[0], progress):
+                self._parked_count -= 1
+                self._park(parked.popleft())
+                await progress.pause()
+            if not parked:
+                del self._parked[endpoint_id]
+        while self._small:
             if self._small[0].redo:
                 await self._look_up_recorded(self._small)
             fan_out = self._small.popleft()
-            if fan_out.endpoints[fan_out.next].id not in self._full:
-                taken, spilled = self._offer_slice(fan_out)
-                to_lanes, to_database = to_lanes + taken, to_database + spilled
-                in_a_row += taken + spilled
-            if not fan_out.over:
-                self._small.append(fan_out)
-            if in_a_row >= SLICE:
-                in_a_row = 0
-                await asyncio.sleep(0)
+            if fan_out.endpoints[fan_out.next].id not in self._parked:
+                self._go_on(fan_out, progress)
+            self._park(fan_out)
+            await progress.pause()
         ends_at = self._clock.monotonic() + LARGE_S
         stuck = 0  # workspaces in a row whose first one goes no further
         # They leave half of the lanes' capacity to others.
         while stuck < self._large.workspaces and not (self._lanes.crowded or self._recorder.congested):
             fan_out = self._large.pop()
-            begun_at = fan_out.next
             try:
                 if fan_out.redo:
                     await self._look_up_recorded([fan_out])
-                taken, spilled = self._offer_slice(fan_out)
-                to_lanes, to_database = to_lanes + taken, to_database + spilled
-                stuck = 0 if fan_out.next > begun_at else stuck + 1
+                stuck = 0 if self._go_on(fan_out, progress) else stuck + 1
             finally:
                 if not fan_out.over:
                     self._large.append(fan_out.workspace_id, fan_out, first=True)
             await asyncio.sleep(0)
             if self._wake.is_set() or self._clock.monotonic() >= ends_at:
                 break
-        return to_lanes, to_database
+        return progress
+
+    def _park(self, fan_out: FanOut) -> None:
+        """Let one that is not over wait for its next lane, behind others that do."""
+        if not fan_out.over:
+            self._parked.setdefault(fan_out.endpoints[fan_out.next].id, deque()).append(fan_out)
+            self._parked_count += 1
 
     async def _look_up_recorded(self, fan_outs: Iterable[FanOut]) -> None:
         """Find out for which endpoints the first of these, and some more, were recorded before."""
@@ -305,14 +336,14 @@ class Dispatcher:
             fan_out.redo = False
             fan_out.recorded = frozenset(found[fan_out.claimed.held.event.id])
 
-    def _offer_slice(self, fan_out: FanOut) -> tuple[int, int]:
-        """Offer an event to some more of its endpoints; return how many (lanes took it, are to wait)."""
+    def _go_on(self, fan_out: FanOut, progress: Progress) -> bool:
+        """Offer an event to some more of its endpoints; return whether it got any further."""
         claimed, endpoints = fan_out.claimed, fan_out.endpoints
         if claimed.lost:
             fan_out.next = len(endpoints)
-            return 0, 0
-        taken = spilled = skipped = 0
-        end = min(len(endpoints), fan_out.next + SLICE)
+            return True
+        begun_at, skipped = fan_out.next, 0
+        end = min(len(endpoints), begun_at + SLICE)
         patient = self._saturated and len(endpoints) < LARGE_FROM
         try:
             while fan_out.next < end:
@@ -323,11 +354,13 @@ class Dispatcher:
                     continue
                 offer = self._offer(claimed, endpoint_id, patient=patient)
                 if offer is Offer.FULL:
-                    self._full[endpoint_id] = None
+                    self._full = endpoint_id
                     break
                 fan_out.next += 1
-                taken += offer is Offer.TAKEN
-                spilled += offer is Offer.SPILLED
+                if offer is Offer.TAKEN:
+                    progress.to_lanes += 1
+                else:
+                    progress.to_database += 1
         except Exception:
             # The rest would never be offered. Now the claim is nobody's, and given back.
             self._ledger.abandon(claimed.claim)
@@ -335,7 +368,7 @@ class Dispatcher:
             raise
         if skipped:
             self._recorder.finish_recorded(claimed, skipped)
-        return taken, spilled
+        return fan_out.next > begun_at
 
     def _offer(self, claimed: ClaimedEvent, endpoint_id: int, *, patient: bool) -> Offer:
         job = Job(claimed.held, endpoint_id, source=claimed)
@@ -368,7 +401,7 @@ class Dispatcher:
         """Wait until the lanes have room again, or there is something new; or a moment, since that may change
         otherwise."""
         self.turned_at = self._clock.monotonic()
-        self._lanes.want_room(next(iter(self._full), None))
+        self._lanes.want_room(self._full)
         await self._clock.wait(self._wake, BUSY_POLL_S)
 
     async def _reconcile(self) -> None:

@@ -247,7 +247,8 @@ class Lanes:
         self._count_queued(lane, 1)
         if len(lane.running) < lane.pace.limit:
             self._turns.give(lane)
-            self._wake_taker()
+            if not self._loop_turn.refusing:
+                self._wake_taker()
         elif lane.pace.limit == 0:
             self._watch(lane)
 
@@ -268,7 +269,7 @@ class Lanes:
                 self.running += 1
                 self._turns.count(lane, 1)
                 self._turns.give(lane)
-                if self._idle_takers and self._turns:
+                if self._idle_takers and not self._loop_turn.refusing and self._turns:
                     self._wake_taker()
                 return job
             if self._draining:
@@ -449,7 +450,7 @@ class Lanes:
             return False
         if lane.behind and (not patient or lane.backlog + lane.spilled > CATCH_UP):
             return False
-        if lane.ready:  # it waits for the daemon, not for its receiver
+        if lane.ready and not lane.suspect:  # it waits for the daemon, not for its receiver
             return True
         age = self._clock.monotonic() - lane.queue[0].queued_at if lane.queue else 0.0
         return age <= (SLOW_AFTER_S if patient else PATIENCE_S)

@@ -24,7 +24,9 @@ class LoopTurn:
         self._limit = FIRST_LIMIT
         self._begun = 0
         self._since = 0.0
-        self._refused = self._under_way = False
+        self.refusing = False
+        """Some wait for a later turn; `on_room` wakes them."""
+        self._under_way = False
 
     def __repr__(self) -> str:
         return f"<LoopTurn {self._begun}/{self._limit:.0f}>"
@@ -33,7 +35,7 @@ class LoopTurn:
         """Whether one more request may begin in this turn."""
         if self._begun < self._limit:
             return True
-        self._refused = True
+        self.refusing = True
         return False
 
     def begin(self, now: float) -> None:
@@ -55,9 +57,9 @@ class LoopTurn:
         elif begun >= self._limit:
             self._limit += 1.0
         self._under_way = False
-        if self._refused:
+        if self.refusing:
             # As many as began may come back with the next turn, and go on at once: that costs less than to
             # wake others in their place.
-            self._refused = self._on_room(int(self._limit) - begun)
-            if self._refused:
+            self.refusing = self._on_room(int(self._limit) - begun)
+            if self.refusing:
                 self._start(now)
