@@ -182,7 +182,8 @@ def test_what_makes_status_call_the_service_sick_fails_the_check_too(
     cli = Cli(write_config(tmp_path, database_dsn))
     query(
         database_dsn,
-        """INSERT INTO postrider.daemon (hostname, pid, version, started_at, heartbeat_at, pooled, reported_at)
+        """INSERT INTO postrider.daemon
+             (hostname, pid, version, started_at, heartbeat_at, pooled, reported_at)
            VALUES ('elsewhere', 1, '9.9', now(), now(), true, now())""",
     )
     query(
@@ -192,7 +193,8 @@ def test_what_makes_status_call_the_service_sick_fails_the_check_too(
     )
     query(
         database_dsn,
-        "INSERT INTO postrider.capture_rejected (capture, operation, reason) VALUES ('deal', 'INSERT', 'why')",
+        """INSERT INTO postrider.capture_rejected (capture, operation, reason)
+           VALUES ('deal', 'INSERT', 'why')""",
     )
     oldest, set_aside = [each["message"] for each in failures(cli)]
     assert oldest.startswith("The oldest event came ")
