@@ -117,7 +117,8 @@ def _fixed_at_start(started: Config, wanted: Config) -> list[str]:
     return [
         name
         for name, before, after in (
-            ("database", started.database, wanted.database),
+            ("database.dsn", started.database.dsn, wanted.database.dsn),
+            ("database.pool_size", started.database.pool_size, wanted.database.pool_size),
             ("admin", started.admin, wanted.admin),
             ("delivery.concurrency", started.delivery.concurrency, wanted.delivery.concurrency),
             (

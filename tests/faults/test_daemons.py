@@ -177,8 +177,8 @@ def test_a_reload_changes_the_log_level_and_no_reload_forgets_that_a_restart_is_
         add_endpoint(database_dsn, receiver.url("/a"))
         daemon.wait_for_log("daemon.started")
         changes: list[dict[str, Any]] = [
-            {"admin": {"listen": "127.0.0.1:1"}, "log": {"level": "debug"}},
-            {"admin": {"listen": "127.0.0.1:1"}, "log": {"format": "text"}},
+            {"admin": {"listen": "127.0.0.1:1"}, "log": {"level": "debug"}, "database": {"notify": True}},
+            {"admin": {"listen": "127.0.0.1:1"}, "log": {"format": "text"}, "database": {"pool_size": 5}},
             {},
         ]
         for number, change in enumerate(changes, start=1):
@@ -190,7 +190,7 @@ def test_a_reload_changes_the_log_level_and_no_reload_forgets_that_a_restart_is_
                 daemon.wait_for_log("delivery.succeeded")
         assert [line["needs_restart"] for line in daemon.logged("config.reloaded")] == [
             ["admin"],
-            ["admin", "log.format"],
+            ["database.pool_size", "admin", "log.format"],
             [],
         ]
         emit(database_dsn)

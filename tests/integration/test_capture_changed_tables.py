@@ -75,7 +75,7 @@ async def test_everybody_is_told_until_the_rows_are_events(
     async with crm_of(database_dsn) as crm, staged(database_dsn, tmp_path) as stage:
 
         async def gauge() -> float | None:
-            return stage.daemon.metrics.registry.get_sample_value("postrider_capture_set_aside_rows")
+            return stage.daemon.metrics.registry.get_sample_value("postrider_database_set_aside_rows")
 
         async def problems() -> list[str]:
             facts = await asyncio.to_thread(cli.json, "status")

@@ -172,5 +172,32 @@ def test_a_daemon_that_no_longer_reports_is_a_sick_service(database_dsn: str, tm
            VALUES ('elsewhere', 1, '9.9', now(), now(), true, now() - interval '1 minute')""",
     )
     (finding,) = failures(cli)
-    assert (finding["what"], finding["scope"]) == ("daemon", "service")
+    assert (finding["what"], finding["scope"]) == ("service", "service")
     assert "has not reported since" in finding["message"]
+
+
+def test_what_makes_status_call_the_service_sick_fails_the_check_too(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    cli = Cli(write_config(tmp_path, database_dsn))
+    query(
+        database_dsn,
+        """INSERT INTO postrider.daemon
+             (hostname, pid, version, started_at, heartbeat_at, pooled, reported_at)
+           VALUES ('elsewhere', 1, '9.9', now(), now(), true, now())""",
+    )
+    query(
+        database_dsn,
+        """INSERT INTO postrider.pending (event_id, workspace_id)
+           VALUES ('01800000-0000-7000-8000-000000000000', 'w')""",
+    )
+    query(
+        database_dsn,
+        """INSERT INTO postrider.capture_rejected (capture, operation, reason)
+           VALUES ('deal', 'INSERT', 'why')""",
+    )
+    oldest, set_aside = [each["message"] for each in failures(cli)]
+    assert oldest.startswith("The oldest event came ")
+    assert set_aside.startswith("1 captured row is set aside")
+    facts = json.loads(cli("status", "--exit-code", "--json", exit_code=1))
+    assert facts["service_problems"] == [oldest, set_aside]

@@ -107,6 +107,13 @@ def test_so_is_a_configuration_that_can_not_be_read(tmp_path: Path) -> None:
         assert "databse" in last["reason"]
 
 
+def test_so_is_one_that_is_no_file(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path) as daemon:
+        assert daemon.process.wait(20) == 2
+        (last,) = daemon.logged("daemon.failed")
+        assert f"{tmp_path} can't be read: Is a directory" in last["reason"]
+
+
 def test_so_is_a_defect(database_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(tmp_path, database_dsn)
     broken = tmp_path / "broken"

@@ -11,10 +11,10 @@ BASE = "postgresql://u:p%40ss@a:5432,b:5433/crm"
 
 def test_what_postrider_does_itself_is_kept_from_the_driver() -> None:
     dsn = parse_dsn(
-        f"{BASE}?host=/run/postgresql&connect_timeout=3&application_name=crm%20hooks&pgbouncer=true"
+        f"{BASE}?passfile=/etc/pgpass&connect_timeout=3&application_name=crm%20hooks&pgbouncer=true"
         "&keepalives=1&channel_binding=prefer&sslmode=require&target_session_attrs=read-write&sslcert="
     )
-    assert dsn.url == f"{BASE}?host=/run/postgresql&sslmode=require&target_session_attrs=read-write"
+    assert dsn.url == f"{BASE}?passfile=/etc/pgpass&sslmode=require&target_session_attrs=read-write"
     assert (dsn.application_name, dsn.connect_timeout_s, dsn.pooled) == ("crm hooks", 3.0, True)
 
 
@@ -33,6 +33,11 @@ def test_what_postrider_does_itself_is_kept_from_the_driver() -> None:
         ("aplication_name=x", r"did you mean application_name\?"),
         (f"application_name={'x' * 49}", "at most 48 printable"),
         ("statement_timeout=5000", "ALTER ROLE"),
+        ("port=5433", "host and port in one place"),
+        ("host=/run/postgresql", "host and port in one place"),
+        ("user=v", "the user in one place"),
+        ("password=q", "the password in one place"),
+        ("dbname=other", "the database in one place"),
         ("sslmode", r"parameters such as \?sslmode=require"),
     ],
 )

@@ -1,12 +1,13 @@
 """postrider capture: triggers on the CRM's tables that write the outbox."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from postrider.cli.common import (
-    Stores,
+    as_option,
     config_option,
     json_option,
     known_dialect,
@@ -15,9 +16,11 @@ from postrider.cli.common import (
     print_table,
     printable,
     run_async,
+    stores_of,
 )
 from postrider.cli.groups import Commands
 from postrider.domain.errors import UsageError
+from postrider.edges.config import Config, load_config
 from postrider.store.captures import Captures, SetAside, Step
 
 _SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "drop": ("-", "red"), "keep": ("=", "")}
@@ -40,19 +43,21 @@ async def plan(with_sql: bool, config_path: Path | None, as_json: bool) -> None:
 
     Example: postrider capture plan
     """
-    async with open_stores(config_path) as stores:
-        check_event_types(stores)
-        steps = await Captures(stores.database).plan(stores.config.capture)
+    config = load_config(config_path, os.environ)
+    check_event_types(config)
+    async with stores_of(config) as stores:
+        steps = await Captures(stores.database).plan(config.capture)
     _print(steps, as_json=as_json, with_sql=with_sql)
     if not as_json and any(step.action != "keep" for step in steps):
         click.echo("`postrider capture apply` does this, in one transaction", err=True)
 
 
 @capture.command()
+@as_option
 @config_option
 @json_option
 @run_async
-async def apply(config_path: Path | None, as_json: bool) -> None:
+async def apply(as_user: str | None, config_path: Path | None, as_json: bool) -> None:
     """Create, change and drop triggers as the configuration says, in one transaction.
 
     The user has to be a superuser, or to own the tables and have a few rights on the schema postrider: where
@@ -60,11 +65,12 @@ async def apply(config_path: Path | None, as_json: bool) -> None:
     postrider_capture, whoever applies them: it may insert events, and read the columns that the sections look
     up. It waits at most 5 s for running writes of a table, and then changes nothing.
 
-    Example: POSTRIDER_DATABASE_DSN=postgresql://postgres@/crm postrider capture apply
+    Example: postrider capture apply --as postgres
     """
-    async with open_stores(config_path) as stores:
-        check_event_types(stores)
-        steps = await Captures(stores.database).apply(stores.config.capture, stores.clock.now())
+    config = load_config(config_path, os.environ)
+    check_event_types(config)
+    async with stores_of(config, as_user) as stores:
+        steps = await Captures(stores.database).apply(config.capture, stores.clock.now())
     _print(steps, as_json=as_json, with_sql=False)
 
 
@@ -72,25 +78,31 @@ async def apply(config_path: Path | None, as_json: bool) -> None:
 @click.argument("names", metavar="[NAME]…", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Remove all of them.")
 @click.option("--with-rejected", is_flag=True, help="Delete the rows that they set aside, too.")
+@as_option
 @config_option
 @json_option
 @run_async
 async def drop(
-    names: Sequence[str], every: bool, with_rejected: bool, config_path: Path | None, as_json: bool
+    names: Sequence[str],
+    every: bool,
+    with_rejected: bool,
+    as_user: str | None,
+    config_path: Path | None,
+    as_json: bool,
 ) -> None:
     """Remove captures, by name, or --all: triggers, functions, and the rights that these needed.
 
     Events that they emitted stay, and so do rows that they set aside: these become events when a capture of
     that name is applied again. The configuration is not looked at, and not changed.
 
-    Example: postrider capture drop deal
+    Example: postrider capture drop deal --as postgres
     """
     if every == bool(names):
         raise UsageError(
             "say which captures to drop: their names, or --all",
             "`postrider capture plan` shows those that are applied.",
         )
-    async with open_stores(config_path) as stores:
+    async with stores_of(load_config(config_path, os.environ), as_user) as stores:
         steps = await Captures(stores.database).drop(
             None if every else names, stores.clock.now(), with_rejected=with_rejected
         )
@@ -168,10 +180,10 @@ def _check_applied(name: str, known: Mapping[str, SetAside]) -> None:
         )
 
 
-def check_event_types(stores: Stores) -> None:
+def check_event_types(config: Config) -> None:
     """Raise UsageError for a capture whose event types the default dialect's closed catalogue lacks."""
-    spoken = known_dialect(stores.config.dialect.default, stores.config)
-    for each in stores.config.capture:
+    spoken = known_dialect(config.dialect.default, config)
+    for each in config.capture:
         for event_type in each.event_types:
             try:
                 spoken.catalogue.check_type(event_type)

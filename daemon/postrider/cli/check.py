@@ -17,7 +17,7 @@ import click
 from postrider.app import network_options, read_sealer
 from postrider.cli.check_promises import overruled_findings, sending_findings
 from postrider.cli.common import config_option, json_option, print_json, printable, run_async
-from postrider.cli.condition import EXIT_CODES, Scope, daemon_problems, exit_code
+from postrider.cli.condition import EXIT_CODES, Scope, exit_code, running_problems
 from postrider.cli.finding import Finding
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import PostriderError
@@ -35,6 +35,7 @@ from postrider.store.database import Connection, Database, DatabaseUnavailable
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.partitions import Partitions
+from postrider.store.status import Status
 
 OLDEST_POSTGRES = 140_000
 MAX_ENDPOINTS = 200
@@ -246,9 +247,10 @@ async def _listen_finding(database: Database) -> Finding:
 async def _daemon_findings(database: Database) -> AsyncIterator[Finding]:
     daemons = await Daemons(database).list_daemons()
     alive = [row for row in daemons if row.alive]
-    problems = list(daemon_problems(daemons, datetime.now(UTC)))
+    situation = await Status(database).read((), {row.id for row in alive})
+    problems = list(running_problems(situation, daemons, datetime.now(UTC)))
     for problem in problems:
-        yield Finding("fail", "daemon", problem, "`postrider status` tells more.")
+        yield Finding("fail", "service", problem, "`postrider status` tells more.")
     if not alive:
         yield Finding("warn", "daemon", NO_DAEMON, "Start it: systemctl start postrider")
         return
@@ -287,14 +289,6 @@ async def _capture_findings(config: Config, database: Database) -> AsyncIterator
         else:
             problem = "is not applied" if step.action == "create" else "is applied, but not configured"
             yield Finding("warn", what, problem, hint)
-    rejected = await captures.list_rejections(1)
-    if rejected:
-        yield Finding(
-            "warn",
-            "capture",
-            f"rows were set aside, the last at {rejected[0].at:%Y-%m-%d %H:%M} UTC: {rejected[0].reason}",
-            "`postrider capture rejected` lists them.",
-        )
 
 
 async def _endpoint_findings(endpoints: Sequence[Endpoint], prober: "_Prober") -> AsyncIterator[Finding]:

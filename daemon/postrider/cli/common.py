@@ -68,9 +68,15 @@ class Stores:
 @asynccontextmanager
 async def open_stores(config_path: Path | None) -> AsyncIterator[Stores]:
     """Read the configuration, connect, and check the schema."""
-    config = load_config(config_path, os.environ)
+    async with stores_of(load_config(config_path, os.environ)) as stores:
+        yield stores
+
+
+@asynccontextmanager
+async def stores_of(config: Config, as_user: str | None = None) -> AsyncIterator[Stores]:
+    """Connect, see `dsn_as`, and check the schema."""
     sealer = read_sealer(config)
-    database = Database(config.database.dsn, pool_size=2, keyed=False)
+    database = Database(dsn_as(config, as_user), pool_size=2, keyed=False)
     await database.open()
     try:
         async with database.connection() as connection:

@@ -64,14 +64,19 @@ def find_problems(situation: Situation, daemons: Collection[DaemonRow], now: dat
 
 
 def _of_service(situation: Situation, daemons: Collection[DaemonRow], now: datetime) -> Iterator[str]:
-    oldest = situation.oldest_event_at
     if not any(row.alive for row in daemons):
         waits = not situation.queue.empty or situation.waiting or situation.retrying
         consequence = ", and nothing of what waits is delivered" if waits else ""
         yield f"No daemon is running{consequence}. Start one: systemctl start postrider"
-    elif oldest is not None and now - oldest > LONG_WAIT:
+    yield from running_problems(situation, daemons, now)
+
+
+def running_problems(situation: Situation, daemons: Collection[DaemonRow], now: datetime) -> Iterator[str]:
+    """What is wrong besides that no daemon runs, which is in order before the first start."""
+    oldest = situation.oldest_event_at
+    if oldest is not None and now - oldest > LONG_WAIT and any(row.alive for row in daemons):
         yield f"The oldest event came {ago(oldest, now)}, and is not delivered yet."
-    yield from daemon_problems(daemons, now)
+    yield from _daemon_problems(daemons, now)
     if situation.set_aside:
         count = f"{situation.set_aside:,}{'+' if situation.set_aside >= MAX_COUNTED else ''}"
         rows, them = ("row is", "it") if situation.set_aside == 1 else ("rows are", "them")
@@ -81,7 +86,7 @@ def _of_service(situation: Situation, daemons: Collection[DaemonRow], now: datet
         )
 
 
-def daemon_problems(daemons: Collection[DaemonRow], now: datetime) -> Iterator[str]:
+def _daemon_problems(daemons: Collection[DaemonRow], now: datetime) -> Iterator[str]:
     """What is wrong with daemons that there are, or were."""
     for row in daemons:
         name = f"Daemon {row.id} (pid {row.pid} on {printable(row.hostname)})"

@@ -18,7 +18,7 @@ def _remember(ctx: click.Context, _: click.Parameter, value: Path | None) -> Pat
 
 
 CONFIG: dict[str, Any] = {
-    "type": click.Path(path_type=Path, dir_okay=False),
+    "type": click.Path(path_type=Path, readable=False),  # whoever reads it says what is wrong
     "callback": _remember,
     "help": "Configuration file [$POSTRIDER_CONFIG, else /etc/postrider/postrider.toml].",
 }

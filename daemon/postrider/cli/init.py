@@ -45,6 +45,7 @@ def _init_service(instance: str | None) -> None:
     click.echo(
         f"Next: set database.dsn in {CONFIG_DIR / name}.toml, then\n"
         f"  postrider migrate --as postgres{f' --config {CONFIG_DIR / name}.toml' if instance else ''}\n"
+        '  runuser -u postgres -- psql -c "CREATE USER postrider IN ROLE postrider_daemon"\n'
         f"  systemctl enable --now {unit}",
         err=True,
     )

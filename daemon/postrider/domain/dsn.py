@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 MAX_CONNECT_TIMEOUT_S = 60
 MAX_NAME = 48
@@ -82,6 +82,7 @@ def parse_dsn(text: str) -> Dsn:
     given = {name: value for name, value in given.items() if value}  # libpq takes an empty one as not given
     for name, value in given.items():
         _check(name, value)
+    _demand_one_place(parts, given)
     kept = {name: value for name, value in given.items() if name in _DRIVER}
     timeout = given.get("connect_timeout")
     return Dsn(
@@ -105,6 +106,20 @@ def by_peer(text: str, user: str) -> str:
         if parts.port is not None:
             given.setdefault("port", str(parts.port))
     return urlunsplit(parts._replace(netloc=f"{quote(user)}@", query=urlencode(given, safe="/:,")))
+
+
+def _demand_one_place(parts: SplitResult, given: Mapping[str, str]) -> None:
+    """What stands before the question mark goes first for the driver, what stands behind it for libpq."""
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    for what, there, names in (
+        ("host and port", hosts, ("host", "port")),
+        ("the user", user, ("user",)),
+        ("the password", password, ("password",)),
+        ("the database", parts.path.strip("/"), ("dbname", "database")),
+    ):
+        if there and any(name in given for name in names):
+            raise DsnMistake(f"{what} in one place: before the question mark, or behind it as parameters")
 
 
 def _check(name: str, value: str) -> None:

@@ -111,6 +111,12 @@ class DatabaseGauges:
             "state",
             ("alive", "dead"),
         )
+        self.set_aside = Gauge(
+            "postrider_database_set_aside_rows",
+            "Captured rows of which no event is made yet; counting stops at 10,000" + _LOOKED,
+            registry=registry,
+        )
+        self.set_aside.set(math.nan)
         self.partitions_ahead = gauge(
             "partitions_ahead",
             "Days after today for which a table has partitions" + _LOOKED,
@@ -157,11 +163,6 @@ class Metrics:
         self.backlog = Gauge("postrider_backlog_events", "Events not yet recorded in full", registry=registry)
         self.oldest_due_seconds = Gauge(
             "postrider_oldest_due_age_seconds", "Age of the oldest event in the backlog", registry=registry
-        )
-        self.set_aside = Gauge(
-            "postrider_capture_set_aside_rows",
-            "Captured rows of which no event is made yet; counting stops at 10,000",
-            registry=registry,
         )
         self.listener_up = Gauge("postrider_listener_up", "1 while LISTEN works", registry=registry)
         self.reconnects = PrometheusCounter(

@@ -85,7 +85,6 @@ class Reporter:
         age = (self._clock.now() - backlog.oldest).total_seconds() if backlog.oldest else 0.0
         self._metrics.backlog.set(backlog.events)
         self._metrics.oldest_due_seconds.set(max(0.0, age))
-        self._metrics.set_aside.set(await self._captures.count_rejections())
         self._metrics.in_flight.set(self._lanes.running)
         self._metrics.queued.set(self._lanes.queued)
         await self._count_totals()
@@ -114,6 +113,7 @@ class Reporter:
         gauges.daemons.labels("dead").set(alive.count(False))
         for table, days in (await self._partitions.days_ahead()).items():
             gauges.partitions_ahead.labels(table).set(days)
+        gauges.set_aside.set(await self._captures.count_rejections())
         started = self._clock.monotonic()
         if self._counts_of_totals.due(started):
             totals = await self._status.totals()

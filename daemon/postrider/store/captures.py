@@ -220,7 +220,7 @@ async def _changing(database: Database) -> AsyncIterator[Connection]:
         except asyncpg.InsufficientPrivilegeError as cause:
             raise DatabaseError(
                 f"a right is missing: {cause}; nothing was changed",
-                "Run it as the owner of the tables, by $POSTRIDER_DATABASE_DSN.",
+                "Run it as a superuser (--as postgres), or by $POSTRIDER_DATABASE_DSN as the tables' owner.",
             ) from cause
 
 
