@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from postrider.domain.model import Attempt, DeliveryState, ErrorKind, Failure, Reply
+from postrider.domain.model import Attempt, ErrorKind, Failure, Reply
 from postrider.store.database import Database
 from postrider.store.deliveries import DeliveryKey
 from postrider.store.delivery_search import (
