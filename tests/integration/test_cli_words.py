@@ -188,3 +188,10 @@ def test_nouns_have_the_names_of_the_contract(database_dsn: str, tmp_path: Path)
     ):
         shown = postrider.json(*arguments)
         assert set(shown[0] if isinstance(shown, list) else shown) >= names, arguments
+
+
+def test_notes_of_a_dialect_fit_the_terminal() -> None:
+    shown = run("dialect", "show", "workestra", COLUMNS="60").stdout
+    notes = shown[shown.index("The document describes") : shown.index("event type ")]
+    assert max(map(len, notes.splitlines())) <= 60
+    assert "closed_catalogue:   yes\n" in shown
