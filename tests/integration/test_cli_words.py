@@ -1,5 +1,6 @@
 """How commands are called: help, mistyped names, where --config may stand, completion, times."""
 
+import json
 import os
 import re
 import subprocess
@@ -130,3 +131,67 @@ def test_a_sample_is_triggered_as_a_real_event(database_dsn: str, tmp_path: Path
     said = postrider("trigger", "deal.created", "--dialect", "standard", exit_code=2)
     assert "has no catalogue" in said
     assert "postrider emit" in said
+
+
+def test_an_event_is_sent_again_by_the_id_that_a_receiver_logged(database_dsn: str, tmp_path: Path) -> None:
+    postrider = Cli(write_config(tmp_path, database_dsn))
+    endpoint = ("endpoint", "add", "--url", "https://example.com/h", "--events", "deal.*", "--json")
+    ep = json.loads(postrider(*endpoint))["id"]
+    query(database_dsn, "UPDATE postrider.endpoint SET state = 'paused'")
+    event = postrider("emit", "deal.updated", "--data", "{}").strip()
+    query(database_dsn, "DELETE FROM postrider.pending")
+    logged = event.replace("evt_", "msg_")
+    assert "is queued" in postrider("event", "resend", logged, "--endpoint", ep)
+    assert "is not an event id" in postrider("event", "resend", "evt_1", "--endpoint", ep, exit_code=2)
+
+
+@pytest.mark.parametrize("command", [["event", "list"], ["event", "tail"], ["delivery", "list"]])
+def test_a_pattern_that_matches_nothing_is_refused(command: list[str], tmp_path: Path) -> None:
+    done = run(*command, "--type", "*.updated", "--config", str(tmp_path / "none.toml"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'*.updated' is not an event pattern" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["check"], ["status"]])
+def test_help_is_set_in_paragraphs(command: list[str]) -> None:
+    shown = CliRunner().invoke(cli, [*command, "--help"], prog_name="postrider").stdout
+    described = shown.split("Options:")[0].splitlines()[1:]
+    assert {len(line) - len(line.lstrip()) for line in described if line} == {2}
+    assert not any("  " in line.strip() for line in described)
+
+
+def test_nouns_have_the_names_of_the_contract(database_dsn: str, tmp_path: Path) -> None:
+    postrider = Cli(write_config(tmp_path, database_dsn))
+    endpoint = postrider.json("endpoint", "add", "--url", "https://example.com/h", "--events", "*")
+    assert set(endpoint) >= {
+        "id", "workspace", "url", "description", "state", "disabled_reason", "failing_since", "events",
+        "exclude", "dialect", "concurrency", "rate_per_s", "headers", "ordered", "filter", "external_id",
+        "last_delivery", "created_at", "updated_at", "secret",
+    }  # fmt: skip
+    query(database_dsn, "UPDATE postrider.endpoint SET state = 'paused'")
+    evt = postrider.json("emit", "deal.updated", "--data", "{}")["id"]
+    query(database_dsn, "DELETE FROM postrider.pending")
+    dlv = postrider.json("event", "resend", evt, "--endpoint", endpoint["id"])["delivery"]
+    event = {
+        "id", "type", "workspace", "occurred_at", "object_type", "object_id", "data", "previous_attributes",
+        "actor", "related", "test",
+    }  # fmt: skip
+    delivery = {
+        "id", "event", "event_type", "endpoint", "workspace", "state", "attempts", "due", "reason",
+        "updated_at",
+    }  # fmt: skip
+    for arguments, names in (
+        (("event", "show", evt), event),
+        (("event", "list"), event),
+        (("delivery", "list"), delivery),
+        (("delivery", "show", dlv), {*delivery, "history"}),
+    ):
+        shown = postrider.json(*arguments)
+        assert set(shown[0] if isinstance(shown, list) else shown) >= names, arguments
+
+
+def test_notes_of_a_dialect_fit_the_terminal() -> None:
+    shown = run("dialect", "show", "workestra", COLUMNS="60").stdout
+    notes = shown[shown.index("The document describes") : shown.index("event type ")]
+    assert max(map(len, notes.splitlines())) <= 60
+    assert "closed_catalogue:   yes\n" in shown

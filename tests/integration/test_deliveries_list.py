@@ -15,7 +15,13 @@ from typing import Any
 
 import pytest
 
-from postrider.domain.model import DeliveryState, delivery_public_id, endpoint_public_id, first_event_id
+from postrider.domain.model import (
+    DeliveryState,
+    delivery_public_id,
+    endpoint_public_id,
+    event_public_id,
+    first_event_id,
+)
 from postrider.store.database import Database
 from postrider.store.deliveries import DeliveryKey
 from postrider.store.delivery_search import DeliveryFilter, search
@@ -244,3 +250,19 @@ def test_a_request_is_shown_as_it_was_sent(database_dsn: str, tmp_path: Path, di
     assert "was changed after the last attempt" in cli("delivery", "show", row["id"])
     cli("endpoint", "delete", ep, "--yes")
     assert "is deleted" in cli("delivery", "show", row["id"])
+
+
+def test_a_test_is_not_sent_again(story: Story) -> None:
+    failed = delivery_public_id(*story.keys[0])
+    query(story.dsn, "UPDATE postrider.outbox SET test = true WHERE id = $1", story.keys[0][0])
+    said = story.cli.fails("delivery", "retry", failed)
+    assert "it is a test; for another one: postrider endpoint test ep_" in said
+    window = ("--status", "failed", "--since", "5h")
+    assert "sending 1 delivery again" in story.cli("delivery", "retry", *window, exit_code=2)
+    done = story.cli.json("delivery", "retry", *window, "--yes")
+    assert done == {"queued": [delivery_public_id(*story.keys[4])], "refused": {}, "left_out": 0}
+    assert story.listed("--status", "failed") == [0, 8]
+    endpoint = endpoint_public_id(story.endpoints[0])
+    event = event_public_id(story.keys[0][0])
+    assert "is a test" in story.cli("event", "resend", event, "--endpoint", endpoint, exit_code=2)
+    assert "deal.updated (test)" in story.cli("event", "show", event)

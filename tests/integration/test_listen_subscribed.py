@@ -122,6 +122,7 @@ def post(port: int) -> None:
         (("--forward-to", "localhost:3000"), "is not a URL"),
         (("--forward-to", "http://localhost:3000", "--status", "500"), "contradict each other"),
         (("--subscribe", "deals*"), "is not an event pattern"),
+        (("--subscribe", "*", "--workspace", ""), "a workspace has 1 to 256 characters"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(cli: Cli, options: tuple[str, ...], said: str) -> None:

@@ -20,7 +20,11 @@ _TIME = "how long ago (2h), or a time with its zone, else local."
 
 since_option = click.option("--since", metavar="T", help=f"Only of events since then: {_TIME}")
 type_option = click.option(
-    "--type", "event_type", metavar="P", help="An event type, or a prefix such as deal.*."
+    "--type",
+    "event_type",
+    metavar="P",
+    callback=lambda _, __, text: None if text is None else parse_pattern(text),
+    help="An event type, or a prefix such as deal.*.",
 )
 workspace_option = click.option("--workspace", help="Only this workspace.")
 _filter_options = [
@@ -64,7 +68,7 @@ def read_filter(
         state=DeliveryState(status) if status else None,
         since=first,
         until=last,
-        type_pattern=parse_pattern(event_type) if event_type else None,
+        type_pattern=event_type,
         http_status=parse_http_status(http_status) if http_status else None,
     )
 

@@ -227,6 +227,8 @@ def printable(value: object) -> str:
         return "-"
     if isinstance(value, datetime):
         return value.astimezone().isoformat(" ", "seconds")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
 
 

@@ -17,8 +17,10 @@ STALE = timedelta(seconds=3 * REPORT_S)
 LONG_WAIT = timedelta(minutes=1)
 """Longer than any one request may take by default; nothing but a retry should wait for so long."""
 EXIT_SICK, EXIT_ENDPOINTS = 1, 3
-EXIT_CODES = """Exit codes: 0 all is in order, 1 the service is sick (or can't be asked), 2 bad usage or
-configuration, 3 the service is in order, but endpoints are not. One that a person paused is in order."""
+EXIT_CODES = (
+    "Exit codes: 0 all is in order, 1 the service is sick (or can't be asked), 2 bad usage or configuration, "
+    "3 the service is in order, but endpoints are not. One that a person paused is in order."
+)
 
 
 class Scope(StrEnum):

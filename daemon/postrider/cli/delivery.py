@@ -199,7 +199,7 @@ async def retry(
     as_json: bool,
 ) -> None:
     """Send deliveries again, each with a whole new schedule: those that are named, or all with a --status, of
-    one endpoint, or of all endpoints in a window of time.
+    one endpoint, or of all endpoints in a window of time. Tests and handshakes are left out.
 
     Example: postrider delivery retry --status failed --since 2h --until 30m --http-status 5xx
     """
@@ -219,7 +219,8 @@ async def retry(
             event_type=event_type, http_status=http_status, status=status,
         )  # fmt: skip
         # What comes meanwhile is left alone, so that it ends.
-        await _retry_chosen(stores, replace(chosen, until=chosen.until or now), yes=yes, as_json=as_json)
+        chosen = replace(chosen, until=chosen.until or now, tests=False)
+        await _retry_chosen(stores, chosen, yes=yes, as_json=as_json)
 
 
 async def _retry_named(stores: Stores, keys: Sequence[tuple[UUID, int]], *, as_json: bool) -> None:
@@ -248,9 +249,9 @@ async def _retry_chosen(stores: Stores, chosen: DeliveryFilter, *, yes: bool, as
         async for keys in stores.history.batches(chosen, RETRY_BATCH):
             count += len(keys)
         if count and not sys.stdin.isatty():
-            raise UsageError(f"sending {count:,} deliveries again needs a confirmation", "Add --yes.")
+            raise UsageError(f"sending {_number(count)} again needs a confirmation", "Add --yes.")
         if count:
-            click.confirm(f"Send {count:,} deliveries again?", abort=True)
+            click.confirm(f"Send {_number(count)} again?", abort=True)
     queued, left = [], 0
     async for keys in stores.history.batches(chosen, RETRY_BATCH):
         done = set(await stores.history.retry(keys, stores.clock.now()))
@@ -272,7 +273,14 @@ async def _retry_chosen(stores: Stores, chosen: DeliveryFilter, *, yes: bool, as
         )
 
 
+def _number(count: int) -> str:
+    return "1 delivery" if count == 1 else f"{count:,} deliveries"
+
+
 def _why_not(row: DeliveryRow) -> str:
     if row.state in (DeliveryState.WAITING, DeliveryState.SENDING):
         return f"it is {row.state} already"
+    if row.test:
+        ep = endpoint_public_id(row.endpoint_id)
+        return f"it is a test; for another one: postrider endpoint test {ep}, or verify {ep}"
     return "its endpoint is deleted, or its event is past retention"

@@ -1,6 +1,7 @@
 """postrider dialect: the wire formats there are, and what their requests look like."""
 
 import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -9,7 +10,15 @@ import click
 import orjson
 
 from postrider.app import retry_settings
-from postrider.cli.common import config_option, json_option, known_dialect, print_json, print_table, run_async
+from postrider.cli.common import (
+    config_option,
+    json_option,
+    known_dialect,
+    print_json,
+    print_table,
+    printable,
+    run_async,
+)
 from postrider.cli.groups import Commands
 from postrider.domain.catalogue import Sample
 from postrider.domain.dialects import Dialect, render, request_headers
@@ -21,6 +30,8 @@ from postrider.edges.config import Config, DatabaseConfig, load_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.durations import format_duration
 
+NOTES_WIDTH = 110
+"""Longer lines are hard to read."""
 _SAMPLE_ID = UUID("0195a9b2-8e40-7000-8000-0123456789ab")
 _SAMPLE_TIME = datetime(2026, 3, 15, 10, 30, tzinfo=UTC)
 _NOTHING = Sample(None, None, "{}", None, None, None)
@@ -96,9 +107,10 @@ async def show(name: str, config_path: Path | None, as_json: bool) -> None:
         return
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
-        click.echo(f"{key + ':':<19} {text if text not in (None, '') else '-'}")
+        click.echo(f"{key + ':':<19} {printable(text if text != '' else None)}")
     if shown.notes:
-        click.echo(f"\n{shown.notes.strip()}")
+        width = min(shutil.get_terminal_size().columns, NOTES_WIDTH)
+        click.echo(f"\n{click.wrap_text(shown.notes.strip(), width, preserve_paragraphs=True)}")
     if shown.events:
         click.echo()
     print_table(

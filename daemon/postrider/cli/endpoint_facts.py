@@ -93,6 +93,10 @@ def endpoint_facts(row: EndpointRow) -> dict[str, Any]:
         "concurrency": endpoint.concurrency,
         "rate_per_s": endpoint.rate,
         "headers": sorted(endpoint.headers),
+        # Names of the contract for what no endpoint has yet.
+        "ordered": False,
+        "filter": None,
+        "external_id": None,
         "last_delivery": _last_delivery_facts(row.last_delivery),
         "created_at": row.created_at,
         "updated_at": row.updated_at,

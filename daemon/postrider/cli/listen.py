@@ -57,7 +57,7 @@ class Received:
     method: str
     path: str
     type: str | None
-    """`type` of the body, where it is a JSON object that has one."""
+    """`type` or `event` of the body, where it is a JSON object that has one."""
     id: str | None
     signature: str
     """ok, bad or unchecked."""
@@ -269,7 +269,7 @@ def _received(request: web.Request, body: bytes, answers: Answers) -> Received:
     else:
         status = answers.status
     parsed = _parsed(body)
-    event_type = parsed.get("type") if isinstance(parsed, dict) else None
+    event_type = parsed.get("type", parsed.get("event")) if isinstance(parsed, dict) else None
     return Received(
         at=now,
         method=request.method,

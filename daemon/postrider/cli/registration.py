@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from postrider.cli.common import Stores, known_dialect, open_stores
-from postrider.cli.subscription import check_target, parse_patterns
+from postrider.cli.subscription import check_target, check_workspace, parse_patterns
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.signing import parse_secret
@@ -46,6 +46,7 @@ async def registered(
 
 
 def _endpoint(stores: Stores, url: str, *, events: str, workspace: str, secret: str) -> Endpoint:
+    check_workspace(workspace)
     dialect = known_dialect(stores.config.dialect.default, stores.config)
     try:
         check_target(url, dialect, stores.config)

@@ -194,7 +194,7 @@ def _print_daemons(view: View) -> None:
                 f"{row.report.in_flight}/{row.report.slots}" if row.report else None,
                 *_rate_cells(row.report),
                 ago(row.reported_at, view.now) if row.reported_at else None,
-                "yes" if row.alive else "no",
+                row.alive,
             )
             for row in view.daemons
         ],

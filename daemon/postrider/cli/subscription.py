@@ -110,7 +110,7 @@ async def add(
 
     Example: postrider endpoint add --url https://example.com/hooks --events 'deal.*,contact.created'
     """
-    _check_workspace(workspace)
+    check_workspace(workspace)
     given = _read_secret(secret_file) if secret_file else None
     secret = new_secret() if given is None else given
     rate_per_s = _rate(rate)
@@ -259,7 +259,7 @@ def _read_secret(file: Any) -> str:
     return secret
 
 
-def _check_workspace(workspace: str) -> None:
+def check_workspace(workspace: str) -> None:
     if not 1 <= len(workspace) <= MAX_WORKSPACE_ID_LENGTH:
         raise UsageError(
             f"a workspace has 1 to {MAX_WORKSPACE_ID_LENGTH} characters, and this one {len(workspace):,}",

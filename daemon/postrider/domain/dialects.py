@@ -61,9 +61,9 @@ _RESERVED_HEADERS = frozenset({
     "upgrade", "user-agent",
 })  # fmt: skip
 _MAX_HEADER_CHARACTERS = 8000
+"""Of one header's name and value: many servers take lines of 8 KiB."""
 _MAX_HEADERS_BYTES = 14_336
 """Of the 16 KiB that are sent, 2 KiB are for a dialect's own headers and its signatures."""
-"""Of one header's name and value: many servers take lines of 8 KiB."""
 _TEST_HEADER = "postrider-test"
 _STANDARD_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 

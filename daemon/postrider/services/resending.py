@@ -140,6 +140,8 @@ async def resend(
         raise UsageError(
             f"{evt} is of another workspace than {ep}", "An endpoint gets the events of its own workspace."
         )
+    if event.test:
+        raise UsageError(f"{evt} is a test", f"For another one: postrider endpoint test {ep}.")
     if not wants(endpoint, event.type):
         raise UsageError(
             f"{ep} is not subscribed to {event.type}", f"postrider endpoint update {ep} --events …"

@@ -34,6 +34,8 @@ class DeliveryFilter:
     """An event type, `deal.*` or `*`."""
     http_status: range | None = None
     """Of the last attempt's answer."""
+    tests: bool = True
+    """Whether those of tests are wanted too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ def search_statement(
     if chosen.http_status is not None:
         first, last = chosen.http_status[0], chosen.http_status[-1]
         conditions.append(f"http_status BETWEEN {made.given(first, 'int')} AND {made.given(last, 'int')}")
+    if not chosen.tests:
+        conditions.append("o.test IS NOT TRUE")
     if chosen.state is not None:
         conditions.append(f"d.state = {made.given(chosen.state.value, 'text')}")
     if chosen.endpoint_id is not None:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from postrider.domain.model import Attempt, DeliveryState, ErrorKind, Failure, Reply
+from postrider.domain.model import Attempt, ErrorKind, Failure, Reply
 from postrider.store.database import Database
 from postrider.store.deliveries import DeliveryKey
 from postrider.store.delivery_search import (
@@ -25,7 +25,7 @@ _GET = SHOWN.format(f"""
   LEFT JOIN LATERAL ({EVENT_OF}) AS o ON true CROSS JOIN LATERAL ({STATUS_OF}) AS s
   WHERE d.event_id = $1 AND d.endpoint_id = $2""")  # noqa: S608 (constants)
 
-# An attempt that succeeded makes room for the next one.
+# An attempt that succeeded makes room for the next one. A test is for the moment in which a person asks.
 _RETRY = """
 WITH chosen AS (
   SELECT d.* FROM postrider.delivery AS d
@@ -33,7 +33,7 @@ WITH chosen AS (
     USING (event_id, endpoint_id)
   JOIN postrider.endpoint AS e ON e.id = d.endpoint_id AND e.state <> 'deleted'
   WHERE d.state IN ('failed', 'retrying', 'succeeded', 'cancelled')
-    AND EXISTS (SELECT FROM postrider.outbox AS o WHERE o.id = d.event_id)
+    AND EXISTS (SELECT FROM postrider.outbox AS o WHERE o.id = d.event_id AND NOT o.test)
   FOR UPDATE OF d
 ), earlier AS (
   INSERT INTO postrider.attempt (event_id, endpoint_id, workspace_id, number, started_at, duration_ms,
@@ -96,7 +96,7 @@ class DeliveryHistory:
     async def retry(self, keys: Sequence[DeliveryKey], now: datetime) -> list[DeliveryKey]:
         """Send again, with a whole new schedule; return those that could be queued.
 
-        A delivery that is being sent, or that waits already, is left as it is.
+        A delivery that is being sent, or that waits already, is left as it is, and so is a test.
         """
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
@@ -107,15 +107,6 @@ class DeliveryHistory:
             )
             await connection.execute("SELECT pg_notify('postrider_deliveries', '')")
         return [(row["event_id"], row["endpoint_id"]) for row in rows]
-
-    async def counts(self, since: datetime) -> dict[DeliveryState, int]:
-        """Deliveries by state whose last change is not older than `since`."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT state, count(*) AS n FROM postrider.delivery WHERE updated_at >= $1 GROUP BY state",
-                since,
-            )
-        return {DeliveryState(row["state"]): row["n"] for row in rows}
 
 
 def _attempt(row: asyncpg.Record) -> Attempt:
