@@ -15,4 +15,4 @@ CREATE INDEX capture_deleted_key ON postrider.capture_deleted (transaction, sour
 
 GRANT SELECT ON postrider.capture_deleted TO postrider_capture;
 GRANT INSERT (source, key, image) ON postrider.capture_deleted TO postrider_capture;
-GRANT SELECT, DELETE ON postrider.capture_deleted TO postrider_daemon;
+GRANT SELECT (transaction), DELETE ON postrider.capture_deleted TO postrider_daemon;

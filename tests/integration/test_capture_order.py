@@ -176,3 +176,29 @@ async def test_what_a_session_sets_itself_moves_no_event_out_of_its_transaction(
         assert re.fullmatch(
             r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", str(event["id"])
         )
+
+
+async def test_what_notes_the_beginning_of_a_statement_calls_no_namesake(database_dsn: str) -> None:
+    """It runs with the rights and the search_path of the CRM's session."""
+    async with crm_of(database_dsn) as crm:
+        await crm.connection.execute(AGAIN)
+        await crm.apply(SIMPLE)
+        await crm.connection.execute(
+            """CREATE FUNCTION crm.set_config(text, text, boolean) RETURNS text
+                 LANGUAGE sql AS 'SELECT 1/0 || $1';
+               CREATE FUNCTION crm.current_setting(text, boolean) RETURNS text
+                 LANGUAGE sql AS 'SELECT 1/0 || $1';
+               CREATE FUNCTION crm.concat(VARIADIC text[]) RETURNS text
+                 LANGUAGE sql AS 'SELECT 1/0 || $1[1]';
+               SET search_path = crm, pg_catalog"""
+        )
+        events = await in_order(crm, "INSERT INTO crm.deals (id, title) VALUES (1, 'a')")
+        assert titles(events, "1") == ["a", "a!", "a!!"]
+        confined = await crm.connection.fetch(
+            "SELECT prosecdef, proacl::text FROM pg_proc WHERE proname = 'begun_deal'"
+        )
+        assert [tuple(row) for row in confined] == [(False, "{postrider_capture=X/postrider_capture}")], (
+            "nobody else can call it"
+        )
+        await crm.connection.execute("ALTER FUNCTION postrider.begun_deal() SECURITY DEFINER")
+        assert [step.action for step in await crm.apply(SIMPLE)] == ["change"]

@@ -376,11 +376,13 @@ async def test_apply_says_what_the_tables_owner_has_to_grant_to_somebody_else(da
             await database.open()
             try:
                 store = Captures(database)
-                section = captures(SECTION.replace('mood = "mood"\n', ""))
+                kept = SECTION.replace('"name"] }', '"name"], keep_deleted = true }')
+                section = captures(kept.replace('mood = "mood"\n', ""))
                 with pytest.raises(DatabaseError) as caught:
                     await store.apply(section, NOW)
                 told = caught.value.hint.partition("tables run: ")[2].partition(";  ")[0].split("; ")
                 assert told == [
+                    f"GRANT TRIGGER ON crm.clients TO {name}",
                     f"GRANT TRIGGER ON crm.deals TO {name}",
                     'GRANT USAGE ON SCHEMA "crm" TO postrider_capture',
                     'GRANT SELECT ("id") ON crm.clients TO postrider_capture',

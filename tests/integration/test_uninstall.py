@@ -52,9 +52,14 @@ def cli(dsn: str, tmp_path: Path) -> Cli:
     return Cli(write_config(tmp_path, dsn))
 
 
+CLIENT = (
+    '{ id = { table = "crm.clients", where = { id = "client_id" }, column = "id", keep_deleted = true } }'
+)
+
+
 async def apply_capture(dsn: str) -> None:
     async with crm_of(dsn) as crm:
-        await crm.apply(SIMPLE)
+        await crm.apply(SIMPLE.replace('["id", "title", "price"]', CLIENT))
         await crm.connection.execute("INSERT INTO crm.deals (id) VALUES (1)")
 
 
@@ -68,11 +73,11 @@ def test_it_says_what_it_removes_and_leaves_the_tables_of_the_crm(dsn: str, cli:
     assert "needs a confirmation" in said
     for part in (
         "1 endpoints", "1 events, of which 1 wait", "_insert on crm.deals",
-        "the role postrider_emitter, with crm_app as its members",
+        "postrider_archive_deal on crm.clients", "the role postrider_emitter, with crm_app as its members",
     ):  # fmt: skip
         assert part in said
     assert number(dsn, SCHEMA) == 1
-    assert "removed the schema postrider, 6 triggers and 6 roles" in cli("uninstall", "--yes")
+    assert "removed the schema postrider, 7 triggers and 6 roles" in cli("uninstall", "--yes")
     assert (number(dsn, SCHEMA), number(dsn, ROLES)) == (0, 0)
     execute(dsn, "INSERT INTO crm.deals (id) VALUES (2)")
     assert "nothing to do" not in cli("uninstall", "--yes")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import asyncpg
 
 from postrider.domain.capture import Capture, Column, Entry, Fields, Lookup, local_columns, lookups
+from postrider.store.capture_deleted import kept_tables
 from postrider.store.capture_rows import named_columns
 from postrider.store.capture_sql import CAPTURE_ROLE, Statements, create_statements
 from postrider.store.capture_values import ColumnFacts, TableFacts, quoted, sql_value
@@ -16,6 +17,8 @@ from postrider.store.database import Connection, DatabaseError
 _TABLE = """
 SELECT c.oid, c.relkind::text AS kind, format('%I.%I', s.nspname, c.relname) AS name, s.nspname AS schema,
   c.relrowsecurity AS row_security, c.relispartition AS is_partition,
+  EXISTS (SELECT FROM pg_constraint AS f WHERE f.contype = 'f' AND f.conrelid = c.oid AND f.confrelid = c.oid
+          AND f.confdeltype = 'c') AS deletes_itself,
   has_schema_privilege(s.oid, 'USAGE') AS reachable,
   format('GRANT USAGE ON SCHEMA %I TO %I', s.nspname, current_user) AS reach
 FROM (SELECT CASE cardinality(i) WHEN 1 THEN 'public' ELSE i[cardinality(i) - 1] END AS schema,
@@ -26,7 +29,7 @@ FROM (SELECT CASE cardinality(i) WHEN 1 THEN 'public' ELSE i[cardinality(i) - 1]
 
 _PARTITIONS = """
 SELECT format('%I.%I', s.nspname, c.relname) AS name, c.relkind = 'f' AS is_foreign
-FROM pg_partition_tree($1::oid) AS t JOIN pg_class AS c ON c.oid = t.relid
+FROM pg_partition_tree($1::text::regclass) AS t JOIN pg_class AS c ON c.oid = t.relid
   JOIN pg_namespace AS s ON s.oid = c.relnamespace
 WHERE t.level > 0 ORDER BY 1
 """
@@ -94,6 +97,12 @@ class CaptureInspector:
         self._secured: set[str] = set()
         """Tables with row security. It holds for what is looked up, not for the rows of a trigger."""
 
+    @property
+    def triggered(self) -> list[str]:
+        """The tables that get triggers."""
+        tables = (self.tables[self.capture.table], *kept_tables(self.capture, self.tables).values())
+        return list(dict.fromkeys(name for facts in tables for name in facts.with_partitions))
+
     async def statements(self) -> Statements | None:
         """What creates the capture; None if there are mistakes. Names mean, from here to the end of the
         transaction, what they mean in the capture's functions."""
@@ -102,11 +111,13 @@ class CaptureInspector:
         oid = await self._look_up(capture.table, f"capture {capture.name}: table", "captured")
         if oid is None:
             return None
-        await self._find_partitions(oid)
+        await self._find_partitions(capture.table)
         self._warn_of_truncate()
         for lookup in lookups(capture):
             if lookup.table not in self.tables:
                 await self._look_up(lookup.table, f"capture {capture.name}", "looked up")
+            if lookup.keep_deleted and lookup.table in self.tables:
+                await self._find_partitions(lookup.table)
             if lookup.table in self._secured:
                 self.mistakes.append(
                     f"capture {capture.name}: {lookup.table} has row security, which hides its rows from "
@@ -151,14 +162,14 @@ class CaptureInspector:
             row["name"],
             row["schema"],
             {each["attname"]: ColumnFacts(each["type"], each["schema"]) for each in columns},
+            deletes_itself=row["deletes_itself"],
         )
         oid: int = row["oid"]
         return oid
 
-    async def _find_partitions(self, oid: int) -> None:
+    async def _find_partitions(self, name: str) -> None:
         """A write straight to a partition fires the triggers of that alone, so each has its own."""
-        name = self.capture.table
-        rows = await self._connection.fetch(_PARTITIONS, oid)
+        rows = await self._connection.fetch(_PARTITIONS, self.tables[name].name)
         for row in rows:
             if row["is_foreign"]:
                 # PostgreSQL refuses to write to it through a parent whose triggers see whole statements.

@@ -32,7 +32,7 @@ async def demand_rights(connection: Connection, wanted: Sequence[CaptureInspecto
     user = await connection.fetchval("SELECT current_user")
     mode = "SET" if connection.get_server_version().major >= 16 else "MEMBER"
     ours = await connection.fetch(_OF_POSTRIDER, mode, bool(wanted))
-    names = {name for each in wanted for name in each.tables[each.capture.table].with_partitions}
+    names = {name for each in wanted for name in each.triggered}
     theirs = [row["statement"] for row in await connection.fetch(_OF_TABLES, sorted(names))]
     theirs += dict.fromkeys(grant.statement for each in wanted for grant in each.refused)
     if not ours and not theirs:

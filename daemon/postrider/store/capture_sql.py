@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from postrider.domain.capture import Capture, Entry, Fields, Lookup, Setting
 from postrider.domain.model import MAX_DATA_BYTES, MAX_OBJECT_ID_LENGTH, MAX_WORKSPACE_ID_LENGTH
-from postrider.store.capture_deleted import keeping, kept_tables
+from postrider.store.capture_deleted import KEEPING_PREFIX, keeping, keeping_triggers
 from postrider.store.capture_rows import EVENT_COLUMNS, Rows, named_columns, trigger_events
 from postrider.store.capture_values import Tables, literal, quoted
 
 TRIGGER_PREFIX = "postrider_capture_"
 BEGUN_PREFIX = "postrider_begun_"
+TRIGGER_PREFIXES = (TRIGGER_PREFIX, BEGUN_PREFIX, KEEPING_PREFIX)
 CAPTURE_ROLE = "postrider_capture"
 """Owns the functions of captures, and so limits what a table's owner can make them do."""
 LOCK_TIMEOUT = "1s"
@@ -47,7 +48,8 @@ class Statements:
     """What creates a capture, in order, and what its functions say."""
 
     function_bodies: tuple[str, ...]
-    """Of the trigger's function, and of the one that makes events of kept rows."""
+    """Of the function where a statement begins, the trigger's function, and the one that makes events of kept
+    rows."""
     create: tuple[str, ...]
     probes: tuple[str, ...] = ()
     """The function's statements over a row of the table's types, to be explained: types that don't fit are
@@ -62,6 +64,10 @@ def function_name(capture_name: str) -> str:
     return f"postrider.{quoted(f'capture_{capture_name}')}"
 
 
+def begun_function(capture_name: str) -> str:
+    return f"postrider.{quoted(f'begun_{capture_name}')}"
+
+
 def begun_setting(capture_name: str) -> str:
     """Of the CRM's session, up to the end of its transaction."""
     return f"postrider.begun_{capture_name}"
@@ -71,6 +77,7 @@ def drop_statements(capture_name: str) -> tuple[str, ...]:
     """Drop the functions, and with them the triggers, also those of a table that was renamed."""
     name = function_name(capture_name)
     return (
+        f"DROP FUNCTION IF EXISTS {begun_function(capture_name)}() CASCADE",
         f"DROP FUNCTION IF EXISTS {name}() CASCADE",
         f"DROP FUNCTION IF EXISTS {name}(text, json, json, json)",
     )
@@ -79,29 +86,25 @@ def drop_statements(capture_name: str) -> tuple[str, ...]:
 def create_statements(capture: Capture, tables: Tables) -> Statements:
     """The functions and the triggers of a capture."""
     rows = Rows(capture, tables)
-    bodies = (_trigger_body(capture, rows), _kept_body(capture, rows))
-    name = function_name(capture.name)
-    signatures = (f"{name}()", f"{name}(text, json, json, json)")
+    bodies = (_begun_body(capture), _trigger_body(capture, tables, rows), _kept_body(capture, rows))
+    name, begun = function_name(capture.name), begun_function(capture.name)
+    signatures = (f"{begun}()", f"{name}()", f"{name}(text, json, json, json)")
     create = [
+        # With no rights but the CRM's, and no settings of its own: these cost more than all that it does.
+        f"CREATE OR REPLACE FUNCTION {begun}() RETURNS trigger LANGUAGE plpgsql\n"
+        f"AS {_dollar_quoted(bodies[0])}",
         # The CRM's user may write to the outbox only through these functions, hence SECURITY DEFINER.
         f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n"
-        f"{_SETTINGS}\nAS {_dollar_quoted(bodies[0])}",
+        f"{_SETTINGS}\nAS {_dollar_quoted(bodies[1])}",
         f"CREATE OR REPLACE FUNCTION {name}(operation text, old_row json, new_row json, settings json)\n"
         f"RETURNS SETOF postrider.capture_event LANGUAGE plpgsql SECURITY DEFINER\n"
-        f"{_SETTINGS}\nAS {_dollar_quoted(bodies[1])}",
+        f"{_SETTINGS}\nAS {_dollar_quoted(bodies[2])}",
         *(f"REVOKE ALL ON FUNCTION {each} FROM PUBLIC" for each in signatures),
     ]
-    keeper = quoted(f"{TRIGGER_PREFIX}{capture.name}_kept")
     create += [
-        f"CREATE TRIGGER {trigger} FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
-        for table in tables[capture.table].with_partitions
-        for trigger in _triggers(capture, table)
+        trigger for table in tables[capture.table].with_partitions for trigger in _triggers(capture, table)
     ]
-    create += [
-        f"CREATE TRIGGER {keeper} AFTER DELETE ON {tables[kept].name} REFERENCING OLD TABLE AS old_rows "
-        f"FOR EACH STATEMENT EXECUTE FUNCTION {name}({literal(kept)})"
-        for kept in kept_tables(capture)
-    ]
+    create += keeping_triggers(capture, tables, name)
     create += [
         # An owner has to have the right to create in the schema at the moment when it becomes the owner.
         f"GRANT CREATE ON SCHEMA postrider TO {CAPTURE_ROLE}",
@@ -123,8 +126,14 @@ def _triggers(capture: Capture, table: str) -> Iterator[str]:
     }
     for event in trigger_events(capture):
         begun, done = (quoted(f"{prefix}{capture.name}_{event}") for prefix in (BEGUN_PREFIX, TRIGGER_PREFIX))
-        yield f"{begun} BEFORE {event.upper()} ON {table}"
-        yield f"{done} AFTER {event.upper()} ON {table} {transitions[event]}"
+        yield (
+            f"CREATE TRIGGER {begun} BEFORE {event.upper()} ON {table} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {begun_function(capture.name)}()"
+        )
+        yield (
+            f"CREATE TRIGGER {done} AFTER {event.upper()} ON {table} {transitions[event]} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {function_name(capture.name)}()"
+        )
 
 
 def _dollar_quoted(body: str) -> str:
@@ -149,7 +158,18 @@ def _made(rows: Rows, event: str, source: str, into: str) -> str:
           {into} FROM made"""
 
 
-def _trigger_body(capture: Capture, rows: Rows) -> str:
+def _begun_body(capture: Capture) -> str:
+    """Notes that a statement has begun. It runs as the CRM's user, with that one's search_path, so every name
+    is written in full."""
+    begun = literal(begun_setting(capture.name))
+    return f"""BEGIN
+  PERFORM pg_catalog.set_config({begun},
+    pg_catalog.concat(TG_OP, ':- ', pg_catalog.current_setting({begun}, true)), true);
+  RETURN NULL;
+END"""
+
+
+def _trigger_body(capture: Capture, tables: Tables, rows: Rows) -> str:
     """Set by set; and where that fails, row by row, so that one bad row costs no other its event. After the
     first wait for a lock every row is set aside without another.
 
@@ -177,11 +197,7 @@ DECLARE
   moment            bigint;
   wrote_at          timestamptz := clock_timestamp();
   written           integer := 0;
-BEGIN{keeping(capture)}
-  IF TG_WHEN = 'BEFORE' THEN
-    PERFORM set_config({begun}, concat(TG_OP, ':- ', begun), true);
-    RETURN NULL;
-  END IF;
+BEGIN{keeping(capture, tables)}
   IF begun = TG_OP || ':- ' THEN
     PERFORM set_config({begun}, '', true);
   ELSE

@@ -44,6 +44,8 @@ class TableFacts:
     columns: Mapping[str, ColumnFacts]
     partitions: tuple[str, ...] = ()
     """Also those of partitions. A statement on one fires no trigger of the table."""
+    deletes_itself: bool = False
+    """The deletion of a row cascades to others of the table."""
 
     @property
     def with_partitions(self) -> tuple[str, ...]:
@@ -62,15 +64,27 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def deleted_source(capture: Capture, lookup: Lookup) -> str:
+def deleted_source(capture: Capture, lookup: Lookup, table: TableFacts) -> str:
     """What tells rows that are kept for a lookup from others."""
-    return f"{capture.name}: {lookup.table} ({', '.join(sorted(lookup.where))})"
+    return f"{capture.name}: {table.name} ({', '.join(sorted(lookup.where))})"
 
 
-def key_of_deleted(values: Iterable[str]) -> str:
-    """By what such a row is found: a number made of the values, so that an index can hold it."""
-    shown = ", ".join(f"format('%s', {value})" for value in values)
+def key_of_deleted(values: Iterable[tuple[str, str]]) -> str:
+    """By what such a row is found: a number made of the values, so that an index can hold it. `values`: each
+    with its type."""
+    shown = ", ".join(_same_if_equal(value, type_name) for value, type_name in values)
     return f"hashtextextended(ARRAY[{shown}]::text, 0)"
+
+
+def _same_if_equal(value: str, type_name: str) -> str:
+    """A text that is the same for equal values, also of different types: 7 and 7.00, or 'a' and 'a  ' where
+    one is padded. By casts of PostgreSQL's own alone."""
+    family = type_name.partition("(")[0]
+    if family in ("smallint", "integer", "bigint", "numeric"):
+        return f"trim_scale({value}::numeric)::text"
+    if family == "character":
+        return f"{value}::text"
+    return f"format('%s', {value})"
 
 
 class Values:
@@ -111,7 +125,7 @@ class Values:
             name: self._raw(entry, row, other.columns[name].type) for name, entry in lookup.where.items()
         }
         where = " AND ".join(f"{alias}.{quoted(name)} = {value}" for name, value in equal.items())
-        source = self._with_deleted(lookup, other, equal) if lookup.keep_deleted else other.name
+        source = self._with_deleted(lookup, other, facts, equal) if lookup.keep_deleted else other.name
         order = f" ORDER BY {alias}.{quoted(lookup.order)}" if lookup.order else ""
         limit = "" if lookup.many else " LIMIT 1"
         if isinstance(lookup.entry, Column):
@@ -128,17 +142,24 @@ class Values:
             )
         return f"array_to_json(ARRAY({found}))" if lookup.many else f"({found})"
 
-    def _with_deleted(self, lookup: Lookup, other: TableFacts, equal: Mapping[str, str]) -> str:
+    def _with_deleted(
+        self, lookup: Lookup, other: TableFacts, facts: TableFacts, equal: Mapping[str, str]
+    ) -> str:
         """The rows of a table and, after them, the one that this transaction deleted last."""
         live = ", ".join(map(quoted, lookup.columns))
         kept = ", ".join(
             f"(g.image->>{literal(name)})::{other.columns[name].type}" for name in lookup.columns
         )
-        key = key_of_deleted(equal[name] for name in sorted(equal))
+        key = key_of_deleted(
+            (equal[name], facts.columns[entry.name].type)
+            if isinstance(entry, Column)
+            else (f"({equal[name]})::{other.columns[name].type}", other.columns[name].type)
+            for name, entry in sorted(lookup.where.items())
+        )
         return f"""(SELECT {live} FROM {other.name} UNION ALL
           (SELECT {kept} FROM postrider.capture_deleted AS g
            WHERE g.transaction = pg_current_xact_id_if_assigned()
-             AND g.source = {literal(deleted_source(self._capture, lookup))} AND g.key = {key}
+             AND g.source = {literal(deleted_source(self._capture, lookup, other))} AND g.key = {key}
            ORDER BY g.id DESC LIMIT 1))"""
 
     def _raw(self, entry: Entry, row: str, type_name: str) -> str:

@@ -27,15 +27,18 @@ SELECT c.name, c.table_name, c.section::text AS section, c.checksum, c.grants,
   ARRAY(SELECT format('%I.%I', s.nspname, r.relname) FROM pg_trigger AS t
      JOIN pg_class AS r ON r.oid = t.tgrelid JOIN pg_namespace AS s ON s.oid = r.relnamespace
      JOIN pg_proc AS p ON p.oid = t.tgfoid
-   WHERE p.pronamespace = 'postrider'::regnamespace AND p.proname = 'capture_' || c.name
-     AND t.tgenabled <> 'D') AS triggers,
+   WHERE p.pronamespace = 'postrider'::regnamespace
+     AND p.proname IN ('capture_' || c.name, 'begun_' || c.name) AND t.tgenabled IN ('O', 'A')
+     AND t.tgparentid = 0) AS triggers,
   f.bodies, f.owners, f.confined
 FROM postrider.capture AS c CROSS JOIN LATERAL (
-  SELECT array_agg(p.prosrc ORDER BY p.pronargs) AS bodies, string_agg(DISTINCT o.rolname, ', ') AS owners,
-    bool_and(p.prosecdef
-             AND p.proconfig @> '{"search_path=pg_catalog, pg_temp",row_security=off}') AS confined
+  SELECT array_agg(p.prosrc ORDER BY p.proname, p.pronargs) AS bodies,
+    string_agg(DISTINCT o.rolname, ', ') AS owners,
+    bool_and(CASE WHEN p.proname ^@ 'begun_' THEN NOT p.prosecdef ELSE p.prosecdef
+             AND p.proconfig @> '{"search_path=pg_catalog, pg_temp",row_security=off}' END) AS confined
   FROM pg_proc AS p JOIN pg_roles AS o ON o.oid = p.proowner
-  WHERE p.pronamespace = 'postrider'::regnamespace AND p.proname = 'capture_' || c.name) AS f
+  WHERE p.pronamespace = 'postrider'::regnamespace
+    AND p.proname IN ('capture_' || c.name, 'begun_' || c.name)) AS f
 ORDER BY c.name
 """
 

@@ -13,7 +13,7 @@ from datetime import datetime
 import asyncpg
 
 from postrider.domain.errors import PostriderError
-from postrider.store.capture_sql import BEGUN_PREFIX, TRIGGER_PREFIX
+from postrider.store.capture_sql import TRIGGER_PREFIXES
 from postrider.store.captures import Captures
 from postrider.store.daemons import living_daemons
 from postrider.store.database import Connection, Database, DatabaseError
@@ -116,11 +116,11 @@ async def survey(database: Database) -> Installation | None:
                 name: await connection.fetchval(_COUNT.format(rows), COUNTED_UP_TO + 1)
                 for name, rows in _COUNTED.items()
             },
-            triggers=await _column(connection, _TRIGGERS, [TRIGGER_PREFIX, BEGUN_PREFIX]),
+            triggers=await _column(connection, _TRIGGERS, TRIGGER_PREFIXES),
             roles={
                 row["role"]: tuple(row["members"]) for row in await connection.fetch(_MEMBERS, list(ROLES))
             },
-            others=await _column(connection, _OTHERS, [TRIGGER_PREFIX, BEGUN_PREFIX]),
+            others=await _column(connection, _OTHERS, TRIGGER_PREFIXES),
             daemons=await living_daemons(connection),
         )
 
