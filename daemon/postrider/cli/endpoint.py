@@ -125,8 +125,8 @@ async def resume(ep: str, recover: bool, config_path: Path | None, as_json: bool
     endpoint_id = parse_endpoint_id(ep)
     async with open_stores(config_path) as stores:
         await _verified(stores, endpoint_id)
+        waiting = await stores.endpoints.waiting(endpoint_id)  # before a daemon takes some of them
         changed = await stores.endpoints.set_state(endpoint_id, EndpointState.ACTIVE, stores.clock.now())
-        waiting = await stores.endpoints.waiting(endpoint_id)
         target = (await stores.endpoints.get(endpoint_id)).endpoint
         if recover:
             tally = await recover_missed(

@@ -32,7 +32,6 @@ from postrider.domain.model import (
     delivery_public_id,
     event_public_id,
     parse_endpoint_id,
-    parse_event_id,
 )
 from postrider.domain.status import NO_DAEMON, Progress, explain_progress
 from postrider.edges.durations import parse_moment
@@ -199,12 +198,13 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
 async def resend(evt: str, ep: str, config_path: Path | None, as_json: bool) -> None:
     """Send an event to one endpoint that is subscribed to its type, whether or not it was sent there before.
 
-    It gets a whole new schedule, and has the id that it always had.
+    It gets a whole new schedule, and has the id that it always had. EVT is its id as any dialect writes it.
 
     Example: postrider event resend evt_0198c5b0c7e27a7f8a3c6d1e2f304152 --endpoint ep_0123456789abcdef
     """
-    event_id, endpoint_id = parse_event_id(evt), parse_endpoint_id(ep)
+    endpoint_id = parse_endpoint_id(ep)
     async with open_stores(config_path) as stores:
+        event_id = await event_id_of(evt, stores)
         found = await stores.outbox.read([event_id])
         if not found:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
