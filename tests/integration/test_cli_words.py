@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from postrider.cli import cli
+from postrider.cli.common import ago
 from tests.support.cli import Cli
 from tests.support.daemon_process import query, write_config
 
@@ -130,3 +132,11 @@ def test_a_sample_is_triggered_as_a_real_event(database_dsn: str, tmp_path: Path
     said = postrider("trigger", "deal.created", "--dialect", "standard", exit_code=2)
     assert "has no catalogue" in said
     assert "postrider emit" in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s ago"), (-0.2, "0 s ago"), (-2, "in 2 s"), (90, "2 m ago")]
+)
+def test_the_database_s_clock_may_be_a_moment_ahead(seconds: float, text: str) -> None:
+    now = datetime.now(UTC)
+    assert ago(now - timedelta(seconds=seconds), now) == text
