@@ -169,9 +169,7 @@ def test_resend_refuses_what_does_not_match(database_dsn: str, tmp_path: Path) -
 def test_an_id_by_which_an_event_is_shown_resends_it(database_dsn: str, tmp_path: Path) -> None:
     """Heffl's bodies have it so, and `event show` says how to send what was missed."""
     cli = Cli(write_config(tmp_path, database_dsn))
-    ep = endpoint_public_id(
-        add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
-    )
+    ep = endpoint_public_id(add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED))
     written = emit(database_dsn)[0].replace("evt_", "msg_")
     query(database_dsn, "DELETE FROM postrider.pending")
     assert cli.json("event", "show", written)["missed"]
@@ -253,6 +251,21 @@ def test_a_recovery_that_was_killed_goes_on(database_dsn: str, tmp_path: Path) -
     assert query(database_dsn, count)[0][0] == 20_000
     rows = query(database_dsn, "SELECT DISTINCT state, bytes FROM postrider.delivery WHERE bytes < 100")
     assert {row["state"] for row in rows} == {"waiting"}
+
+
+def test_who_recovers_is_told_that_the_endpoint_was_disabled_again(database_dsn: str, tmp_path: Path) -> None:
+    cli = Cli(write_config(tmp_path, database_dsn))
+    endpoint = add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
+    emit(database_dsn)
+    query(database_dsn, "DELETE FROM postrider.pending")
+    for statement in (
+        """CREATE FUNCTION answer_410() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             UPDATE postrider.endpoint SET state = 'disabled'; RETURN NULL; END $$""",
+        "CREATE TRIGGER answer_410 AFTER INSERT ON postrider.delivery EXECUTE FUNCTION answer_410()",
+    ):
+        query(database_dsn, statement)
+    said = cli.fails("endpoint", "resume", endpoint_public_id(endpoint), "--recover", exit_code=0)
+    assert "it is disabled" in said
 
 
 def test_an_event_that_committed_or_was_fanned_out_after_the_change_is_no_gap(database_dsn: str) -> None:
@@ -404,8 +417,7 @@ def test_an_endpoint_that_was_disabled_before_the_upgrade_has_a_period(
 
 def test_periods_that_overlap_are_looked_through_once() -> None:
     def period(first: int, last: int | None) -> Period:
-        moment = datetime.now(UTC)
-        return Period(moment, None, UUID(int=first), None if last is None else UUID(int=last), None)
+        return Period(UUID(int=first), None if last is None else UUID(int=last))
 
     found = spans([period(7, None), period(1, 3), period(2, 5), period(8, 9)])
     assert [(first.int, beyond.int) for first, beyond in found] == [(1, 5), (7, 2**128 - 1)]
