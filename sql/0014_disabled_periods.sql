@@ -30,8 +30,8 @@ BEGIN ATOMIC
 END;
 
 -- Whoever changes the state, in the same transaction: a daemon of any release, a command, a person. An event can be
--- fanned out by the old state until that commits, which may take a minute more; it is missed only if it has no
--- delivery.
+-- fanned out by the old state until that commits, which may take an hour more where a person left a transaction open,
+-- or a standby does not answer; it is missed only if it has no delivery.
 CREATE FUNCTION postrider.endpoint_state_changed() RETURNS trigger LANGUAGE plpgsql
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -42,7 +42,7 @@ BEGIN
       VALUES (NEW.workspace_id, NEW.id, moment, postrider.first_missed(moment, NEW.created_at), NEW.disabled_reason);
   ELSE
     UPDATE postrider.disabled_period AS p
-      SET until = moment, last_event = postrider.first_id_at(moment + interval '1 minute')
+      SET until = moment, last_event = postrider.first_id_at(moment + interval '1 hour')
       WHERE p.workspace_id = NEW.workspace_id AND p.endpoint_id = NEW.id AND p.until IS NULL;
   END IF;
   RETURN NULL;
@@ -55,9 +55,11 @@ CREATE TRIGGER endpoint_state_changed AFTER UPDATE OF state ON postrider.endpoin
   FOR EACH ROW WHEN ((OLD.state = 'disabled') <> (NEW.state = 'disabled'))
   EXECUTE FUNCTION postrider.endpoint_state_changed();
 
--- Those that are disabled already: whoever did it noted when.
+-- Those that are disabled already: whoever did it noted when, but an update since then did so too. It was not before
+-- the endpoint began to fail.
 INSERT INTO postrider.disabled_period (workspace_id, endpoint_id, since, first_event, reason)
-SELECT workspace_id, id, updated_at, postrider.first_missed(updated_at, created_at), disabled_reason
+SELECT workspace_id, id, updated_at, postrider.first_missed(least(updated_at, failing_since), created_at),
+       disabled_reason
 FROM postrider.endpoint WHERE state = 'disabled';
 
 REVOKE ALL ON FUNCTION postrider.first_id_at(timestamptz), postrider.first_missed(timestamptz, timestamptz),

@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from postrider.cli import cli
+from postrider.cli.common import ago
 from tests.support.cli import Cli
 from tests.support.daemon_process import query, write_config
 
@@ -195,3 +197,11 @@ def test_notes_of_a_dialect_fit_the_terminal() -> None:
     notes = shown[shown.index("The document describes") : shown.index("event type ")]
     assert max(map(len, notes.splitlines())) <= 60
     assert "closed_catalogue:   yes\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s ago"), (-0.2, "0 s ago"), (-2, "in 2 s"), (90, "2 m ago")]
+)
+def test_the_database_s_clock_may_be_a_moment_ahead(seconds: float, text: str) -> None:
+    now = datetime.now(UTC)
+    assert ago(now - timedelta(seconds=seconds), now) == text

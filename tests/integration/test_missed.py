@@ -141,6 +141,8 @@ def test_any_event_is_sent_to_an_endpoint_that_matches_it(
 def test_resend_refuses_what_does_not_match(database_dsn: str, tmp_path: Path) -> None:
     cli = Cli(write_config(tmp_path, database_dsn))
     event = emit(database_dsn)[0]
+    made_up = emit(database_dsn)[0]
+    query(database_dsn, "UPDATE postrider.outbox SET test = true WHERE id = $1", parse_event_id(made_up))
     deals, contacts, elsewhere, unverified, active = (
         endpoint_public_id(add_endpoint(database_dsn, "http://127.0.0.1:9/", *patterns, **fields))
         for patterns, fields in (
@@ -160,7 +162,18 @@ def test_resend_refuses_what_does_not_match(database_dsn: str, tmp_path: Path) -
         ("ep_" + "0" * 15 + "1", 2, "there is no endpoint"),
     ):
         assert said in cli.fails("event", "resend", event, "--endpoint", ep, exit_code=code)
+    assert "a test event" in cli("event", "resend", made_up, "--endpoint", active, exit_code=2)
     assert query(database_dsn, "SELECT count(*) FROM postrider.delivery")[0][0] == 0
+
+
+def test_an_id_by_which_an_event_is_shown_resends_it(database_dsn: str, tmp_path: Path) -> None:
+    """Heffl's bodies have it so, and `event show` says how to send what was missed."""
+    cli = Cli(write_config(tmp_path, database_dsn))
+    ep = endpoint_public_id(add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED))
+    written = emit(database_dsn)[0].replace("evt_", "msg_")
+    query(database_dsn, "DELETE FROM postrider.pending")
+    assert cli.json("event", "show", written)["missed"]
+    assert cli.json("event", "resend", written, "--endpoint", ep)["endpoint_state"] == "disabled"
 
 
 def test_under_load_and_changes_of_state_every_event_is_delivered_or_missed_and_recovered_once(
@@ -190,6 +203,36 @@ def test_under_load_and_changes_of_state_every_event_is_delivered_or_missed_and_
             assert set(receiver.ids("/a")) == set(ids)
 
 
+def test_counting_ends_however_fast_events_come(database_dsn: str) -> None:
+    endpoint = add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
+    emit(database_dsn)
+    query(database_dsn, "DELETE FROM postrider.pending")
+
+    class BesideWriters(MissedEvents):
+        looks = 0
+
+        async def events(
+            self, workspace_id: str, first: UUID, beyond: UUID, limit: int
+        ) -> list[tuple[UUID, str]]:
+            found = await super().events(workspace_id, first, beyond, limit)
+            async with database.connection() as connection:
+                await connection.execute("SELECT postrider.emit('deal.updated', '{}')")
+            self.looks += 1
+            assert self.looks < 10
+            return found
+
+    async def story() -> Tally:
+        await database.open()
+        try:
+            target = (await Endpoints(database, Sealer()).get(endpoint)).endpoint
+            return await count_missed(BesideWriters(database), target)
+        finally:
+            await database.close()
+
+    database = Database(database_dsn, pool_size=1)
+    assert asyncio.run(story()).events == 1
+
+
 def test_a_recovery_that_was_killed_goes_on(database_dsn: str, tmp_path: Path) -> None:
     cli = Cli(write_config(tmp_path, database_dsn))
     endpoint = add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
@@ -208,6 +251,21 @@ def test_a_recovery_that_was_killed_goes_on(database_dsn: str, tmp_path: Path) -
     assert query(database_dsn, count)[0][0] == 20_000
     rows = query(database_dsn, "SELECT DISTINCT state, bytes FROM postrider.delivery WHERE bytes < 100")
     assert {row["state"] for row in rows} == {"waiting"}
+
+
+def test_who_recovers_is_told_that_the_endpoint_was_disabled_again(database_dsn: str, tmp_path: Path) -> None:
+    cli = Cli(write_config(tmp_path, database_dsn))
+    endpoint = add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
+    emit(database_dsn)
+    query(database_dsn, "DELETE FROM postrider.pending")
+    for statement in (
+        """CREATE FUNCTION answer_410() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             UPDATE postrider.endpoint SET state = 'disabled'; RETURN NULL; END $$""",
+        "CREATE TRIGGER answer_410 AFTER INSERT ON postrider.delivery EXECUTE FUNCTION answer_410()",
+    ):
+        query(database_dsn, statement)
+    said = cli.fails("endpoint", "resume", endpoint_public_id(endpoint), "--recover", exit_code=0)
+    assert "it is disabled" in said
 
 
 def test_an_event_that_committed_or_was_fanned_out_after_the_change_is_no_gap(database_dsn: str) -> None:
@@ -242,6 +300,20 @@ def test_an_event_that_committed_or_was_fanned_out_after_the_change_is_no_gap(da
     query(database_dsn, "DELETE FROM postrider.claim")
     set_state(database_dsn, endpoint, "active")
     assert asyncio.run(missed()) == Tally(2, old, 0)
+
+
+def test_an_event_that_was_fanned_out_long_before_the_resumption_committed_is_missed(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    """Its transaction was left open, or a standby did not answer."""
+    cli = Cli(write_config(tmp_path, database_dsn))
+    endpoint = add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
+    event = parse_event_id(emit(database_dsn)[0])
+    query(database_dsn, "DELETE FROM postrider.pending")
+    set_state(database_dsn, endpoint, "active")
+    later = UUID(int=event.int + (50 * 60_000 << 80))
+    query(database_dsn, "UPDATE postrider.outbox SET id = $1 WHERE id = $2", later, event)
+    assert cli.json("event", "show", f"evt_{later.hex}")["missed"]
 
 
 def test_an_event_of_a_transaction_that_was_open_when_the_endpoint_was_disabled_is_missed(
@@ -333,6 +405,11 @@ def test_an_endpoint_that_was_disabled_before_the_upgrade_has_a_period(
     endpoint = add_endpoint(empty_database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
     event = emit(empty_database_dsn)[0]
     query(empty_database_dsn, "DELETE FROM postrider.pending")
+    query(
+        empty_database_dsn,
+        """UPDATE postrider.endpoint SET created_at = created_at - interval '9 days', failing_since = now(),
+             updated_at = now() + interval '1 day'""",  # its URL was changed a day later
+    )
     cli("migrate")
     missed = cli.json("event", "show", event)["missed"]
     assert [each["endpoint"] for each in missed] == [endpoint_public_id(endpoint)]
@@ -340,8 +417,7 @@ def test_an_endpoint_that_was_disabled_before_the_upgrade_has_a_period(
 
 def test_periods_that_overlap_are_looked_through_once() -> None:
     def period(first: int, last: int | None) -> Period:
-        moment = datetime.now(UTC)
-        return Period(moment, None, UUID(int=first), None if last is None else UUID(int=last), None)
+        return Period(UUID(int=first), None if last is None else UUID(int=last))
 
     found = spans([period(7, None), period(1, 3), period(2, 5), period(8, 9)])
     assert [(first.int, beyond.int) for first, beyond in found] == [(1, 5), (7, 2**128 - 1)]

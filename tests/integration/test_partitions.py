@@ -311,6 +311,23 @@ def test_old_rows_of_the_default_partitions_and_their_keys_go(database_dsn: str)
     assert [row["key"] for row in query(database_dsn, "SELECT key FROM postrider.idempotency")] == ["young"]
 
 
+def test_deliveries_in_the_default_partition_stay_as_long_as_their_event(database_dsn: str) -> None:
+    """Else `--recover` would send again, to who had it, what is kept for another endpoint."""
+    fill_default(database_dsn, OLD, 1)
+    execute(
+        database_dsn,
+        """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, updated_at)
+           SELECT id, endpoint, 'default', state, now() FROM postrider.outbox,
+             (VALUES (1, 'succeeded'), (2, 'waiting')) AS given (endpoint, state)""",
+    )
+    left = "SELECT count(*) FROM postrider.delivery"
+    keeping(database_dsn, _keep_until_done)
+    assert query(database_dsn, left)[0][0] == 2
+    execute(database_dsn, "UPDATE postrider.delivery SET state = 'failed'")
+    keeping(database_dsn, _keep_until_done)
+    assert query(database_dsn, left)[0][0] == 0
+
+
 def test_whether_a_day_is_settled_is_read_from_indexes_that_are_empty(database_dsn: str) -> None:
     old_day(database_dsn)
     execute(

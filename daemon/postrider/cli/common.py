@@ -245,4 +245,4 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
         (step for step in ((86_400, "d"), (3600, "h"), (60, "m")) if abs(seconds) >= step[0]), (1, "s")
     )
     amount = f"{abs(seconds) / size:.0f} {unit}"
-    return f"{amount} ago" if seconds >= 0 else f"in {amount}"
+    return f"{amount} ago" if seconds > -0.5 else f"in {amount}"

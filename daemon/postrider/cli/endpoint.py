@@ -125,8 +125,8 @@ async def resume(ep: str, recover: bool, config_path: Path | None, as_json: bool
     endpoint_id = parse_endpoint_id(ep)
     async with open_stores(config_path) as stores:
         await _verified(stores, endpoint_id)
+        waiting = await stores.endpoints.waiting(endpoint_id)  # before a daemon takes some of them
         changed = await stores.endpoints.set_state(endpoint_id, EndpointState.ACTIVE, stores.clock.now())
-        waiting = await stores.endpoints.waiting(endpoint_id)
         target = (await stores.endpoints.get(endpoint_id)).endpoint
         if recover:
             tally = await recover_missed(
@@ -135,10 +135,12 @@ async def resume(ep: str, recover: bool, config_path: Path | None, as_json: bool
         else:
             tally = await count_missed(stores.missed, target, lambda n: show_progress(f"it missed {n}"))
         show_progress("")
+        target = (await stores.endpoints.get(endpoint_id)).endpoint  # what is sent may disable it
     if as_json:
         print_json(
             {
                 "id": ep,
+                "state": target.state,
                 "resumed": changed,
                 "waiting": waiting,
                 "missed": tally.events,
@@ -156,6 +158,8 @@ async def resume(ep: str, recover: bool, config_path: Path | None, as_json: bool
         click.echo(said + (": now to be sent" if recover else hint))
     if tally.under_way:
         click.echo(f"{tally.under_way} more are being fanned out; ask again in a moment", err=True)
+    if not target.open:
+        click.echo(f"what waits for {ep} waits on: it is {state_text(target)}", err=True)
 
 
 @endpoint.command()

@@ -141,7 +141,10 @@ async def resend(
             f"{evt} is of another workspace than {ep}", "An endpoint gets the events of its own workspace."
         )
     if event.test:
-        raise UsageError(f"{evt} is a test", f"For another one: postrider endpoint test {ep}.")
+        raise UsageError(
+            f"{evt} is a test event, of the one endpoint that it was made for",
+            f"Send another: postrider endpoint test {ep}",
+        )
     if not wants(endpoint, event.type):
         raise UsageError(
             f"{ep} is not subscribed to {event.type}", f"postrider endpoint update {ep} --events …"
@@ -172,7 +175,9 @@ async def _pages(missed: MissedEvents, endpoint: Endpoint, begin: UUID = _FIRST)
     """What the endpoint missed, from an event on."""
     for first, beyond in spans(await missed.periods(endpoint.workspace_id, endpoint.id)):
         after = max(first, begin)
-        while after < beyond and (events := await missed.events(endpoint.workspace_id, after, beyond, PAGE)):
+        more = True
+        while more and (events := await missed.events(endpoint.workspace_id, after, beyond, PAGE)):
+            more = len(events) == PAGE  # else it is the last one, however fast events come
             types = {each for each in {event_type for _, event_type in events} if wants(endpoint, each)}
             wanted = [event_id for event_id, event_type in events if event_type in types]
             if wanted:

@@ -19,15 +19,11 @@ from postrider.store.outbox import UNREADABLE
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A time in which an endpoint was disabled, and the events that it may have missed then."""
+    """The events that an endpoint may have missed in a time in which it was disabled."""
 
-    since: datetime
-    until: datetime | None
-    """None: it still is."""
     first_event: UUID
     last_event: UUID | None
-    """Only events with smaller ids."""
-    reason: str | None
+    """Only events with smaller ids. None: it still is disabled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +94,7 @@ class MissedEvents:
         """When an endpoint was disabled, as far back as events are kept; the first one first."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """SELECT since, until, first_event, last_event, reason FROM postrider.disabled_period
+                """SELECT first_event, last_event FROM postrider.disabled_period
                    WHERE workspace_id = $1 AND endpoint_id = $2 ORDER BY since""",
                 workspace_id,
                 endpoint_id,

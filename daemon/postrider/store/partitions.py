@@ -96,10 +96,14 @@ _SWEEP_DEFAULT: dict[Partitioned, str] = {
             AND NOT EXISTS (SELECT FROM postrider.delivery AS d WHERE d.event_id = o.id
                             AND d.state IN ('waiting', 'sending', 'retrying'))
           LIMIT {SWEEP_ROWS}))""",  # noqa: S608 (constant)
+    # An event that is kept for one endpoint must not look as if another had missed it.
     "delivery": f"""
         DELETE FROM postrider.delivery_default WHERE ctid = ANY (ARRAY(
-          SELECT ctid FROM postrider.delivery_default WHERE event_id < postrider.first_id_of($1)
-            AND state NOT IN ('waiting', 'sending', 'retrying') LIMIT {SWEEP_ROWS}))""",  # noqa: S608
+          SELECT d.ctid FROM postrider.delivery_default AS d WHERE d.event_id < postrider.first_id_of($1)
+            AND d.state NOT IN ('waiting', 'sending', 'retrying')
+            AND NOT EXISTS (SELECT FROM postrider.outbox AS o
+                            WHERE o.id = d.event_id AND o.id < postrider.first_id_of($1))
+          LIMIT {SWEEP_ROWS}))""",  # noqa: S608 (constant)
     "attempt": f"""
         DELETE FROM postrider.attempt_default WHERE ctid = ANY (ARRAY(
           SELECT ctid FROM postrider.attempt_default WHERE event_id < postrider.first_id_of($1)
