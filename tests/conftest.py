@@ -6,6 +6,7 @@ The server is the embedded one, or the one that POSTRIDER_TEST_DSN names (a supe
 import asyncio
 import inspect
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+import structlog
 
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
@@ -31,6 +33,23 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = inspect.signature(pyfuncitem.obj).parameters
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two test files at a time, each with a server of its own; roles are of a whole server."""
+    return 0 if os.environ.get("POSTRIDER_TEST_DSN") else 2
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Logging is of the process: put back what was configured before."""
+    structlog_before = structlog.get_config()
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    structlog.configure(**structlog_before)
+    root.handlers = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def test_search_path_is_pinned_behind_a_pooler_too(database_dsn: str, tmp_path: 
             assert query(database_dsn, "SELECT pooled FROM postrider.daemon")[0]["pooled"]
             cli = Cli(config)
             cli("status")
-            cli("check", "--no-endpoints")
+            assert "is set aside" in cli("check", "--no-endpoints", exit_code=1)
             cli("event", "list")
             cli("emit", "deal.updated", "--data", "{}")
             receiver.wait_for(26, timeout=30)

@@ -2,7 +2,6 @@ import json
 import logging
 import os
 import pty
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,6 @@ import pytest
 import structlog
 
 from postrider.edges.log import MASK, configure_logging
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Logging is of the process: put back what was configured before."""
-    structlog_before = structlog.get_config()
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    structlog.configure(**structlog_before)
-    root.handlers = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture
