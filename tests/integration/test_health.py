@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
+from postrider.domain.model import DeliveryState, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome, RetryPolicy
 from postrider.domain.sealing import Sealer
 from postrider.services.health import Health
@@ -52,20 +52,7 @@ class Daemons:
 def attempt_for(endpoint_id: int) -> Job:
     now = datetime.now(UTC)
     event = Event(uuid4(), "default", "a.b", "{}", 2, None, None, None, None, None, now)
-    endpoint = Endpoint(
-        id=endpoint_id,
-        workspace_id="default",
-        url="http://127.0.0.1/",
-        patterns=("*",),
-        exclusions=(),
-        dialect="standard",
-        secrets=(),
-        state=EndpointState.ACTIVE,
-        concurrency=None,
-        headers={},
-        failing_since=None,
-    )
-    return Job(HeldEvent(event, cost=0), endpoint.id)
+    return Job(HeldEvent(event, cost=0), endpoint_id)
 
 
 @asynccontextmanager

@@ -31,27 +31,12 @@ from postrider.services.scheduler import Scheduler
 from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import ClaimedDelivery, ClaimProgress, DeliveryResult, WaitingWanted
 from postrider.store.outbox import ClaimedEvents
+from tests.support.endpoints import endpoint
 
 OK = Outcome(DeliveryState.SUCCEEDED, None, None, "HTTP 200", None, throttled=False)
 REPLY = Reply(200, "", "", None, None, 1.0)
 VERSION = UUID(int=7)
 Key = tuple[UUID, int]
-
-
-def endpoint(number: int, workspace: str, concurrency: int | None = None) -> Endpoint:
-    return Endpoint(
-        id=number,
-        workspace_id=workspace,
-        url="https://example.com",
-        patterns=("*",),
-        exclusions=(),
-        dialect="standard",
-        secrets=(),
-        state=EndpointState.ACTIVE,
-        concurrency=concurrency,
-        headers={},
-        failing_since=None,
-    )
 
 
 class Store:
@@ -300,7 +285,7 @@ async def test_whatever_is_emitted_is_delivered_once(seed: int, losing: bool) ->
     for workspace in "abcdef":
         for _ in range(chance.choice((1, 1, 2, 40))):
             number += 1
-            endpoints.append(endpoint(number, workspace, chance.choice((1, 2, None))))
+            endpoints.append(endpoint(number, chance.choice((1, 2, None)), workspace=workspace))
     store = Store(endpoints, away=lambda: losing and chance.random() < 0.03)
     engine = Engine(store, capacity=chance.choice((8, 64, 1000)), workers=chance.choice((2, 8, 32)))
     slow = {each.id for each in endpoints if chance.random() < 0.05}
@@ -325,7 +310,7 @@ async def test_whatever_is_emitted_is_delivered_once(seed: int, losing: bool) ->
 
 
 async def test_a_large_fan_out_whose_lane_is_full_for_a_moment_waits_without_spinning() -> None:
-    targets = [endpoint(number, "a") for number in range(1, 51)]
+    targets = [endpoint(number, workspace="a") for number in range(1, 51)]
     store = Store(targets)
     engine = Engine(store, workers=0)
     offers = 0
@@ -364,11 +349,11 @@ MOST_TURNS = 1500
 
 
 async def test_an_engine_with_nothing_to_do_hardly_turns() -> None:
-    assert await turns_of(Engine(Store([endpoint(1, "a")])), 1.0) < MOST_TURNS
+    assert await turns_of(Engine(Store([endpoint(1, workspace="a")])), 1.0) < MOST_TURNS
 
 
 async def test_an_engine_whose_lanes_all_rest_hardly_turns() -> None:
-    targets = [endpoint(number, workspace) for number, workspace in enumerate("aaaabcd")]
+    targets = [endpoint(number, workspace=workspace) for number, workspace in enumerate("aaaabcd")]
     engine = Engine(Store(targets))
     for target in targets:
         lane = engine.lanes.lane(target.id)
@@ -381,7 +366,7 @@ async def test_an_engine_whose_lanes_all_rest_hardly_turns() -> None:
 
 
 async def test_an_engine_with_paused_endpoints_and_a_backlog_hardly_turns() -> None:
-    targets = [endpoint(number, "a") for number in range(1, 600)]
+    targets = [endpoint(number, workspace="a") for number in range(1, 600)]
     engine = Engine(Store(targets))
     engine.lanes.update([replace(each, state=EndpointState.PAUSED) for each in targets])
     for _ in range(3):
@@ -395,7 +380,7 @@ async def test_an_engine_whose_results_can_not_be_recorded_hardly_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recorder, "CONGESTED_FROM", 100)
-    targets = [endpoint(number, "a") for number in range(1, 200)]
+    targets = [endpoint(number, workspace="a") for number in range(1, 200)]
     engine = Engine(Store(targets))
     locked = asyncio.Event()
 

@@ -18,22 +18,7 @@ from postrider.domain.policy import Outcome
 from postrider.services.lanes import CATCH_UP, PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
 from postrider.services.ledger import SLOW_SHARE, UNTRIED_SHARE, HeldEvent, Job, Ledger
 from tests.support.clock import FakeClock
-
-
-def endpoint(number: int, concurrency: int | None = None, *, workspace: str = "default") -> Endpoint:
-    return Endpoint(
-        id=number,
-        workspace_id=workspace,
-        url="https://example.com",
-        patterns=("*",),
-        exclusions=(),
-        dialect="standard",
-        secrets=(),
-        state=EndpointState.ACTIVE,
-        concurrency=concurrency,
-        headers={},
-        failing_since=None,
-    )
+from tests.support.endpoints import endpoint
 
 
 def job(target: Endpoint, cost: int = 1) -> Job:

@@ -1,8 +1,10 @@
 """The options by which commands choose deliveries and events."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import click
@@ -38,39 +40,48 @@ _filter_options = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class FilterOptions:
+    """What a person gave for `filter_options`."""
+
+    ep: str | None
+    workspace: str | None
+    since: str | None
+    until: str | None
+    event_type: str | None
+    http_status: str | None
+    status: str | None
+
+    def read(self, now: datetime, event_id: UUID | None = None) -> DeliveryFilter:
+        """The filter that they mean. Raises UsageError."""
+        first = parse_moment(self.since, now) if self.since else None
+        last = parse_moment(self.until, now) if self.until else None
+        if first is not None and last is not None and first >= last:
+            raise UsageError("--since is not before --until", "Turn them round.")
+        return DeliveryFilter(
+            endpoint_id=parse_endpoint_id(self.ep) if self.ep else None,
+            event_id=event_id,
+            workspace_id=self.workspace,
+            state=DeliveryState(self.status) if self.status else None,
+            since=first,
+            until=last,
+            type_pattern=self.event_type,
+            http_status=parse_http_status(self.http_status) if self.http_status else None,
+        )
+
+
 def filter_options(command: C) -> C:
+    """Give a command those options, as its argument `options`."""
+
+    @wraps(command)
+    def collected(**given: Any) -> Any:
+        names = [each.name for each in fields(FilterOptions)]
+        return command(options=FilterOptions(**{name: given.pop(name) for name in names}), **given)
+
+    result: Any = collected
     for option in reversed(_filter_options):
-        command = option(command)
-    return command
-
-
-def read_filter(
-    now: datetime,
-    *,
-    ep: str | None,
-    workspace: str | None,
-    since: str | None,
-    until: str | None,
-    event_type: str | None,
-    http_status: str | None,
-    status: str | None,
-    event_id: UUID | None = None,
-) -> DeliveryFilter:
-    """The filter of `filter_options`. Raises UsageError."""
-    first = parse_moment(since, now) if since else None
-    last = parse_moment(until, now) if until else None
-    if first is not None and last is not None and first >= last:
-        raise UsageError("--since is not before --until", "Turn them round.")
-    return DeliveryFilter(
-        endpoint_id=parse_endpoint_id(ep) if ep else None,
-        event_id=event_id,
-        workspace_id=workspace,
-        state=DeliveryState(status) if status else None,
-        since=first,
-        until=last,
-        type_pattern=event_type,
-        http_status=parse_http_status(http_status) if http_status else None,
-    )
+        result = option(result)
+    return cast("C", result)
 
 
 def parse_http_status(text: str) -> range:

@@ -119,6 +119,11 @@ def dsn_as(config: Config, user: str | None) -> str:
     return dsn
 
 
+def type_text(event_type: str | None, *, test: bool | None) -> str | None:
+    """An event's type, marked where it only tries an endpoint."""
+    return f"{event_type} (test)" if test else event_type
+
+
 def run_async(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
     """Let click call a coroutine function."""
 

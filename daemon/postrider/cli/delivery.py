@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from postrider.cli.choosing import filter_options, read_filter, where_it_ended
+from postrider.cli.choosing import FilterOptions, filter_options, where_it_ended
 from postrider.cli.common import (
     Stores,
     ago,
@@ -20,6 +20,7 @@ from postrider.cli.common import (
     print_table,
     printable,
     run_async,
+    type_text,
 )
 from postrider.cli.delivery_absent import unlisted, why_absent, why_missed
 from postrider.cli.delivery_facts import (
@@ -29,7 +30,6 @@ from postrider.cli.delivery_facts import (
     emitted_at,
     host_of,
     request_of,
-    type_text,
 )
 from postrider.cli.groups import Commands
 from postrider.domain.errors import PostriderError, UsageError
@@ -63,13 +63,7 @@ def delivery() -> None:
 @run_async
 async def list_(
     evt: str | None,
-    ep: str | None,
-    workspace: str | None,
-    since: str | None,
-    until: str | None,
-    event_type: str | None,
-    http_status: str | None,
-    status: str | None,
+    options: FilterOptions,
     limit: int,
     before: str | None,
     config_path: Path | None,
@@ -87,14 +81,11 @@ async def list_(
     """
     async with open_stores(config_path) as stores:
         event_id = await event_id_of(evt, stores) if evt else None
-        chosen = read_filter(
-            stores.clock.now(), ep=ep, workspace=workspace, since=since, until=until,
-            event_type=event_type, http_status=http_status, status=status, event_id=event_id,
-        )  # fmt: skip
+        chosen = options.read(stores.clock.now(), event_id)
         found = await stores.history.search(
             chosen, before=parse_delivery_id(before) if before else None, limit=limit
         )
-        notes = [] if before else await unlisted(stores, event_id, status, found.rows)
+        notes = [] if before else await unlisted(stores, event_id, options.status, found.rows)
     if as_json:
         print_json([delivery_facts(row) for row in found.rows])
     else:
@@ -104,7 +95,7 @@ async def list_(
                 (
                     delivery_public_id(row.event_id, row.endpoint_id),
                     emitted_at(row),
-                    type_text(row),
+                    type_text(row.event_type, test=row.test),
                     row.state,
                     endpoint_public_id(row.endpoint_id),
                     host_of(row.url),
@@ -187,13 +178,7 @@ def _print_attempt(attempt: Attempt) -> None:
 @run_async
 async def retry(
     dlv: Sequence[str],
-    ep: str | None,
-    workspace: str | None,
-    since: str | None,
-    until: str | None,
-    event_type: str | None,
-    http_status: str | None,
-    status: str | None,
+    options: FilterOptions,
     yes: bool,
     config_path: Path | None,
     as_json: bool,
@@ -203,21 +188,19 @@ async def retry(
 
     Example: postrider delivery retry --status failed --since 2h --until 30m --http-status 5xx
     """
-    if bool(dlv) == bool(ep or since) or (dlv and (workspace or until or event_type or http_status)):
+    narrowed = options.workspace or options.until or options.event_type or options.http_status
+    if bool(dlv) == bool(options.ep or options.since) or (dlv and narrowed):
         raise click.UsageError(
             "Name deliveries; or choose them with --status and --endpoint EP, or with --status and --since T."
         )
-    if not dlv and status not in _AGAIN:
+    if not dlv and options.status not in _AGAIN:
         raise click.UsageError("--status has to be failed, cancelled, retrying or succeeded.")
     async with open_stores(config_path) as stores:
         now = stores.clock.now()
         if dlv:
             await _retry_named(stores, [parse_delivery_id(each) for each in dlv], as_json=as_json)
             return
-        chosen = read_filter(
-            now, ep=ep, workspace=workspace, since=since, until=until,
-            event_type=event_type, http_status=http_status, status=status,
-        )  # fmt: skip
+        chosen = options.read(now)
         # What comes meanwhile is left alone, so that it ends.
         chosen = replace(chosen, until=chosen.until or now, tests=False)
         await _retry_chosen(stores, chosen, yes=yes, as_json=as_json)

@@ -64,10 +64,6 @@ def emitted_at(row: DeliveryRow) -> datetime:
     return datetime.fromtimestamp(emitted_at_s(row.event_id), UTC)
 
 
-def type_text(row: DeliveryRow) -> str | None:
-    return f"{row.event_type} (test)" if row.test else row.event_type
-
-
 def host_of(url: str | None) -> str | None:
     """Where a URL leads, without what may be secret in it; None where it is damaged."""
     try:

@@ -21,6 +21,7 @@ from postrider.cli.common import (
     print_table,
     printable,
     run_async,
+    type_text,
 )
 from postrider.cli.endpoint_facts import missed_facts, missed_text, state_text
 from postrider.cli.groups import Commands
@@ -121,7 +122,13 @@ async def list_(
     print_table(
         ["id", "occurred", "workspace", "type", "object"],
         [
-            (event_public_id(each.id), each.occurred_at, each.workspace_id, _type_text(each), each.object_id)
+            (
+                event_public_id(each.id),
+                each.occurred_at,
+                each.workspace_id,
+                type_text(each.type, test=each.test),
+                each.object_id,
+            )
             for each in events
         ],
         empty="no events",
@@ -170,7 +177,7 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         print_json(facts)
         return
     for name in ("id", "type", "workspace", "occurred_at", "object_type", "object_id"):
-        value = _type_text(found[0]) if name == "type" else facts[name]
+        value = type_text(found[0].type, test=found[0].test) if name == "type" else facts[name]
         click.echo(f"{name + ':':<13} {printable(value)}")
     for name in _JSON_FACTS:
         if facts[name] is not None:
@@ -263,16 +270,11 @@ def _print_line(each: Event, *, with_data: bool, as_json: bool) -> None:
         click.echo(orjson.dumps(facts, option=orjson.OPT_UTC_Z).decode())
         return
     occurred = each.occurred_at.astimezone().timetz().isoformat("milliseconds")
-    click.echo(
-        f"{occurred}  {event_public_id(each.id)}  {printable(_type_text(each))}  {printable(each.object_id)}"
-    )
+    event_type = printable(type_text(each.type, test=each.test))
+    click.echo(f"{occurred}  {event_public_id(each.id)}  {event_type}  {printable(each.object_id)}")
     for name in _JSON_FACTS if with_data else ():
         if facts[name] is not None:
             click.echo(f"    {name}: {_pretty(facts[name])}".replace("\n", "\n    "))
-
-
-def _type_text(each: Event) -> str:
-    return f"{each.type} (test)" if each.test else each.type
 
 
 def _pretty(value: Any) -> str:

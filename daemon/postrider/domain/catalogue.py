@@ -2,14 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
 
 from postrider.domain.errors import UsageError
-from postrider.domain.matching import MAX_PATTERN_LENGTH, OPERATIONAL_PREFIX, matching_patterns
+from postrider.domain.matching import MAX_PATTERN_LENGTH, OPERATIONAL_PREFIX, covers, matching_patterns
 
 TYPE_PATTERN = r"^[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*\Z"
 TypeName = Annotated[str, msgspec.Meta(pattern=TYPE_PATTERN, max_length=MAX_PATTERN_LENGTH)]
@@ -104,15 +104,12 @@ class Catalogue:
         if not any(pattern in matching_patterns(event_type) for event_type in self.types):
             raise self._unknown(f"no event type matches {pattern!r}", pattern)
 
-    def planned(self, patterns: Iterable[str], exclusions: Iterable[str]) -> list[str]:
+    def planned(self, patterns: Collection[str], exclusions: Collection[str]) -> list[str]:
         """The event types of a subscription that the CRM plans, and does not announce yet."""
-        wanted, unwanted = set(patterns), set(exclusions)
         return [
             each.type
             for each in self.types.values()
-            if each.status == "planned"
-            and wanted & (matching := matching_patterns(each.type))
-            and not unwanted & matching
+            if each.status == "planned" and covers(patterns, exclusions, each.type)
         ]
 
     def _unknown(self, message: str, name: str) -> UsageError:

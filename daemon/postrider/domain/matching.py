@@ -53,10 +53,15 @@ def matching_patterns(event_type: str) -> frozenset[str]:
     return frozenset({event_type, *prefixes, *everything})
 
 
+def covers(patterns: Iterable[str], exclusions: Iterable[str], event_type: str) -> bool:
+    """Whether a subscription is to events of this type."""
+    matching = matching_patterns(event_type)
+    return not matching.isdisjoint(patterns) and matching.isdisjoint(exclusions)
+
+
 def wants(endpoint: Endpoint, event_type: str) -> bool:
     """Whether an endpoint is subscribed to events of this type, whatever its state."""
-    patterns = matching_patterns(event_type)
-    return not patterns.isdisjoint(endpoint.patterns) and patterns.isdisjoint(endpoint.exclusions)
+    return covers(endpoint.patterns, endpoint.exclusions, event_type)
 
 
 class Matcher:

@@ -10,6 +10,7 @@ import asyncpg
 from postrider.domain.model import DeliveryState, first_event_id
 from postrider.store.database import Database
 from postrider.store.deliveries import DeliveryKey
+from postrider.store.outbox import in_order
 
 LOOK_AT_MOST = 100_000
 """Rows that one search looks at; it tells where it ended."""
@@ -123,7 +124,7 @@ def search_statement(
 ) -> tuple[str, list[object]]:
     made = _Statement()
     looked = _looked_at(chosen, made, after, newest_first=newest_first, look_at_most=look_at_most)
-    direction, beyond = _order(newest_first)
+    direction, beyond = in_order(newest_first)
     conditions = ["true"]
     if chosen.type_pattern is not None:
         pattern = chosen.type_pattern
@@ -191,7 +192,7 @@ def _looked_at(
     look_at_most: int,
 ) -> str:
     """A query of what may have to be looked at, in its order: events, or deliveries."""
-    direction, beyond = _order(newest_first)
+    direction, beyond = in_order(newest_first)
     by_events = _by_events(chosen)
     event_id = "id" if by_events else "event_id"
     conditions = ["true"]
@@ -221,10 +222,6 @@ def _looked_at(
         conditions.append(f"(event_id, endpoint_id) {beyond} {_key(made, after)}")
     return f"""SELECT * FROM postrider.delivery WHERE {" AND ".join(conditions)}
                ORDER BY event_id {direction}, endpoint_id {direction} LIMIT {look_at_most}"""  # noqa: S608
-
-
-def _order(newest_first: bool) -> tuple[str, str]:
-    return ("DESC", "<") if newest_first else ("ASC", ">")
 
 
 def _key(made: _Statement, key: DeliveryKey) -> str:

@@ -342,9 +342,14 @@ class Outbox:
         return event_id
 
 
+def in_order(newest_first: bool) -> tuple[str, str]:
+    """How a list of events is sorted, and what comes later in it."""
+    return ("DESC", "<") if newest_first else ("ASC", ">")
+
+
 def events_statement(*, newest_first: bool, look_at_most: int | None) -> str:
     """$1 to $7: workspace, event to go on after, first event; type, its prefix, object; limit."""
-    direction = "DESC" if newest_first else "ASC"
+    direction, _ = in_order(newest_first)
     looked = _looked_at(newest_first=newest_first, look_at_most=look_at_most)
     # An array, since a join might read all of the outbox.
     chosen = f"""id = ANY (ARRAY(
@@ -356,7 +361,7 @@ def events_statement(*, newest_first: bool, look_at_most: int | None) -> str:
 
 
 def _looked_at(*, newest_first: bool, look_at_most: int | None) -> str:
-    direction, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+    direction, beyond = in_order(newest_first)
     return f"""
       SELECT id, type, object_id FROM postrider.outbox
       WHERE ($1::text IS NULL OR workspace_id = $1) AND ($2::uuid IS NULL OR id {beyond} $2)
