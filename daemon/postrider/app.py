@@ -4,44 +4,43 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
 from postrider import __version__
 from postrider.domain.dialects import Dialect
-from postrider.domain.errors import PostriderError, UsageError
+from postrider.domain.errors import PostriderError
 from postrider.domain.model import DeliveryState
-from postrider.domain.promises import RetrySettings, overruled
-from postrider.domain.sealing import Sealer, parse_key
-from postrider.edges.addresses import AddressPolicy
+from postrider.domain.promises import overruled
+from postrider.domain.sealing import Sealer
 from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
 from postrider.edges.config import Config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.dialing import BlockedAddressError
 from postrider.edges.log import set_log_level
 from postrider.edges.metrics import Metrics
-from postrider.edges.network import NetworkOptions, WebhookClient
+from postrider.edges.network import WebhookClient
 from postrider.edges.resources import sql_dir
+from postrider.edges.settings import network_options, read_sealer, retry_settings
 from postrider.edges.systemd import Notifier
-from postrider.services.chronicler import Chronicler
-from postrider.services.dispatcher import Dispatcher
-from postrider.services.failures import Failures
-from postrider.services.health import Health
-from postrider.services.janitor import Janitor
-from postrider.services.lanes import Lanes
-from postrider.services.ledger import Ledger
-from postrider.services.listener import Listener
-from postrider.services.partitions import PartitionKeeper, Retention
-from postrider.services.recorder import Recorder
-from postrider.services.recoverer import Recoverer
-from postrider.services.reporter import Reporter
-from postrider.services.scheduler import Scheduler
-from postrider.services.schema_watch import SchemaWatch
-from postrider.services.sender import Sender, SendSettings
-from postrider.services.subscriptions import Subscriptions
-from postrider.services.supervisor import Supervisor
+from postrider.engine.chronicler import Chronicler
+from postrider.engine.dispatcher import Dispatcher
+from postrider.engine.failures import Failures
+from postrider.engine.health import Health
+from postrider.engine.janitor import Janitor
+from postrider.engine.lanes import Lanes
+from postrider.engine.ledger import Ledger
+from postrider.engine.listener import Listener
+from postrider.engine.partitions import PartitionKeeper, Retention
+from postrider.engine.recorder import Recorder
+from postrider.engine.recoverer import Recoverer
+from postrider.engine.reporter import Reporter
+from postrider.engine.scheduler import Scheduler
+from postrider.engine.schema_watch import SchemaWatch
+from postrider.engine.sender import Sender, SendSettings
+from postrider.engine.subscriptions import Subscriptions
+from postrider.engine.supervisor import Supervisor
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.daemons import Daemons
@@ -74,42 +73,6 @@ class Readiness:
     @property
     def ready(self) -> bool:
         return self.database and self.schema and self.listener
-
-
-def read_sealer(config: Config) -> Sealer:
-    """The sealer of signing secrets; UsageError if the key file can't be used."""
-    if config.secrets.key_file is None:
-        return Sealer()
-    path = Path(config.secrets.key_file)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(
-            f"secrets.key_file {path} can't be read: {reason}", "Restore the file, or let this user read it."
-        ) from None
-    return Sealer(parse_key(text, str(path)))
-
-
-def address_policy(config: Config) -> AddressPolicy:
-    network = config.network
-    return AddressPolicy(map(str, network.allow), map(str, network.deny), network.allow_ports)
-
-
-def retry_settings(config: Config) -> RetrySettings:
-    return RetrySettings(config.retry.schedule, config.retry.jitter, config.retry.disable_after)
-
-
-def network_options(config: Config) -> NetworkOptions:
-    return NetworkOptions(
-        policy=address_policy(config),
-        timeout=config.delivery.timeout,
-        connect_timeout=config.delivery.connect_timeout,
-        max_response_bytes=config.delivery.max_response_bytes,
-        proxy=config.network.proxy,
-        ca_file=config.network.ca_file,
-        source_addresses=tuple(map(str, config.network.source_addresses)),
-    )
 
 
 def _fixed_at_start(started: Config, wanted: Config) -> list[str]:

@@ -70,7 +70,7 @@ async def test_only_columns_that_a_section_names_are_kept_where_all_of_them_are_
 async def test_everybody_is_told_until_the_rows_are_events(
     database_dsn: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("postrider.services.reporter.REPORT_S", 0.2)
+    monkeypatch.setattr("postrider.engine.reporter.REPORT_S", 0.2)
     cli = Cli(config_file)
     async with crm_of(database_dsn) as crm, staged(database_dsn, tmp_path) as stage:
 

@@ -108,7 +108,7 @@ def test_one_event_reaches_three_hundred_endpoints(database_dsn: str, tmp_path: 
 def test_what_a_slow_lane_can_not_hold_waits_in_the_database(
     database_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("postrider.services.lanes.SLOW_AFTER_S", 0.0)
+    monkeypatch.setattr("postrider.engine.lanes.SLOW_AFTER_S", 0.0)
     with ReceiverProcess(SECRET, mode="slow:0.05") as receiver:
         add_endpoint(database_dsn, receiver.url("/slow"), "deal.*", concurrency=2)
         add_endpoint(database_dsn, receiver.url("/healthy"), "contact.*")

@@ -17,11 +17,11 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.metrics import Metrics
-from postrider.services.failures import Failures
-from postrider.services.lanes import Lanes
-from postrider.services.ledger import Ledger
-from postrider.services.recorder import Recorder
-from postrider.services.subscriptions import Subscriptions
+from postrider.engine.failures import Failures
+from postrider.engine.lanes import Lanes
+from postrider.engine.ledger import Ledger
+from postrider.engine.recorder import Recorder
+from postrider.engine.subscriptions import Subscriptions
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import PAGE, Endpoints

@@ -11,8 +11,8 @@ import pytest
 from postrider.domain.model import DeliveryState, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome, RetryPolicy
 from postrider.domain.sealing import Sealer
-from postrider.services.health import Health
-from postrider.services.ledger import HeldEvent, Job
+from postrider.engine.health import Health
+from postrider.engine.ledger import HeldEvent, Job
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 from tests.support.clock import FakeClock

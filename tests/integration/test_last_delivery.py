@@ -4,7 +4,7 @@ import asyncio
 import re
 from pathlib import Path
 
-from postrider.services import chronicler
+from postrider.engine import chronicler
 from postrider.store.endpoint_rows import LISTED
 from tests.support.cli import Cli
 from tests.support.clock import FakeClock

@@ -15,7 +15,7 @@ from postrider.domain.model import EndpointState, endpoint_public_id, parse_even
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.resources import sql_dir
-from postrider.services.resending import Tally, count_missed, recover_missed, spans
+from postrider.engine.resending import Tally, count_missed, recover_missed, spans
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import read_migrations

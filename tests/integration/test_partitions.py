@@ -13,7 +13,7 @@ import pytest
 
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.edges.clock import Clock, SystemClock
-from postrider.services.partitions import PartitionKeeper, Retention
+from postrider.engine.partitions import PartitionKeeper, Retention
 from postrider.store import partitions
 from postrider.store.captures import Captures
 from postrider.store.database import Database

@@ -21,13 +21,13 @@ from postrider.domain.model import Attempt, DeliveryState, Endpoint, EndpointSta
 from postrider.domain.policy import Outcome, RetryPolicy
 from postrider.edges.clock import SystemClock
 from postrider.edges.metrics import Metrics
-from postrider.services import recorder
-from postrider.services.dispatcher import BUSY_POLL_S, Dispatcher
-from postrider.services.failures import Failures
-from postrider.services.lanes import Lanes, Offer
-from postrider.services.ledger import Job, Ledger
-from postrider.services.recorder import Recorder
-from postrider.services.scheduler import Scheduler
+from postrider.engine import recorder
+from postrider.engine.dispatcher import BUSY_POLL_S, Dispatcher
+from postrider.engine.failures import Failures
+from postrider.engine.lanes import Lanes, Offer
+from postrider.engine.ledger import Job, Ledger
+from postrider.engine.recorder import Recorder
+from postrider.engine.scheduler import Scheduler
 from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import ClaimedDelivery, ClaimProgress, DeliveryResult, WaitingWanted
 from postrider.store.outbox import ClaimedEvents

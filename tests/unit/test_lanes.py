@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from postrider.domain.model import DeliveryState, Endpoint, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome
-from postrider.services.lanes import CATCH_UP, PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
-from postrider.services.ledger import SLOW_SHARE, UNTRIED_SHARE, HeldEvent, Job, Ledger
+from postrider.engine.lanes import CATCH_UP, PATIENCE_S, SLOW_AFTER_S, Lanes, Offer
+from postrider.engine.ledger import SLOW_SHARE, UNTRIED_SHARE, HeldEvent, Job, Ledger
 from tests.support.clock import FakeClock
 from tests.support.endpoints import endpoint
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from postrider.domain.model import Event
-from postrider.services.ledger import LARGE_SHARE, MEMORY_BYTES, MIB, Claim, ClaimedEvent, Ledger, Share
+from postrider.engine.ledger import LARGE_SHARE, MEMORY_BYTES, MIB, Claim, ClaimedEvent, Ledger, Share
 
 
 def event(size: int = 100, event_id: UUID | None = None) -> Event:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postrider.services.turns import Queue
+from postrider.engine.turns import Queue
 
 WORKSPACES = st.sampled_from("abc")
 STEPS = st.lists(

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import click
 
-from postrider.app import network_options, read_sealer
 from postrider.cli.check_promises import overruled_findings, sending_findings
 from postrider.cli.common import config_option, json_option, print_json, printable, run_async
 from postrider.cli.condition import EXIT_CODES, Scope, exit_code, running_problems
@@ -28,6 +27,7 @@ from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.edges.dialing import tls_context
 from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
+from postrider.edges.settings import network_options, read_sealer
 from postrider.edges.sources import SourceAddresses
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons

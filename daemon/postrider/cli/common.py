@@ -4,6 +4,7 @@ import asyncio
 import difflib
 import os
 import pwd
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -17,8 +18,8 @@ from uuid import UUID
 import click
 import orjson
 
-from postrider.app import read_sealer
 from postrider.cli.groups import CONFIG
+from postrider.domain.audit import Actor
 from postrider.domain.dialects import Dialect, parse_event_ids
 from postrider.domain.dsn import DsnMistake, by_peer
 from postrider.domain.errors import UsageError
@@ -26,6 +27,8 @@ from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, load_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import sql_dir
+from postrider.edges.settings import read_sealer
+from postrider.operations.work import Backend, open_backend
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
@@ -92,6 +95,19 @@ async def stores_of(config: Config, as_user: str | None = None) -> AsyncIterator
         )
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def backend_of(config_path: Path | None) -> AsyncIterator[Backend]:
+    """Read the configuration, connect, and check the schema."""
+    async with open_backend(load_config(config_path, os.environ)) as backend:
+        yield backend
+
+
+def operator() -> Actor:
+    """Whoever runs this command; behind sudo, who asked for it."""
+    user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    return Actor(user, "cli", socket.gethostname())
 
 
 def dsn_as(config: Config, user: str | None) -> str:

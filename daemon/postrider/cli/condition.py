@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from postrider.cli.common import ago, printable
 from postrider.domain.status import DaemonReport
-from postrider.services.reporter import REPORT_S
+from postrider.engine.reporter import REPORT_S
 from postrider.store.captures import MAX_COUNTED
 from postrider.store.daemons import DaemonRow
 from postrider.store.status import Situation

@@ -9,7 +9,6 @@ from uuid import UUID
 import click
 import orjson
 
-from postrider.app import retry_settings
 from postrider.cli.common import (
     config_option,
     json_option,
@@ -29,6 +28,7 @@ from postrider.domain.signing import Secret
 from postrider.edges.config import Config, DatabaseConfig, load_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.durations import format_duration
+from postrider.edges.settings import retry_settings
 
 NOTES_WIDTH = 110
 """Longer lines are hard to read."""

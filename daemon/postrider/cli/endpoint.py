@@ -22,7 +22,7 @@ from postrider.cli.subscription import add, update
 from postrider.cli.trial import test, verify
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import EndpointState, endpoint_public_id, parse_endpoint_id
-from postrider.services.resending import count_missed, recover_missed
+from postrider.engine.resending import count_missed, recover_missed
 
 
 @click.group(cls=Commands)

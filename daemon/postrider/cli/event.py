@@ -36,7 +36,7 @@ from postrider.domain.model import (
 )
 from postrider.domain.status import NO_DAEMON, Progress, explain_progress
 from postrider.edges.durations import parse_moment
-from postrider.services.resending import resend as send_again
+from postrider.engine.resending import resend as send_again
 from postrider.store.daemons import Daemons
 from postrider.store.delivery_search import LOOK_AT_MOST
 from postrider.store.status import Status

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from postrider.app import address_policy
 from postrider.cli.common import (
     config_option,
     json_option,
@@ -35,6 +34,7 @@ from postrider.domain.signing import check_new_secret, new_secret, parse_secret
 from postrider.edges.addresses import check_url
 from postrider.edges.config import Config
 from postrider.edges.durations import parse_rate
+from postrider.edges.settings import address_policy
 from postrider.store.deliveries import DeliveryResult
 
 MAX_PLANNED = 5

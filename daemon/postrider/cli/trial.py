@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from postrider.app import network_options
 from postrider.cli.common import (
     Stores,
     config_option,
@@ -34,8 +33,9 @@ from postrider.domain.model import (
 )
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.network import WebhookClient
-from postrider.services.sender import SendSettings
-from postrider.services.trial import check_data, made_up_event, send_test, shake_hands
+from postrider.edges.settings import network_options
+from postrider.engine.sender import SendSettings
+from postrider.engine.trial import check_data, made_up_event, send_test, shake_hands
 from postrider.store.deliveries import Deliveries, DeliveryResult
 
 _PLAIN_TYPE = "postrider.test"

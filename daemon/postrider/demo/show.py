@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 from aiohttp import web
 
-from postrider.app import Daemon, network_options
+from postrider.app import Daemon
 from postrider.demo.crm import CapturedCrm, Crm, EmittingCrm
 from postrider.demo.receivers import Receiver
 from postrider.domain.errors import PostriderError
@@ -42,8 +42,9 @@ from postrider.edges.config import Config, parse_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.network import WebhookClient
 from postrider.edges.resources import config_dir, sql_dir
-from postrider.services.sender import SendSettings
-from postrider.services.trial import shake_hands
+from postrider.edges.settings import network_options
+from postrider.engine.sender import SendSettings
+from postrider.engine.trial import shake_hands
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import PINNED, Connection, Database

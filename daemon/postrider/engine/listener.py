@@ -16,7 +16,7 @@ import structlog
 
 from postrider.edges.clock import SharedClock
 from postrider.edges.metrics import Metrics
-from postrider.services.ledger import Ledger
+from postrider.engine.ledger import Ledger
 from postrider.store.daemons import Daemons
 from postrider.store.database import (
     Connection,

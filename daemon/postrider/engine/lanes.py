@@ -21,10 +21,10 @@ from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.policy import Outcome
 from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
-from postrider.services.lane import ANY_EVENT, Lane
-from postrider.services.ledger import Job, Ledger
-from postrider.services.loopturn import LoopTurn
-from postrider.services.turns import Queue, Turns
+from postrider.engine.lane import ANY_EVENT, Lane
+from postrider.engine.ledger import Job, Ledger
+from postrider.engine.loopturn import LoopTurn
+from postrider.engine.turns import Queue, Turns
 
 JOBS_PER_SLOT = 8
 """At least so many may queue up for a slot of a lane that is not slow."""

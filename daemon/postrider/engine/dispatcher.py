@@ -19,11 +19,11 @@ import structlog
 
 from postrider.domain.model import DeliveryState, Endpoint
 from postrider.edges.clock import Clock
-from postrider.services.lanes import Lanes, Offer
-from postrider.services.ledger import ClaimedEvent, Job, Ledger
-from postrider.services.recorder import Recorder
-from postrider.services.subscriptions import Subscriptions
-from postrider.services.turns import Queue
+from postrider.engine.lanes import Lanes, Offer
+from postrider.engine.ledger import ClaimedEvent, Job, Ledger
+from postrider.engine.recorder import Recorder
+from postrider.engine.subscriptions import Subscriptions
+from postrider.engine.turns import Queue
 from postrider.store.daemons import Daemons
 from postrider.store.deliveries import Deliveries
 from postrider.store.outbox import ClaimedEvents, Outbox

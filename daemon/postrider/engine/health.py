@@ -14,7 +14,7 @@ import structlog
 from postrider.domain.model import DeliveryState, endpoint_public_id
 from postrider.domain.policy import AttemptNote, Outcome, RetryPolicy, should_disable
 from postrider.edges.clock import Clock
-from postrider.services.ledger import Job
+from postrider.engine.ledger import Job
 from postrider.store.endpoints import Endpoints, Failing
 
 POLL_S = 60.0

@@ -15,10 +15,10 @@ import structlog
 
 from postrider.domain.model import Event, emitted_at_s, endpoint_public_id
 from postrider.edges.clock import Clock
-from postrider.services.lane import Lane
-from postrider.services.lanes import Lanes
-from postrider.services.ledger import LANE_BYTES, Ledger, Share
-from postrider.services.recorder import Recorder
+from postrider.engine.lane import Lane
+from postrider.engine.lanes import Lanes
+from postrider.engine.ledger import LANE_BYTES, Ledger, Share
+from postrider.engine.recorder import Recorder
 from postrider.store.deliveries import ClaimedDelivery, Deliveries, WaitingWanted
 from postrider.store.endpoints import Endpoints
 from postrider.store.outbox import Outbox

@@ -11,10 +11,10 @@ from postrider.domain.timeshare import TimeShare
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
-from postrider.services.lane import TROUBLES
-from postrider.services.lanes import Lanes
-from postrider.services.ledger import Ledger
-from postrider.services.subscriptions import Subscriptions
+from postrider.engine.lane import TROUBLES
+from postrider.engine.lanes import Lanes
+from postrider.engine.ledger import Ledger
+from postrider.engine.subscriptions import Subscriptions
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.outbox import Backlog, Outbox

@@ -25,7 +25,7 @@ from postrider.domain.model import (
 )
 from postrider.domain.policy import ONE_ATTEMPT, judge
 from postrider.edges.clock import Clock
-from postrider.services.sender import SendSettings, send
+from postrider.engine.sender import SendSettings, send
 from postrider.store.deliveries import Deliveries, DeliveryResult
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from postrider.domain.model import Endpoint
 from postrider.domain.pacing import Pace, PaceState
 from postrider.domain.status import LaneReport
-from postrider.services.ledger import Job, Share
+from postrider.engine.ledger import Job, Share
 
 TROUBLES = ("throttled", "broken", "recovering", "slow", "limited", "behind")
 ANY_EVENT = UUID(int=0)

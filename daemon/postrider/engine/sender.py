@@ -31,10 +31,10 @@ from postrider.domain.policy import ONE_ATTEMPT, Outcome, judge
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import WebhookClient
-from postrider.services.lanes import Lanes
-from postrider.services.ledger import HeldEvent, Job, Ledger
-from postrider.services.recorder import Recorder
-from postrider.services.subscriptions import Subscriptions
+from postrider.engine.lanes import Lanes
+from postrider.engine.ledger import HeldEvent, Job, Ledger
+from postrider.engine.recorder import Recorder
+from postrider.engine.subscriptions import Subscriptions
 
 FULL_POLL_S = 0.05
 EXHAUSTED_PAUSE_S = 0.25

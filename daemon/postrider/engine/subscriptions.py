@@ -22,8 +22,8 @@ from postrider.domain.policy import RetryPolicy
 from postrider.domain.promises import RetrySettings, retry_policy
 from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
-from postrider.services.lanes import Lanes
-from postrider.services.recorder import Recorder
+from postrider.engine.lanes import Lanes
+from postrider.engine.recorder import Recorder
 from postrider.store.endpoints import PAGE, Endpoints, Version
 
 POLL_S = 1.0

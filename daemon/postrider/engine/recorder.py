@@ -27,8 +27,8 @@ from postrider.domain.model import (
 from postrider.domain.policy import Outcome
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
-from postrider.services.failures import Failures
-from postrider.services.ledger import Claim, ClaimedEvent, Job, Ledger
+from postrider.engine.failures import Failures
+from postrider.engine.ledger import Claim, ClaimedEvent, Job, Ledger
 from postrider.store.deliveries import UNWRITABLE, ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
 
 LINGER_S = 0.05

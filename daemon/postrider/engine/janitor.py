@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from postrider.edges.clock import Clock
-from postrider.services.ledger import Ledger
+from postrider.engine.ledger import Ledger
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 

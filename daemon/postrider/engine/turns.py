@@ -8,7 +8,7 @@ a part of that share.
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
-from postrider.services.lane import Lane
+from postrider.engine.lane import Lane
 
 T = TypeVar("T")
 

@@ -1,0 +1,59 @@
+"""What services tell each other against the flow of events: hints and facts that may be put together.
+
+The constructor of whoever speaks demands the signal or mailbox of whoever listens: a wire that is forgotten
+does not start. To put something in never waits and never fails; whoever listens takes all that came since the
+last time at once.
+"""
+
+import asyncio
+from typing import Generic, TypeVar
+
+from postrider.edges.clock import Clock
+
+T = TypeVar("T")
+
+
+class Signal:
+    """Something may have changed. Any number of them before it is looked at are one."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Signal {'set' if self._event.is_set() else 'clear'}>"
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def clear(self) -> None:
+        """Take note of it: before the look, so that what comes meanwhile is not lost."""
+        self._event.clear()
+
+    async def wait(self, clock: Clock, timeout: float | None = None) -> bool:
+        """Until it is set (True), or so many seconds have passed (False)."""
+        return await clock.wait(self._event, timeout)
+
+
+class Mailbox(Generic[T]):
+    """Messages for one service, which takes all of them at once; each wakes it."""
+
+    def __init__(self, wake: Signal) -> None:
+        self._wake = wake
+        self._messages: list[T] = []
+
+    def __repr__(self) -> str:
+        return f"<Mailbox {len(self._messages)}>"
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def put(self, message: T) -> None:
+        self._messages.append(message)
+        self._wake.set()
+
+    def take(self) -> list[T]:
+        messages, self._messages = self._messages, []
+        return messages

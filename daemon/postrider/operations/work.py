@@ -1,0 +1,97 @@
+"""The unit of work of an act: one transaction in which the change, its line in the audit log and whatever
+else belongs to it commit together, for one actor within one scope."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from postrider.domain.audit import Actor, Scope
+from postrider.domain.dialects import Dialect
+from postrider.domain.sealing import Sealer
+from postrider.edges.clock import Clock, SystemClock
+from postrider.edges.config import Config
+from postrider.edges.dialect_files import load_dialects
+from postrider.edges.resources import sql_dir
+from postrider.edges.settings import read_sealer
+from postrider.store import audit
+from postrider.store.database import Connection, Database
+from postrider.store.migrations import check_schema, read_migrations
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the rules go by: the configuration, and what was made of it."""
+
+    config: Config
+    dialects: Mapping[str, Dialect]
+    sealer: Sealer
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOfWork:
+    connection: Connection
+    """In a transaction that ends with the act."""
+    setting: Setting
+    actor: Actor
+    scope: Scope
+    now: datetime
+
+    async def note(
+        self,
+        action: str,
+        subject: str,
+        *,
+        workspace_id: str | None,
+        before: Mapping[str, object] | None = None,
+        after: Mapping[str, object] | None = None,
+    ) -> None:
+        """Leave a line in the audit log. Facts without secrets; where both are given, only what differs is
+        kept."""
+        if before is not None and after is not None:
+            differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+            before = {key: before.get(key) for key in differ}
+            after = {key: after.get(key) for key in differ}
+        await audit.append(
+            self.connection,
+            self.actor,
+            self.now,
+            workspace_id=workspace_id,
+            action=action,
+            subject=subject,
+            before=before,
+            after=after,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where operations begin their units of work."""
+
+    database: Database
+    setting: Setting
+    clock: Clock
+
+    @asynccontextmanager
+    async def begin(self, actor: Actor, scope: Scope) -> AsyncIterator[UnitOfWork]:
+        """A unit of work: committed at the end, undone by an exception.
+
+        An act that sends something over the network in between has several: no transaction waits for a
+        receiver.
+        """
+        async with self.database.transaction() as connection:
+            yield UnitOfWork(connection, self.setting, actor, scope, self.clock.now())
+
+
+@asynccontextmanager
+async def open_backend(config: Config, dsn: str | None = None) -> AsyncIterator[Backend]:
+    """Connect to the database of the configuration, or of a DSN given, and check its schema."""
+    setting = Setting(config, load_dialects(config.dialect.paths, config.dialect.values), read_sealer(config))
+    database = Database(dsn or config.database.dsn, pool_size=2, keyed=False)
+    await database.open()
+    try:
+        async with database.connection() as connection:
+            await check_schema(connection, read_migrations(sql_dir()))
+        yield Backend(database, setting, SystemClock())
+    finally:
+        await database.close()
