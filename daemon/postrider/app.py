@@ -41,8 +41,7 @@ from postrider.engine.schema_watch import SchemaWatch
 from postrider.engine.sender import Sender, SendSettings
 from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.supervisor import Supervisor
-from postrider.store.captures import Captures
-from postrider.store.catalogue import CatalogueStore
+from postrider.store import catalogue
 from postrider.store.daemons import Daemons
 from postrider.store.database import Database, DatabaseError, DatabaseUnavailable
 from postrider.store.deliveries import Deliveries
@@ -142,8 +141,7 @@ class Daemon:
         await self._patiently(self.janitor.rescue)
         await self._patiently(self.subscriptions.run_once)
         # Last: what emit() accepts changes only for a daemon that can run.
-        self._catalogue = CatalogueStore(self.database)
-        await self._patiently(lambda: self._catalogue.publish(spoken))
+        await self._patiently(lambda: self._publish(spoken))
         await self._patiently(lambda: self._tell_of_overruled(config, dialects))
         self._start_services()
         self.started.set()
@@ -219,22 +217,21 @@ class Daemon:
         self.recorder.on_outcome = self.health.note
         self.recorder.on_attempt = self.chronicler.note
         self.recorder.on_lost = self.dispatcher.doubt
-        captures = Captures(self.database)
         partitions = Partitions(self.database)
         self.partition_keeper = PartitionKeeper(
+            database=self.database,
             partitions=partitions,
-            captures=captures,
             retention=Retention(config.retention.events, config.retention.attempts),
             clock=clock,
         )
         self.janitor = Janitor(
+            database=self.database,
             daemons=self._daemons,
-            captures=captures,
             ledger=self.ledger,
             clock=clock,
             on_rescued=self._look_again,
         )
-        self.recoverer = Recoverer(captures=captures, clock=clock)
+        self.recoverer = Recoverer(database=self.database, clock=clock)
         self.listener = Listener(
             database=self.database,
             daemons=self._daemons,
@@ -254,7 +251,7 @@ class Daemon:
         )
         self.reporter = Reporter(
             outbox=self.outbox,
-            captures=captures,
+            database=self.database,
             status=Status(self.database),
             partitions=partitions,
             daemons=self._daemons,
@@ -355,7 +352,7 @@ class Daemon:
         client = await self._open_client(config)
         try:
             await self._tell_of_overruled(config, dialects)
-            await self._catalogue.publish(spoken)
+            await self._publish(spoken)
         except BaseException:
             await self._close_client(client)
             raise
@@ -395,6 +392,10 @@ class Daemon:
         async with self.database.connection() as connection:
             await check_schema(connection, self._migrations)
         self._schema_checked = True
+
+    async def _publish(self, spoken: Dialect) -> None:
+        async with self.database.transaction() as connection:
+            await catalogue.publish(connection, spoken)
 
     async def _tell_of_overruled(self, config: Config, dialects: Mapping[str, Dialect]) -> None:
         """Say which keys have no effect on endpoints, because what their dialect promises goes first."""

@@ -15,7 +15,6 @@ from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.edges.clock import Clock, SystemClock
 from postrider.engine.partitions import PartitionKeeper, Retention
 from postrider.store import partitions
-from postrider.store.captures import Captures
 from postrider.store.database import Database
 from postrider.store.partitions import DAYS_AHEAD, PARTITIONED, Busy, Partitions
 from tests.conftest import execute
@@ -38,7 +37,7 @@ def keeping(
         await database.open()
         store = Partitions(database)
         keeper = PartitionKeeper(
-            partitions=store, captures=Captures(database), retention=RETENTION, clock=clock or SystemClock()
+            database=database, partitions=store, retention=RETENTION, clock=clock or SystemClock()
         )
         try:
             return await act(keeper, store)

@@ -18,10 +18,10 @@ from postrider.cli.common import (
     print_table,
     run_async,
 )
-from postrider.cli.condition import EXIT_CODES, Scope, exit_code, find_problems, fresh_reports
+from postrider.domain.capture_steps import MAX_COUNTED
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.domain.status import NO_DAEMON, DaemonReport, LaneReport
-from postrider.store.captures import MAX_COUNTED
+from postrider.operations.views.problem import EXIT_CODES, Concern, exit_code, find_problems, fresh_reports
 from postrider.store.daemons import DaemonRow, Daemons
 from postrider.store.status import DELIVERY_LIMIT, EVENT_LIMIT, Situation, Status, TroubledEndpoint
 
@@ -65,10 +65,10 @@ class View:
             if lane.endpoint_id == endpoint_id
         ]
 
-    def problems(self, *scopes: Scope) -> list[str]:
+    def problems(self, *scopes: Concern) -> list[str]:
         """What a person should look at, in sentences."""
         found = find_problems(self.situation, self.daemons, self.now)
-        return [problem.sentence for problem in found if problem.scope in (scopes or Scope)]
+        return [problem.sentence for problem in found if problem.scope in (scopes or Concern)]
 
     @property
     def exit_code(self) -> int:
@@ -130,7 +130,7 @@ def _print_summary(view: View) -> None:
             f"{rates.succeeded:,.1f}/s succeed, {rates.retried:,.1f}/s are put off for a retry, "
             f"{rates.failed:,.1f}/s fail"
         )
-    sick, down = view.problems(Scope.SERVICE), view.problems(Scope.ENDPOINT)
+    sick, down = view.problems(Concern.SERVICE), view.problems(Concern.ENDPOINT)
     for problem in sick:
         click.secho(problem, fg="red")
     if not sick:
@@ -243,8 +243,8 @@ def _facts(view: View) -> dict[str, Any]:
     return {
         "at": view.now,
         "problems": view.problems(),
-        "service_problems": view.problems(Scope.SERVICE),
-        "endpoint_problems": view.problems(Scope.ENDPOINT),
+        "service_problems": view.problems(Concern.SERVICE),
+        "endpoint_problems": view.problems(Concern.ENDPOINT),
         "count_limits": {
             "events": EVENT_LIMIT,
             "deliveries": DELIVERY_LIMIT,

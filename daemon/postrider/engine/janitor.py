@@ -11,8 +11,9 @@ import structlog
 
 from postrider.edges.clock import Clock
 from postrider.engine.ledger import Ledger
-from postrider.store.captures import Captures
+from postrider.store import capture_rejections
 from postrider.store.daemons import Daemons
+from postrider.store.database import Database
 
 RESCUE_S = 1.0
 REJECTIONS_S = 5.0
@@ -32,14 +33,14 @@ class Janitor:
     def __init__(
         self,
         *,
+        database: Database,
         daemons: Daemons,
-        captures: Captures,
         ledger: Ledger,
         clock: Clock,
         on_rescued: Callable[[], None],
     ) -> None:
+        self._database = database
         self._daemons = daemons
-        self._captures = captures
         self._ledger = ledger
         self._clock = clock
         self._on_rescued = on_rescued
@@ -72,7 +73,8 @@ class Janitor:
 
     async def tell_rejections(self) -> int:
         """Log the rows of which no event could be made; return how many were logged."""
-        rejections = await self._captures.log_rejections(MAX_REJECTIONS_TOLD)
+        async with self._database.connection() as connection:
+            rejections = await capture_rejections.tell(connection, MAX_REJECTIONS_TOLD)
         for each in rejections:
             log.error(
                 "capture.rejected",

@@ -11,8 +11,8 @@ import structlog
 
 from postrider.domain.model import endpoint_public_id
 from postrider.edges.clock import Clock
-from postrider.store.captures import Captures
-from postrider.store.database import DatabaseError, DatabaseUnavailable
+from postrider.store import capture_deleted, capture_rejections
+from postrider.store.database import Database, DatabaseError, DatabaseUnavailable
 from postrider.store.partitions import PARTITIONED, Busy, Partitions
 
 KEEP_S = 3600.0
@@ -42,11 +42,11 @@ class PartitionCounts:
 
 class PartitionKeeper:
     def __init__(
-        self, *, partitions: Partitions, captures: Captures, retention: Retention, clock: Clock
+        self, *, database: Database, partitions: Partitions, retention: Retention, clock: Clock
     ) -> None:
         self.retention = retention
         self._partitions = partitions
-        self._captures = captures
+        self._database = database
         self._clock = clock
 
     async def run(self) -> None:
@@ -74,7 +74,9 @@ class PartitionKeeper:
         if not created.complete:
             return PartitionCounts(len(created.names), 0, False)
         now = self._clock.now()
-        await self._captures.forget_rejections(now - timedelta(seconds=self.retention.events))
+        async with self._database.connection() as connection:
+            await capture_rejections.forget(connection, now - timedelta(seconds=self.retention.events))
+            await capture_deleted.forget(connection)
         dropped = 0
         for parent in PARTITIONED:
             seconds = self.retention.attempts if parent == "attempt" else self.retention.events

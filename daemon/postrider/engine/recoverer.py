@@ -8,9 +8,10 @@ import asyncio
 
 import structlog
 
+from postrider.domain.capture_steps import Recovery
 from postrider.edges.clock import Clock
-from postrider.store.capture_recovery import Recovery
-from postrider.store.captures import Captures
+from postrider.engine.recovery import recover
+from postrider.store.database import Database
 
 INTERVAL_S = 5.0
 BATCH = 500
@@ -21,8 +22,8 @@ log = structlog.get_logger()
 
 
 class Recoverer:
-    def __init__(self, *, captures: Captures, clock: Clock) -> None:
-        self._captures = captures
+    def __init__(self, *, database: Database, clock: Clock) -> None:
+        self._database = database
         self._clock = clock
 
     async def run(self) -> None:
@@ -33,7 +34,8 @@ class Recoverer:
                 await self._clock.wait(never, INTERVAL_S)
 
     async def run_once(self) -> Recovery:
-        batch = await self._captures.recover(limit=BATCH, budget_s=BUDGET_S)
+        ends_at = self._clock.monotonic() + BUDGET_S
+        batch = await recover(self._database, limit=BATCH, enough=lambda: self._clock.monotonic() > ends_at)
         if batch.rows:
             log.info("capture.recovered", rows=batch.rows, events=batch.events, kept=batch.kept)
         return batch

@@ -15,8 +15,9 @@ from postrider.engine.lane import TROUBLES
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
 from postrider.engine.subscriptions import Subscriptions
-from postrider.store.captures import Captures
+from postrider.store import capture_rejections
 from postrider.store.daemons import Daemons
+from postrider.store.database import Database
 from postrider.store.outbox import Backlog, Outbox
 from postrider.store.partitions import Partitions
 from postrider.store.status import Status, Totals
@@ -37,7 +38,7 @@ class Reporter:
         self,
         *,
         outbox: Outbox,
-        captures: Captures,
+        database: Database,
         status: Status,
         partitions: Partitions,
         daemons: Daemons,
@@ -51,7 +52,7 @@ class Reporter:
     ) -> None:
         """`slots`: requests at a time."""
         self._outbox = outbox
-        self._captures = captures
+        self._database = database
         self._status = status
         self._partitions = partitions
         self._daemons = daemons
@@ -113,7 +114,8 @@ class Reporter:
         gauges.daemons.labels("dead").set(alive.count(False))
         for table, days in (await self._partitions.days_ahead()).items():
             gauges.partitions_ahead.labels(table).set(days)
-        gauges.set_aside.set(await self._captures.count_rejections())
+        async with self._database.connection() as connection:
+            gauges.set_aside.set(await capture_rejections.count(connection))
         started = self._clock.monotonic()
         if self._counts_of_totals.due(started):
             totals = await self._status.totals()

@@ -13,7 +13,7 @@ import asyncpg
 
 from postrider.domain.model import EndpointState
 from postrider.domain.status import Progress, Queue
-from postrider.store.captures import SET_ASIDE
+from postrider.store.capture_rejections import SET_ASIDE
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import WAITING_ENDPOINTS
 from postrider.store.outbox import BACKLOG_LIMIT, emitted_at
