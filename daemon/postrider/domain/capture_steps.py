@@ -65,3 +65,23 @@ class Recovery:
     """Rows that stay: with the reason of this time, or because a lock is in the way."""
     last: int | None
     """The highest id of the batch; None if there was nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What became of the rows that were set aside."""
+
+    rows: int
+    """Made into events."""
+    events: int
+    left: tuple[SetAside, ...]
+    """What stays, by capture."""
+
+    @property
+    def kept(self) -> int:
+        return sum(each.rows for each in self.left)
+
+    @property
+    def not_applied(self) -> list[SetAside]:
+        """Those that wait until their capture is applied."""
+        return [each for each in self.left if each.rows and not each.applied]

@@ -5,10 +5,9 @@ Captures stand above the workspaces: these acts are for those who may see all of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from postrider.domain.audit import Scope
-from postrider.domain.capture_steps import Rejection, SetAside, Step
+from postrider.domain.capture_steps import Rejection, Retried, SetAside, Step
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.engine.recovery import recover
 from postrider.operations.dialects import known_dialect
@@ -17,26 +16,6 @@ from postrider.store import capture_guard, capture_rejections
 from postrider.store import captures as store
 
 RETRY_BATCH = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Retried:
-    """What became of the rows that were set aside."""
-
-    rows: int
-    """Made into events."""
-    events: int
-    left: tuple[SetAside, ...]
-    """What stays, by capture."""
-
-    @property
-    def kept(self) -> int:
-        return sum(each.rows for each in self.left)
-
-    @property
-    def not_applied(self) -> list[SetAside]:
-        """Those that wait until their capture is applied."""
-        return [each for each in self.left if each.rows and not each.applied]
 
 
 async def plan(work: UnitOfWork) -> list[Step]:

@@ -1,7 +1,6 @@
 """Captures as JSON."""
 
-from postrider.domain.capture_steps import Rejection, Step
-from postrider.operations.captures import Retried
+from postrider.domain.capture_steps import Rejection, Retried, Step
 
 
 def step(of: Step) -> dict[str, object]:
