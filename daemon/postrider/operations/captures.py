@@ -113,13 +113,11 @@ def _check_applied(name: str, known: dict[str, SetAside]) -> None:
 
 
 async def _note_dropped(work: UnitOfWork, step: Step, deleted: int = 0) -> None:
-    await work.note(
-        "capture.dropped",
-        step.name,
-        workspace_id=None,
-        before=step.applied,
-        after={"rejected_rows_deleted": deleted} if deleted else None,
-    )
+    """`deleted`: rows that it had set aside, and that went with it."""
+    before = dict(step.applied or {})
+    if deleted:
+        before["rows_set_aside"] = deleted
+    await work.note("capture.dropped", step.name, workspace_id=None, before=before)
 
 
 def _demand_everywhere(scope: Scope) -> None:
