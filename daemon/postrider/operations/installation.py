@@ -38,7 +38,7 @@ async def migrate(
     try:
         upgrade = await look_ahead(connection, known[:to])
         broken = [
-            f"{printable(daemon)} would stop working with {migration.label}"
+            f"{printable(daemon)} would stop working with {_named(migration)}"
             for daemon, migration in upgrade.broken()
         ]
         if broken and not though_daemons_stop:
@@ -57,7 +57,7 @@ async def migrate(
     if to is None or to == len(known):
         async with database.transaction() as connection:
             await catalogue.publish(connection, spoken)
-    return [migration.label for migration in applied]
+    return [_named(migration) for migration in applied]
 
 
 async def create_database(server_dsn: str, name: str) -> None:
@@ -102,3 +102,7 @@ async def uninstall(database: Database, clock: Clock, *, patience: Patience = PA
         + (", without its triggers on your tables" if found.triggers else ""),
         "End the transactions that use it, prepared ones too (pg_prepared_xacts), and run it again.",
     )
+
+
+def _named(migration: migrations.Migration) -> str:
+    return f"{migration.number:04}_{migration.name}"

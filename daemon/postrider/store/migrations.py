@@ -106,10 +106,6 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     @property
-    def label(self) -> str:
-        return f"{self.number:04}_{self.name}"
-
-    @property
     def concurrently(self) -> bool:
         return self.sql.startswith(_CONCURRENTLY)
 
