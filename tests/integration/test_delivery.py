@@ -171,7 +171,7 @@ def test_deleting_an_endpoint_cancels_what_waits(database_dsn: str, tmp_path: Pa
 
 async def reloaded(stage: Stage) -> None:
     """Wait until the running daemon has taken over the latest change of endpoints."""
-    await stage.daemon.subscriptions.run_once()
+    await stage.daemon.services.subscriptions.run_once()
 
 
 def test_a_new_endpoint_reaches_a_running_daemon_within_a_second(database_dsn: str, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_new_endpoint_reaches_a_running_daemon_within_a_second(database_dsn: s
                 await asyncio.to_thread(add_endpoint, database_dsn, receiver.url("/late"))
 
                 async def known() -> bool:
-                    return bool(stage.daemon.subscriptions.match("default", "deal.updated"))
+                    return bool(stage.daemon.services.subscriptions.match("default", "deal.updated"))
 
                 await eventually(known, True, timeout=1)
 
@@ -280,7 +280,7 @@ def test_a_failing_endpoint_is_tried_at_exactly_the_scheduled_times_across_resta
                     due = await stage.connection.fetchval("SELECT due FROM postrider.delivery")
                     # Until a moment before, nothing happens, whatever the daemon is asked to do.
                     clock.advance((due - clock.now()).total_seconds() - 0.01)
-                    await stage.daemon.scheduler.run_once()
+                    await stage.daemon.services.scheduler.run_once()
                     assert receiver.stats()["received"] == number - 1
                     clock.advance(0.02)
                 await until(
@@ -372,7 +372,7 @@ def test_large_events_take_memory_only_while_they_are_sent(database_dsn: str, tm
                        FROM generate_series(1, 3)"""
                 )
                 await stage.wait_for_states(*["succeeded"] * 3)
-                assert stage.daemon.ledger.bytes == 0
-                assert set(stage.daemon.ledger.share_bytes.values()) == {0}
+                assert stage.daemon.services.ledger.bytes == 0
+                assert set(stage.daemon.services.ledger.share_bytes.values()) == {0}
 
         asyncio.run(story())

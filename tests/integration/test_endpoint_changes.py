@@ -20,7 +20,9 @@ from postrider.edges.metrics import Metrics
 from postrider.engine.failures import Failures
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
+from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
+from postrider.engine.signals import Signal
 from postrider.engine.subscriptions import Subscriptions
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import Deliveries
@@ -61,12 +63,16 @@ class Memory:
             recorder=Recorder(
                 deliveries=Deliveries(database),
                 ledger=ledger,
+                left_waiting=LeftWaiting(Signal()),
+                readers=(),
+                doubt=Signal(),
                 clock=clock,
                 metrics=Metrics("test"),
                 failures=Failures(clock),
             ),
             dialects=load_dialects([]),
             retry=RetrySettings(None, None, 432_000.0),
+            wake=Signal(),
             clock=clock,
         )
 
@@ -304,6 +310,6 @@ def test_a_reload_reads_all_endpoints_anew(database_dsn: str, tmp_path: Path) ->
                     await asyncio.sleep(0.01)
                 reload.cancel()
             assert [line["complete"] for line in logs if line["event"] == "subscriptions.loaded"] == [True]
-            assert stage.daemon.lanes.lane(endpoint_id) is not None
+            assert stage.daemon.services.lanes.lane(endpoint_id) is not None
 
     asyncio.run(story())

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from postrider.domain.model import DeliveryState
-from postrider.store import deliveries, missed, outbox, status
+from postrider.store import deliveries, missed, outbox, status, totals
 from postrider.store.database import Database
 from postrider.store.delivery_search import DeliveryFilter, reach_statement, search_statement
 from tests.support.daemon_process import query
@@ -56,8 +56,8 @@ HOT = {
     "backlog": (outbox.BACKLOG, ""),
     "status: queued": (status._QUEUED, ""),
     "status: progress": (status._PROGRESS, "'019a8f6e-0000-7000-8000-000000000000'::uuid"),
-    "totals: waiting": (status._ALL_WAITING, ""),
-    "totals: retrying": (status._ALL_RETRYING, ""),
+    "totals: waiting": (totals._ALL_WAITING, ""),
+    "totals: retrying": (totals._ALL_RETRYING, ""),
     "status: paused": (status._PAUSED, ""),
     "status: deliveries": (status._DELIVERIES, ""),
     "status: oldest waiting": (status._OLDEST_WAITING, ""),

@@ -1,6 +1,7 @@
 """What `postrider check` finds of the service: database, clock, schema, rights, partitions, LISTEN, daemons
 and captures."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from postrider.domain.errors import PostriderError
@@ -10,16 +11,16 @@ from postrider.edges.config import Config
 from postrider.edges.resources import sql_dir
 from postrider.operations.views.finding import Finding
 from postrider.operations.views.problem import running_problems
-from postrider.store import captures, server
-from postrider.store.daemons import Daemons
+from postrider.store import captures, daemons, partitions, server
 from postrider.store.database import Connection, Database, DatabaseUnavailable
 from postrider.store.migrations import check_schema, read_migrations
-from postrider.store.partitions import Partitions
+from postrider.store.session import Session
 from postrider.store.status import Status
 
 OLDEST_POSTGRES = 140_000
 SKEW_WARN_S, SKEW_FAIL_S = 1.0, 60.0
 """Receivers refuse a timestamp that is five minutes off."""
+CHECKED_CHANNEL = "postrider_check"
 NOTIFY_S = 2.0
 
 
@@ -36,7 +37,7 @@ async def service_findings(config: Config, database: Database, clock: Clock) -> 
         yield await _rights_finding(connection)
     async for finding in _partition_findings(database, clock):
         yield finding
-    yield await _listen_finding(database)
+    yield await _listen_finding(database, clock)
     async for finding in _daemon_findings(database, clock):
         yield finding
     async for finding in _capture_findings(config, database):
@@ -82,12 +83,14 @@ async def _rights_finding(connection: Connection) -> Finding:
 async def _partition_findings(database: Database, clock: Clock) -> AsyncIterator[Finding]:
     """Whether there are some for the days to come; and what a daemon that died while it made partitions left
     behind."""
-    partitions = Partitions(database)
-    if not (await partitions.days_ahead())["outbox"]:
+    async with database.connection() as connection:
+        days = await partitions.days(connection)
+        guarded = await partitions.guarded(connection)
+    if not days["outbox"].ahead:
         yield Finding("warn", "partitions", "there is none for tomorrow", "A running daemon makes them.")
     else:
         yield Finding("ok", "partitions", "made ahead")
-    for parent, first in (await partitions.guarded()).items():
+    for parent, first in guarded.items():
         yield Finding(
             "fail" if first <= clock.now().date() else "warn",
             "partitions",
@@ -96,28 +99,32 @@ async def _partition_findings(database: Database, clock: Clock) -> AsyncIterator
         )
 
 
-async def _listen_finding(database: Database) -> Finding:
+async def _listen_finding(database: Database, clock: Clock) -> Finding:
     """Listen for real: a notification from one connection has to arrive on another."""
     hint = "Point database.dsn at PostgreSQL itself, not at the pooler."
     if database.pooled:
         return Finding(
             "warn", "LISTEN", "a pooler such as PgBouncer stands between; the daemon will poll", hint
         )
-    listening = await database.dedicated()
+    arrived = asyncio.Event()
+    session = await Session.begin(database, on_ended=lambda: None)
     try:
+        await session.listen([CHECKED_CHANNEL], lambda _: arrived.set())
         async with database.connection() as connection:
-            if await server.notifies(listening, connection, NOTIFY_S):
-                return Finding("ok", "LISTEN", "notifications arrive")
+            await server.notify(connection, CHECKED_CHANNEL)
+        if await clock.wait(arrived, NOTIFY_S):
+            return Finding("ok", "LISTEN", "notifications arrive")
     finally:
-        await listening.close(timeout=2)
+        await session.close()
     return Finding("warn", "LISTEN", "a notification did not arrive; the daemon will poll", hint)
 
 
 async def _daemon_findings(database: Database, clock: Clock) -> AsyncIterator[Finding]:
-    daemons = await Daemons(database).list_daemons()
-    alive = [row for row in daemons if row.alive]
+    async with database.connection() as connection:
+        rows = await daemons.list_all(connection)
+    alive = [row for row in rows if row.alive]
     situation = await Status(database).read((), {row.id for row in alive})
-    problems = list(running_problems(situation, daemons, clock.now()))
+    problems = list(running_problems(situation, rows, clock.now()))
     for problem in problems:
         yield Finding("fail", "service", problem, "`postrider status` tells more.")
     if not alive:

@@ -412,3 +412,14 @@ def _success(result: DeliveryResult) -> tuple[object, ...]:
         reply.headers,
         reply.body,
     )
+
+
+async def release_all(connection: Connection, owner: int, now: datetime) -> int:
+    """Give back every delivery that a daemon holds; return how many there were."""
+    status = await connection.execute(
+        """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2
+           WHERE owner = $1 AND state = 'sending'""",
+        owner,
+        now,
+    )
+    return int(status.rsplit(" ", 1)[1])

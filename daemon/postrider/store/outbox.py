@@ -17,7 +17,7 @@ from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id, first_event_id
 from postrider.domain.status import MAX_COUNTED
 from postrider.domain.timeshare import TimeShare
-from postrider.store.database import Database
+from postrider.store.database import Connection, Database
 
 log = structlog.get_logger()
 
@@ -393,3 +393,14 @@ def _event(row: asyncpg.Record) -> Event:
         occurred_at=row["occurred_at"],
         test=row["test"],
     )
+
+
+async def release_all(connection: Connection, owner: int) -> int:
+    """Give back every claim of a daemon, in a transaction of the caller's; return how many events they held.
+
+    Events of a claim that was not completed go back whole: what of them is recorded is known by its rows.
+    """
+    rows = await connection.fetch("DELETE FROM postrider.claim WHERE owner = $1 RETURNING event_ids", owner)
+    event_ids = [event_id for row in rows for event_id in row["event_ids"]]
+    await connection.execute(REQUEUE, event_ids)
+    return len(event_ids)

@@ -1,6 +1,5 @@
 """What the server says of itself, and what it lets this user do."""
 
-import asyncio
 from datetime import datetime
 from typing import NamedTuple
 
@@ -41,17 +40,8 @@ async def missing_rights(connection: Connection) -> str | None:
     return missing
 
 
-async def notifies(listening: Connection, telling: Connection, timeout_s: float) -> bool:
-    """Whether a notification from one connection arrives on another in time."""
-    arrived = asyncio.Event()
-    await listening.add_listener("postrider_check", lambda *_: arrived.set())
-    await telling.execute("NOTIFY postrider_check")
-    try:
-        async with asyncio.timeout(timeout_s):
-            await arrived.wait()
-    except TimeoutError:
-        return False
-    return True
+async def notify(connection: Connection, channel: str) -> None:
+    await connection.execute("SELECT pg_notify($1, '')", channel)
 
 
 async def create_database(connection: Connection, name: str) -> bool:
