@@ -16,8 +16,6 @@ import click
 
 from postrider.cli.check_promises import overruled_findings, sending_findings
 from postrider.cli.common import config_option, json_option, print_json, printable, run_async
-from postrider.cli.condition import EXIT_CODES, Scope, exit_code, running_problems
-from postrider.cli.finding import Finding
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import PostriderError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
@@ -29,13 +27,15 @@ from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
 from postrider.edges.settings import network_options, read_sealer
 from postrider.edges.sources import SourceAddresses
+from postrider.operations.views.finding import Finding
+from postrider.operations.views.problem import EXIT_CODES, Concern, exit_code, running_problems
+from postrider.store import situation
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.database import Connection, Database, DatabaseUnavailable
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.partitions import Partitions
-from postrider.store.status import Status
 
 OLDEST_POSTGRES = 140_000
 MAX_ENDPOINTS = 200
@@ -87,7 +87,7 @@ async def check(no_endpoints: bool, config_path: Path | None, as_json: bool) -> 
         print_json([asdict(finding) for finding in findings])
     failed = Counter(finding.scope for finding in findings if finding.level == "fail")
     if not as_json:
-        _print_verdict(failed[Scope.SERVICE], failed[Scope.ENDPOINT])
+        _print_verdict(failed[Concern.SERVICE], failed[Concern.ENDPOINT])
     raise click.exceptions.Exit(exit_code(failed))
 
 
@@ -247,8 +247,9 @@ async def _listen_finding(database: Database) -> Finding:
 async def _daemon_findings(database: Database) -> AsyncIterator[Finding]:
     daemons = await Daemons(database).list_daemons()
     alive = [row for row in daemons if row.alive]
-    situation = await Status(database).read((), {row.id for row in alive})
-    problems = list(running_problems(situation, daemons, datetime.now(UTC)))
+    async with database.transaction() as connection:
+        here = await situation.read(connection, (), {row.id for row in alive})
+    problems = list(running_problems(here, daemons, datetime.now(UTC)))
     for problem in problems:
         yield Finding("fail", "service", problem, "`postrider status` tells more.")
     if not alive:
@@ -300,7 +301,7 @@ async def _endpoint_findings(endpoints: Sequence[Endpoint], prober: "_Prober") -
     for endpoint in given_up[:MAX_ENDPOINTS]:
         state, command = _NOTHING_SENT[endpoint.state]
         hint = f"Once it works: postrider endpoint {command} {endpoint_public_id(endpoint.id)}"
-        yield Finding("fail", _named(endpoint), f"it is {state}, and gets nothing", hint, Scope.ENDPOINT)
+        yield Finding("fail", _named(endpoint), f"it is {state}, and gets nothing", hint, Concern.ENDPOINT)
     active = [each for each in endpoints if each.state is EndpointState.ACTIVE and each.unusable is None]
     probed = active[:MAX_ENDPOINTS]
     results = await asyncio.gather(*map(prober.probe, probed))
@@ -318,10 +319,10 @@ async def _endpoint_findings(endpoints: Sequence[Endpoint], prober: "_Prober") -
 def _judged(endpoint: Endpoint, result: Probe) -> Finding:
     """A connection is not all that it takes."""
     if endpoint.failing_since is None or result.level == "fail":
-        return Finding(result.level, _named(endpoint), result.message, scope=Scope.ENDPOINT)
+        return Finding(result.level, _named(endpoint), result.message, scope=Concern.ENDPOINT)
     message = f"{result.message}; but every attempt has failed since {printable(endpoint.failing_since)}"
     hint = f"`postrider delivery list --endpoint {endpoint_public_id(endpoint.id)}` shows why."
-    return Finding("fail", _named(endpoint), message, hint, Scope.ENDPOINT)
+    return Finding("fail", _named(endpoint), message, hint, Concern.ENDPOINT)
 
 
 def _named(endpoint: Endpoint) -> str:

@@ -9,18 +9,16 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from uuid import UUID
 
 import click
 import orjson
 
 from postrider.cli.groups import CONFIG
 from postrider.domain.audit import Actor
-from postrider.domain.dialects import Dialect, parse_event_ids
+from postrider.domain.dialects import Dialect
 from postrider.domain.dsn import DsnMistake, by_peer
 from postrider.domain.errors import UsageError
 from postrider.edges.clock import SystemClock
@@ -28,10 +26,11 @@ from postrider.edges.config import Config, load_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import sql_dir
 from postrider.edges.settings import read_sealer
+from postrider.operations.views.wording import ago as ago  # noqa: PLC0414
+from postrider.operations.views.wording import printable as printable  # noqa: PLC0414
 from postrider.operations.work import Backend, open_backend
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
-from postrider.store.history import DeliveryHistory
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.missed import MissedEvents
 from postrider.store.outbox import Outbox
@@ -63,7 +62,6 @@ class Stores:
     database: Database
     outbox: Outbox
     endpoints: Endpoints
-    history: DeliveryHistory
     missed: MissedEvents
     clock: SystemClock
 
@@ -89,7 +87,6 @@ async def stores_of(config: Config, as_user: str | None = None) -> AsyncIterator
             database,
             Outbox(database),
             Endpoints(database, sealer),
-            DeliveryHistory(database),
             MissedEvents(database),
             SystemClock(),
         )
@@ -172,16 +169,6 @@ def known_dialect(name: str, config: Config) -> Dialect:
     return known[name]
 
 
-async def event_id_of(text: str, stores: Stores) -> UUID:
-    """The event that an id means, in any dialect's form. Raises UsageError if it is not one."""
-    meant = parse_event_ids(text, load_dialects(stores.config.dialect.paths).values())
-    if len(meant) == 1:
-        return meant[0]
-    # Two templates may fit one text; hardly will there be an event for each.
-    known = await stores.outbox.read(meant)
-    return known[0].id if known else meant[0]
-
-
 def print_json(value: object) -> None:
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
 
@@ -241,29 +228,7 @@ def _print_lines(console: "Console", columns: Sequence[str], row: Sequence[str])
         console.print(line, overflow="fold", crop=False)
 
 
-def printable(value: object) -> str:
-    """Text for a person: local time to the second with its zone, as `parse_moment` reads it; and no control
-    character that could drive the terminal."""
-    if value is None:
-        return "-"
-    if isinstance(value, datetime):
-        return value.astimezone().isoformat(" ", "seconds")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
-
-
 def show_progress(text: str) -> None:
     """Write over the last such line, where a person is looking."""
     if sys.stderr.isatty():
         click.echo(f"\r\x1b[K{text}", nl=False, err=True)
-
-
-def ago(moment: datetime, now: datetime | None = None) -> str:
-    """How long ago, or in how long, in the largest unit that fits."""
-    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
-    size, unit = next(
-        (step for step in ((86_400, "d"), (3600, "h"), (60, "m")) if abs(seconds) >= step[0]), (1, "s")
-    )
-    amount = f"{abs(seconds) / size:.0f} {unit}"
-    return f"{amount} ago" if seconds > -0.5 else f"in {amount}"

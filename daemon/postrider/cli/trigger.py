@@ -16,6 +16,7 @@ from postrider.domain.catalogue import Sample
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import UsageError
 from postrider.domain.model import DEFAULT_WORKSPACE
+from postrider.store.emitting import emit
 
 
 @click.command()
@@ -38,16 +39,18 @@ async def trigger(
     async with open_stores(config_path) as stores:
         spoken = known_dialect(dialect or stores.config.dialect.default, stores.config)
         sample = _sample(spoken, event_type)
-        event_id = await stores.outbox.emit(
-            event_type,
-            sample.data,
-            previous_attributes=sample.previous_attributes,
-            workspace_id=workspace,
-            object_type=sample.object_type,
-            object_id=sample.object_id,
-            actor=sample.actor,
-            related=sample.related,
-        )
+        async with stores.database.transaction() as connection:
+            event_id = await emit(
+                connection,
+                event_type,
+                sample.data,
+                previous_attributes=sample.previous_attributes,
+                workspace_id=workspace,
+                object_type=sample.object_type,
+                object_id=sample.object_id,
+                actor=sample.actor,
+                related=sample.related,
+            )
     if as_json:
         print_json({"id": event_id})
     else:

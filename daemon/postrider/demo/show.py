@@ -25,7 +25,9 @@ from aiohttp import web
 from postrider.app import Daemon
 from postrider.demo.crm import CapturedCrm, Crm, EmittingCrm
 from postrider.demo.receivers import Receiver
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.errors import PostriderError
+from postrider.domain.lists import DeliveryRow
 from postrider.domain.matching import Matcher
 from postrider.domain.model import (
     DEFAULT_WORKSPACE,
@@ -45,13 +47,12 @@ from postrider.edges.resources import config_dir, sql_dir
 from postrider.edges.settings import network_options
 from postrider.engine.sender import SendSettings
 from postrider.engine.trial import shake_hands
+from postrider.store import history
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import PINNED, Connection, Database
 from postrider.store.deliveries import Deliveries
-from postrider.store.delivery_search import DeliveryRow
 from postrider.store.endpoints import Endpoints
-from postrider.store.history import DeliveryHistory
 from postrider.store.migrations import migrate, read_migrations
 from postrider.store.outbox import Outbox
 
@@ -280,7 +281,7 @@ class Demo:
     async def counts(self) -> dict[str, Any]:
         """What was owed, what came, and what is neither: lost. A delivery counts as succeeded when its
         receiver accepted it, whatever the database says."""
-        history, outbox = DeliveryHistory(self._database), Outbox(self._database)
+        outbox = Outbox(self._database)
         by_endpoint = {receiver.endpoint_id: receiver for receiver in self.receivers}
         states: Counter[str] = Counter()
         duplicates = 0
@@ -290,7 +291,8 @@ class Demo:
                 if not accepted[event_id]:
                     key = (parse_event_id(event_id), endpoint.id)
                     pending = await outbox.is_pending(key[0])
-                    row = await history.get(key)
+                    async with self._database.connection() as connection:
+                        row = await history.get(connection, EVERYWHERE, key)
                     if not accepted[event_id]:  # it may have come while we asked
                         states[_state_of(row, pending=pending)] += 1
                         continue

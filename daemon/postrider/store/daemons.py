@@ -296,3 +296,24 @@ async def _end_sessions(connection: Connection, application_name: str, *, holdin
         with suppress(asyncpg.InsufficientPrivilegeError):
             async with connection.transaction():
                 await connection.execute("SELECT pg_terminate_backend($1)", row["pid"])
+
+
+async def alive(connection: Connection) -> set[int]:
+    """The daemons that live."""
+    rows = await connection.fetch(
+        f"SELECT id FROM postrider.daemon AS d WHERE {ALIVE}"  # noqa: S608 (constant)
+    )
+    return {row["id"] for row in rows}
+
+
+async def list_all(connection: Connection) -> list[DaemonRow]:
+    rows = await connection.fetch(
+        f"""SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled, schema, reported_at,
+                   report,
+                   {ALIVE} AS alive
+            FROM postrider.daemon AS d ORDER BY started_at, id"""  # noqa: S608 (constant)
+    )
+    return [
+        DaemonRow(**{**row, "report": None if row["report"] is None else read_report(row["report"])})
+        for row in rows
+    ]
