@@ -11,9 +11,10 @@ import msgspec
 import pytest
 from standardwebhooks.webhooks import Webhook
 
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.model import EndpointState, Reply
 from postrider.edges.network import WebhookClient
-from postrider.store.history import DeliveryHistory
+from postrider.store import history
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import SECRET, add_endpoint, emit, open_endpoints, query
 from tests.support.receiver_process import ReceiverProcess
@@ -323,12 +324,14 @@ def test_a_delivery_that_failed_is_sent_again_when_a_person_asks(database_dsn: s
                 await stage.emit()
                 await stage.wait_for_states("failed")
                 receiver.set_mode("ok")
-                history = DeliveryHistory(stage.daemon.database)
                 key = await stage.connection.fetchrow("SELECT event_id, endpoint_id FROM postrider.delivery")
                 assert key is not None
-                assert len(await history.retry([tuple(key)], datetime.now(UTC))) == 1
+                async with stage.daemon.database.transaction() as connection:
+                    now = datetime.now(UTC)
+                    assert len(await history.retry(connection, EVERYWHERE, [tuple(key)], now)) == 1
                 await stage.wait_for_states("succeeded")
-                assert [attempt.number for attempt in await history.attempts(tuple(key))] == [1, 2]
+                attempts = await history.attempts(stage.connection, "default", tuple(key))
+                assert [attempt.number for attempt in attempts] == [1, 2]
 
         asyncio.run(story())
 

@@ -9,7 +9,7 @@ import click
 
 from postrider.cli.common import config_option, json_option, print_json, run_async
 from postrider.operations import check as operation
-from postrider.operations.views.problem import EXIT_CODES, Concern, exit_code
+from postrider.operations.problems import EXIT_CODES, Concern, exit_code
 
 
 @click.command(

@@ -12,26 +12,24 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from uuid import UUID
 
 import click
 import orjson
 
 from postrider.cli.groups import CONFIG
 from postrider.domain.audit import Actor
-from postrider.domain.dialects import Dialect, parse_event_ids
+from postrider.domain.dialects import Dialect
 from postrider.domain.errors import UsageError
 from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, load_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import sql_dir
 from postrider.edges.settings import read_sealer
-from postrider.operations.views.wording import ago as ago  # noqa: PLC0414
-from postrider.operations.views.wording import printable as printable  # noqa: PLC0414
+from postrider.operations.wording import ago as ago  # noqa: PLC0414
+from postrider.operations.wording import printable as printable  # noqa: PLC0414
 from postrider.operations.work import Backend, open_backend
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
-from postrider.store.history import DeliveryHistory
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.missed import MissedEvents
 from postrider.store.outbox import Outbox
@@ -63,7 +61,6 @@ class Stores:
     database: Database
     outbox: Outbox
     endpoints: Endpoints
-    history: DeliveryHistory
     missed: MissedEvents
     clock: SystemClock
 
@@ -89,7 +86,6 @@ async def stores_of(config: Config) -> AsyncIterator[Stores]:
             database,
             Outbox(database),
             Endpoints(database, sealer),
-            DeliveryHistory(database),
             MissedEvents(database),
             SystemClock(),
         )
@@ -145,16 +141,6 @@ def known_dialect(name: str, config: Config) -> Dialect:
             f"Did you mean {nearest[0]}?" if nearest else f"Known are: {', '.join(sorted(known))}.",
         )
     return known[name]
-
-
-async def event_id_of(text: str, stores: Stores) -> UUID:
-    """The event that an id means, in any dialect's form. Raises UsageError if it is not one."""
-    meant = parse_event_ids(text, load_dialects(stores.config.dialect.paths).values())
-    if len(meant) == 1:
-        return meant[0]
-    # Two templates may fit one text; hardly will there be an event for each.
-    known = await stores.outbox.read(meant)
-    return known[0].id if known else meant[0]
 
 
 def print_json(value: object) -> None:

@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from postrider.cli.common import Stores, ago, printable
+from postrider.cli.common import Stores, ago
 from postrider.domain.errors import PostriderError
 from postrider.domain.model import Endpoint, EndpointState, delivery_public_id, endpoint_public_id
 from postrider.store.endpoint_rows import EndpointRow
 from postrider.store.last_deliveries import LastDelivery
-from postrider.store.missed import Missed
 
 
 async def living(stores: Stores, endpoint_id: int) -> EndpointRow:
@@ -33,23 +32,6 @@ def usable(row: EndpointRow) -> EndpointRow:
 
 def state_text(endpoint: Endpoint) -> str:
     return endpoint.state if endpoint.unusable is None else f"{endpoint.state}, unusable"
-
-
-def missed_text(missed: Missed) -> str:
-    since = printable(missed.since) + (f" to {printable(missed.until)}" if missed.until else "")
-    return (
-        f"{endpoint_public_id(missed.endpoint_id)} missed it: disabled since {since}"
-        f" ({printable(missed.reason or 'no reason given')})"
-    )
-
-
-def missed_facts(missed: Missed) -> dict[str, Any]:
-    return {
-        "endpoint": endpoint_public_id(missed.endpoint_id),
-        "disabled_since": missed.since,
-        "disabled_until": missed.until,
-        "disabled_reason": missed.reason,
-    }
 
 
 def pattern_text(endpoint: Endpoint) -> str:

@@ -24,6 +24,7 @@ from postrider.demo.crm import EMITTING, Left, make_tables, session
 from postrider.demo.receivers import Receiver
 from postrider.domain.audit import EVERYWHERE, Actor
 from postrider.domain.errors import PostriderError
+from postrider.domain.lists import DeliveryRow
 from postrider.domain.matching import Matcher
 from postrider.domain.model import (
     DEFAULT_WORKSPACE,
@@ -45,10 +46,9 @@ from postrider.engine.sender import SendSettings
 from postrider.engine.trial import shake_hands
 from postrider.operations import captures, installation
 from postrider.operations.work import open_backend, open_database
+from postrider.store import history
 from postrider.store.deliveries import Deliveries
-from postrider.store.delivery_search import DeliveryRow
 from postrider.store.endpoints import Endpoints
-from postrider.store.history import DeliveryHistory
 from postrider.store.outbox import Outbox
 
 WORKSPACES = {"nodestash": "ws_north", "workestra": "ws_berlin"}
@@ -246,7 +246,7 @@ class Demo:
     async def counts(self) -> dict[str, Any]:
         """What was owed, what came, and what is neither: lost. A delivery counts as succeeded when its
         receiver accepted it, whatever the database says."""
-        history, outbox = DeliveryHistory(self._backend.database), Outbox(self._backend.database)
+        outbox = Outbox(self._backend.database)
         by_endpoint = {receiver.endpoint_id: receiver for receiver in self.receivers}
         states: Counter[str] = Counter()
         duplicates = 0
@@ -256,7 +256,8 @@ class Demo:
                 if not accepted[event_id]:
                     key = (parse_event_id(event_id), endpoint.id)
                     pending = await outbox.is_pending(key[0])
-                    row = await history.get(key)
+                    async with self._backend.database.connection() as connection:
+                        row = await history.get(connection, EVERYWHERE, key)
                     if not accepted[event_id]:  # it may have come while we asked
                         states[_state_of(row, pending=pending)] += 1
                         continue

@@ -16,7 +16,7 @@ from postrider.edges.sources import SourceAddresses
 from postrider.operations.check_endpoints import Prober, endpoint_findings
 from postrider.operations.check_promises import overruled_findings, sending_findings
 from postrider.operations.check_service import service_findings
-from postrider.operations.views.finding import Finding
+from postrider.operations.finding import Finding
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 

@@ -12,9 +12,9 @@ from postrider.edges.config import Config
 from postrider.edges.probe import Probe, probe
 from postrider.edges.settings import network_options
 from postrider.edges.sources import SourceAddresses
-from postrider.operations.views.finding import Finding
-from postrider.operations.views.problem import Concern
-from postrider.operations.views.wording import printable
+from postrider.operations.finding import Finding
+from postrider.operations.problems import Concern
+from postrider.operations.wording import printable
 
 MAX_ENDPOINTS = 200
 PROBES_AT_A_TIME = 16

@@ -9,13 +9,12 @@ from postrider.domain.status import NO_DAEMON
 from postrider.edges.clock import Clock
 from postrider.edges.config import Config
 from postrider.edges.resources import sql_dir
-from postrider.operations.views.finding import Finding
-from postrider.operations.views.problem import running_problems
-from postrider.store import captures, daemons, partitions, server
+from postrider.operations.finding import Finding
+from postrider.operations.problems import running_problems
+from postrider.store import captures, daemons, partitions, server, situation
 from postrider.store.database import Connection, Database, DatabaseUnavailable
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.session import Session
-from postrider.store.status import Status
 
 OLDEST_POSTGRES = 140_000
 SKEW_WARN_S, SKEW_FAIL_S = 1.0, 60.0
@@ -123,8 +122,9 @@ async def _daemon_findings(database: Database, clock: Clock) -> AsyncIterator[Fi
     async with database.connection() as connection:
         rows = await daemons.list_all(connection)
     alive = [row for row in rows if row.alive]
-    situation = await Status(database).read((), {row.id for row in alive})
-    problems = list(running_problems(situation, rows, clock.now()))
+    async with database.transaction() as connection:
+        here = await situation.read(connection, (), {row.id for row in alive})
+    problems = list(running_problems(here, rows, clock.now()))
     for problem in problems:
         yield Finding("fail", "service", problem, "`postrider status` tells more.")
     if not alive:

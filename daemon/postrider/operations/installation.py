@@ -12,7 +12,7 @@ from postrider.domain.errors import UsageError
 from postrider.domain.installation import Installation, Removal, demand_removable
 from postrider.edges.clock import Clock
 from postrider.edges.resources import sql_dir
-from postrider.operations.views.wording import printable
+from postrider.operations.wording import printable
 from postrider.store import captures, catalogue, migrations, server
 from postrider.store import uninstall as store
 from postrider.store.database import Database, DatabaseError

@@ -9,8 +9,10 @@ _JSON = frozenset({"previous_attributes", "actor", "related"})
 
 
 async def emit(connection: Connection, event_type: str, data: str, **optional: str | None) -> str:
-    """Call postrider.emit; return the public id of the event. Raises UsageError for arguments that it
-    refuses, which undoes the transaction."""
+    """Call postrider.emit; return the public id of the event.
+
+    Raises UsageError for arguments that it refuses, which undoes the transaction.
+    """
     names = [name for name, value in optional.items() if value is not None]
     arguments = "".join(
         f", {name} => ${number}::{'json' if name in _JSON else 'text'}"

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
+from postrider.domain.audit import Scope
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.policy import AttemptNote
@@ -23,6 +24,7 @@ from postrider.store.endpoint_rows import (
     seal_headers,
 )
 from postrider.store.endpoint_sealing import demand_fitting_key, seal_plain
+from postrider.store.statement import Statement
 
 if TYPE_CHECKING:
     Cursor = asyncpg.cursor.Cursor[asyncpg.Record]
@@ -372,3 +374,17 @@ class Endpoints:
                 for index, secret in enumerate(secrets)
             ],
         )
+
+
+async def get(connection: Connection, sealer: Sealer, scope: Scope, endpoint_id: int) -> EndpointRow:
+    """Raises UsageError if there is no such endpoint."""
+    made = Statement()
+    made.require(f"e.id = {made.given(endpoint_id, 'bigint')}")
+    made.keep_to(scope, "e.workspace_id")
+    row = await connection.fetchrow(f"{LISTED} WHERE {made.where}", *made.parameters)
+    if row is None:
+        raise UsageError(
+            f"there is no endpoint {endpoint_public_id(endpoint_id)}",
+            "`postrider endpoint list` shows those there are.",
+        )
+    return read_row(row, sealer)

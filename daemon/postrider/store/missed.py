@@ -13,7 +13,7 @@ from uuid import UUID
 
 from postrider.domain.matching import matching_patterns
 from postrider.domain.model import Event
-from postrider.store.database import Database
+from postrider.store.database import Connection, Database
 from postrider.store.outbox import UNREADABLE
 
 
@@ -143,3 +143,22 @@ class MissedEvents:
             rows = await connection.fetch(_SEND, endpoint_id, event_ids, now, measured)
             await connection.execute("SELECT pg_notify('postrider_deliveries', '')")
         return [row["event_id"] for row in rows]
+
+
+async def of_event(connection: Connection, event: Event) -> list[Missed]:
+    """The endpoints that missed an event, in the order of their ids; none while it is on its way."""
+    rows = await connection.fetch(
+        _OF_EVENT, event.workspace_id, event.id, sorted(matching_patterns(event.type))
+    )
+    return [] if event.test else [Missed(*row) for row in rows]
+
+
+async def fates(
+    connection: Connection, workspace_id: str, endpoint_id: int, event_ids: Sequence[UUID]
+) -> Fates:
+    rows = await connection.fetch(_FATES, endpoint_id, event_ids)
+    return Fates(
+        frozenset(row["id"] for row in rows if row["recorded"]),
+        frozenset(row["id"] for row in rows if row["queued"]),
+        frozenset(row["id"] for row in rows if row["claimed"]),
+    )

@@ -8,9 +8,9 @@ from enum import StrEnum
 from postrider.domain.capture_steps import MAX_COUNTED
 from postrider.domain.status import DaemonReport
 from postrider.engine.reporter import REPORT_S
-from postrider.operations.views.wording import ago, printable
+from postrider.operations.wording import ago, printable
 from postrider.store.daemons import DaemonRow
-from postrider.store.status import Situation
+from postrider.store.situation import Situation
 
 STALE = timedelta(seconds=3 * REPORT_S)
 """A report older than this says nothing of the present."""

@@ -1,6 +1,9 @@
-"""Values as text for a person."""
+"""Values and facts as text for a person, wherever it stands: in a view, an error or a hint."""
 
 from datetime import UTC, datetime
+
+from postrider.domain.model import endpoint_public_id
+from postrider.store.missed import Missed
 
 
 def printable(value: object) -> str:
@@ -23,3 +26,11 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
     )
     amount = f"{abs(seconds) / size:.0f} {unit}"
     return f"{amount} ago" if seconds > -0.5 else f"in {amount}"
+
+
+def missed_text(missed: Missed) -> str:
+    since = printable(missed.since) + (f" to {printable(missed.until)}" if missed.until else "")
+    return (
+        f"{endpoint_public_id(missed.endpoint_id)} missed it: disabled since {since}"
+        f" ({printable(missed.reason or 'no reason given')})"
+    )
