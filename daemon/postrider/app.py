@@ -41,12 +41,13 @@ from postrider.engine.schema_watch import SchemaWatch
 from postrider.engine.sender import Sender, SendSettings
 from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.supervisor import Supervisor
+from postrider.store import endpoints
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.daemons import Daemons
 from postrider.store.database import Database, DatabaseError, DatabaseUnavailable
 from postrider.store.deliveries import Deliveries
-from postrider.store.endpoints import Endpoints
+from postrider.store.endpoint_changes import Endpoints
 from postrider.store.last_deliveries import LastDeliveries
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.outbox import Outbox
@@ -155,7 +156,7 @@ class Daemon:
         config, clock, metrics = self.config, self.clock, self.metrics
         self.outbox = Outbox(self.database)
         deliveries = Deliveries(self.database)
-        self._endpoints = endpoints = Endpoints(self.database, sealer)
+        self._endpoints = Endpoints(self.database, sealer)
         self._daemons = Daemons(self.database)
         self.ledger = Ledger()
         self.lanes = Lanes(
@@ -174,7 +175,7 @@ class Daemon:
         )
         retry = retry_settings(config)
         self.subscriptions = Subscriptions(
-            endpoints=endpoints,
+            endpoints=self._endpoints,
             lanes=self.lanes,
             recorder=self.recorder,
             dialects=settings.dialects,
@@ -194,7 +195,7 @@ class Daemon:
         self.scheduler = Scheduler(
             deliveries=deliveries,
             outbox=self.outbox,
-            endpoints=endpoints,
+            database=self.database,
             lanes=self.lanes,
             ledger=self.ledger,
             recorder=self.recorder,
@@ -211,7 +212,7 @@ class Daemon:
             clock=clock,
             notify=config.database.notify,
         )
-        self.health = Health(endpoints=endpoints, policy_of=self.subscriptions.policy_of, clock=clock)
+        self.health = Health(database=self.database, policy_of=self.subscriptions.policy_of, clock=clock)
         self.chronicler = Chronicler(last_deliveries=LastDeliveries(self.database), clock=clock)
         self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
         self.recorder.on_waiting = self.scheduler.waiting
@@ -398,7 +399,8 @@ class Daemon:
 
     async def _tell_of_overruled(self, config: Config, dialects: Mapping[str, Dialect]) -> None:
         """Say which keys have no effect on endpoints, because what their dialect promises goes first."""
-        spoken = {config.dialect.default, *await self._endpoints.dialects()}
+        async with self.database.connection() as connection:
+            spoken = {config.dialect.default, *await endpoints.dialects(connection)}
         for name in sorted(spoken & dialects.keys()):
             for key in overruled(dialects[name], retry_settings(config)):
                 log.warning(

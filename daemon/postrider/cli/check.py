@@ -18,6 +18,7 @@ from postrider.cli.check_promises import overruled_findings, sending_findings
 from postrider.cli.common import config_option, json_option, print_json, printable, run_async
 from postrider.cli.condition import EXIT_CODES, Scope, exit_code, running_problems
 from postrider.cli.finding import Finding
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import PostriderError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
@@ -29,10 +30,10 @@ from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
 from postrider.edges.settings import network_options, read_sealer
 from postrider.edges.sources import SourceAddresses
+from postrider.store import endpoints as endpoint_store
 from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.database import Connection, Database, DatabaseUnavailable
-from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
 from postrider.store.partitions import Partitions
 from postrider.store.status import Status
@@ -132,7 +133,8 @@ async def _findings(config_path: Path | None, *, with_endpoints: bool) -> AsyncI
                 yield finding
             async for finding in _capture_findings(config, database):
                 yield finding
-            endpoints = await Endpoints(database, sealer).list_endpoints()
+            async with database.connection() as connection:
+                endpoints = await endpoint_store.page(connection, sealer, EVERYWHERE)
         except PostriderError as error:
             yield Finding("fail", "database", error.message, error.hint)
             return

@@ -1,7 +1,6 @@
 """What commands share: the options --config and --json, the stores, and printing of facts."""
 
 import asyncio
-import difflib
 import os
 import pwd
 import socket
@@ -9,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -23,17 +21,19 @@ from postrider.domain.audit import Actor
 from postrider.domain.dialects import Dialect, parse_event_ids
 from postrider.domain.dsn import DsnMistake, by_peer
 from postrider.domain.errors import UsageError
+from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, load_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import sql_dir
 from postrider.edges.settings import read_sealer
+from postrider.operations import dialects
+from postrider.operations.views.wording import ago as ago  # noqa: PLC0414 (for other commands)
+from postrider.operations.views.wording import printable as printable  # noqa: PLC0414
 from postrider.operations.work import Backend, open_backend
 from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
 from postrider.store.migrations import check_schema, read_migrations
-from postrider.store.missed import MissedEvents
 from postrider.store.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ class Stores:
     config: Config
     database: Database
     outbox: Outbox
-    endpoints: Endpoints
+    sealer: Sealer
     history: DeliveryHistory
-    missed: MissedEvents
     clock: SystemClock
 
 
@@ -88,9 +87,8 @@ async def stores_of(config: Config, as_user: str | None = None) -> AsyncIterator
             config,
             database,
             Outbox(database),
-            Endpoints(database, sealer),
+            sealer,
             DeliveryHistory(database),
-            MissedEvents(database),
             SystemClock(),
         )
     finally:
@@ -106,8 +104,15 @@ async def backend_of(config_path: Path | None) -> AsyncIterator[Backend]:
 
 def operator() -> Actor:
     """Whoever runs this command; behind sudo, who asked for it."""
-    user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    return Actor(user, "cli", socket.gethostname())
+    return Actor(os.environ.get("SUDO_USER") or _user(), "cli", socket.gethostname())
+
+
+def _user() -> str:
+    uid = os.getuid()
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # a container may run as a user that no file lists
+        return f"uid {uid}"
 
 
 def dsn_as(config: Config, user: str | None) -> str:
@@ -162,14 +167,7 @@ def read_data(text: str) -> str:
 
 def known_dialect(name: str, config: Config) -> Dialect:
     """The dialect of that name; UsageError, with the nearest name, if there is none."""
-    known = load_dialects(config.dialect.paths, config.dialect.values)
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        raise UsageError(
-            f"there is no dialect {name!r}",
-            f"Did you mean {nearest[0]}?" if nearest else f"Known are: {', '.join(sorted(known))}.",
-        )
-    return known[name]
+    return dialects.known_dialect(load_dialects(config.dialect.paths, config.dialect.values), name)
 
 
 async def event_id_of(text: str, stores: Stores) -> UUID:
@@ -241,29 +239,7 @@ def _print_lines(console: "Console", columns: Sequence[str], row: Sequence[str])
         console.print(line, overflow="fold", crop=False)
 
 
-def printable(value: object) -> str:
-    """Text for a person: local time to the second with its zone, as `parse_moment` reads it; and no control
-    character that could drive the terminal."""
-    if value is None:
-        return "-"
-    if isinstance(value, datetime):
-        return value.astimezone().isoformat(" ", "seconds")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
-
-
 def show_progress(text: str) -> None:
     """Write over the last such line, where a person is looking."""
     if sys.stderr.isatty():
         click.echo(f"\r\x1b[K{text}", nl=False, err=True)
-
-
-def ago(moment: datetime, now: datetime | None = None) -> str:
-    """How long ago, or in how long, in the largest unit that fits."""
-    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
-    size, unit = next(
-        (step for step in ((86_400, "d"), (3600, "h"), (60, "m")) if abs(seconds) >= step[0]), (1, "s")
-    )
-    amount = f"{abs(seconds) / size:.0f} {unit}"
-    return f"{amount} ago" if seconds > -0.5 else f"in {amount}"

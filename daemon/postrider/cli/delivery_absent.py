@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from postrider.cli.common import Stores
-from postrider.cli.endpoint_facts import missed_text
 from postrider.domain.model import UNSETTLED, DeliveryState, endpoint_public_id, event_public_id
 from postrider.domain.status import NO_DAEMON, Progress, explain_progress
+from postrider.operations.views.missed import missed_text
+from postrider.store import missed as missed_store
 from postrider.store.daemons import Daemons
 from postrider.store.deliveries import DeliveryKey
 from postrider.store.delivery_search import DeliveryRow
@@ -50,7 +51,9 @@ async def why_missed(stores: Stores, key: DeliveryKey) -> str | None:
     """That an endpoint has no delivery of an event because it was disabled, and what to do."""
     event_id, endpoint_id = key
     for event in await stores.outbox.read([event_id]):
-        for missed in await stores.missed.of_event(event):
+        async with stores.database.connection() as connection:
+            found = await missed_store.of_event(connection, event)
+        for missed in found:
             if missed.endpoint_id == endpoint_id:
                 evt, ep = event_public_id(event_id), endpoint_public_id(endpoint_id)
                 return f"{missed_text(missed)}; send it: postrider event resend {evt} --endpoint {ep}"

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from postrider.cli.common import Stores, known_dialect
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.dialects import render, unsigned_headers
 from postrider.domain.envelope import PayloadError
 from postrider.domain.errors import PostriderError
@@ -20,6 +21,7 @@ from postrider.domain.model import (
     endpoint_public_id,
     event_public_id,
 )
+from postrider.store import endpoints
 from postrider.store.delivery_search import DeliveryRow
 from postrider.store.endpoint_rows import EndpointRow
 
@@ -92,7 +94,8 @@ def attempt_facts(attempt: Attempt) -> dict[str, Any]:
 
 async def request_of(stores: Stores, row: DeliveryRow, attempts: Sequence[Attempt]) -> Request:
     """The request of a delivery: nothing keeps it, so it is rebuilt from the event and the endpoint."""
-    endpoint = await stores.endpoints.get(row.endpoint_id)
+    async with stores.database.connection() as connection:
+        endpoint = await endpoints.get(connection, stores.sealer, EVERYWHERE, row.endpoint_id)
     events = await stores.outbox.read([row.event_id])
     last = attempts[-1].started_at if attempts else None
     notes = [_REBUILT]

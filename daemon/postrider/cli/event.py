@@ -17,14 +17,16 @@ from postrider.cli.common import (
     event_id_of,
     json_option,
     open_stores,
+    operator,
     print_json,
     print_table,
     printable,
     run_async,
     type_text,
 )
-from postrider.cli.endpoint_facts import missed_facts, missed_text, state_text
+from postrider.cli.endpoint_facts import state_text
 from postrider.cli.groups import Commands
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.cursors import event_cursor, parse_event_cursor
 from postrider.domain.errors import UsageError
 from postrider.domain.model import (
@@ -36,7 +38,11 @@ from postrider.domain.model import (
 )
 from postrider.domain.status import NO_DAEMON, Progress, explain_progress
 from postrider.edges.durations import parse_moment
-from postrider.engine.resending import resend as send_again
+from postrider.operations.resending import resend as send_again
+from postrider.operations.views.missed import missed_text, missed_view
+from postrider.operations.work import Setting, UnitOfWork
+from postrider.store import endpoints
+from postrider.store import missed as missed_store
 from postrider.store.daemons import Daemons
 from postrider.store.delivery_search import LOOK_AT_MOST
 from postrider.store.status import Status
@@ -155,7 +161,8 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         if not found:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
         # In this order: what is recorded meanwhile is listed, and not told as missed.
-        missed = await stores.missed.of_event(found[0])
+        async with stores.database.connection() as connection:
+            missed = await missed_store.of_event(connection, found[0])
         alive = await Daemons(stores.database).alive()
         progress = await Status(stores.database).progress(event_id, alive)
         deliveries = await stores.history.list_deliveries(event_id=event_id, limit=1000)
@@ -172,7 +179,7 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
         }
         for each in deliveries
     ]
-    facts["missed"] = [missed_facts(each) for each in missed]
+    facts["missed"] = [missed_view(each) for each in missed]
     if as_json:
         print_json(facts)
         return
@@ -216,8 +223,11 @@ async def resend(evt: str, ep: str, config_path: Path | None, as_json: bool) -> 
         found = await stores.outbox.read([event_id])
         if not found:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
-        target = (await stores.endpoints.get(endpoint_id)).endpoint
-        key = await send_again(stores.missed, stores.history, found[0], target, stores.clock.now())
+        async with stores.database.transaction() as connection:
+            setting = Setting(stores.config, {}, stores.sealer)
+            work = UnitOfWork(connection, setting, operator(), EVERYWHERE, stores.clock.now())
+            target = (await endpoints.get(connection, stores.sealer, EVERYWHERE, endpoint_id)).endpoint
+            key = await send_again(work, stores.history, found[0], target)
     delivery_id = delivery_public_id(*key)
     if as_json:
         print_json({"delivery": delivery_id, "endpoint_state": target.state})

@@ -4,7 +4,6 @@ slow. It counts what was promised and what came.
 
 import asyncio
 import random
-import secrets
 import statistics
 import time
 import tomllib
@@ -25,32 +24,25 @@ from aiohttp import web
 from postrider.app import Daemon
 from postrider.demo.crm import CapturedCrm, Crm, EmittingCrm
 from postrider.demo.receivers import Receiver
+from postrider.domain.audit import EVERYWHERE, Actor
+from postrider.domain.endpoint_input import NewEndpoint
 from postrider.domain.errors import PostriderError
 from postrider.domain.matching import Matcher
 from postrider.domain.model import (
     DEFAULT_WORKSPACE,
     DeliveryState,
-    Endpoint,
-    EndpointState,
     event_public_id,
     parse_event_id,
 )
-from postrider.domain.sealing import Sealer
-from postrider.domain.signing import parse_secret
-from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, parse_config
 from postrider.edges.dialect_files import load_dialects
-from postrider.edges.network import WebhookClient
 from postrider.edges.resources import config_dir, sql_dir
-from postrider.edges.settings import network_options
-from postrider.engine.sender import SendSettings
-from postrider.engine.trial import shake_hands
+from postrider.operations import endpoint_changes, endpoints
+from postrider.operations.work import open_backend
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import PINNED, Connection, Database
-from postrider.store.deliveries import Deliveries
 from postrider.store.delivery_search import DeliveryRow
-from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
 from postrider.store.migrations import migrate, read_migrations
 from postrider.store.outbox import Outbox
@@ -60,6 +52,7 @@ WORKSPACES = {"nodestash": "ws_north", "workestra": "ws_berlin"}
 EMITTING = "standard"
 """The dialect whose CRM emits its events itself; tables of the others are captured."""
 WRITERS = 3
+_ACTOR = Actor("demo", "cli", "localhost")
 SETTLE_S = 15.0
 """How long retries may take to come through after the writers stopped."""
 ROLLED_BACK = 0.05
@@ -182,47 +175,29 @@ class Demo:
 
     async def _subscribe(self, config: Config) -> None:
         """Replace the endpoints of an earlier run, whose receivers are gone, and verify the new ones."""
-        store = Endpoints(self._database, Sealer())
-        now = datetime.now(UTC)
-        for row in await store.list_endpoints():
-            await store.delete(row.endpoint.id, now)
-        for receiver in self.receivers:
-            receiver.endpoint_id = secrets.randbits(63) or 1
-            endpoint = Endpoint(
-                id=receiver.endpoint_id,
-                workspace_id=self._workspace,
-                url=receiver.url,
-                patterns=receiver.events,
-                exclusions=(),
-                dialect=self.dialect.name,
-                secrets=(parse_secret(receiver.secret),),
-                state=EndpointState.UNVERIFIED if self.dialect.handshake else EndpointState.ACTIVE,
-                concurrency=None,
-                headers={},
-                failing_since=None,
-                description=f"the demo's {receiver.name} receiver",
-            )
-            await store.add(endpoint, [receiver.secret], now)
-            await self._verify(endpoint, config)
-            await store.activate(endpoint.id, now)
-            receiver.open = True
-        self._matcher = Matcher([row.endpoint for row in await store.list_endpoints()])
-
-    async def _verify(self, endpoint: Endpoint, config: Config) -> None:
-        if self.dialect.handshake is None:
-            return
-        async with WebhookClient(network_options(config)) as client:
-            settings = SendSettings(client, {}, config.delivery.user_agent, https_only=False)
-            handshake = await shake_hands(
-                settings,
-                self.dialect,
-                self.dialect.handshake,
-                endpoint,
-                deliveries=Deliveries(self._database),
-                clock=SystemClock(),
-            )
-        if handshake.reason is not None:
-            raise PostriderError(f"the demo's own receiver did not answer the handshake: {handshake.reason}")
+        subscribed = []
+        async with open_backend(config) as backend:
+            async with backend.begin(_ACTOR, EVERYWHERE) as work:
+                left = (await endpoints.list_endpoints(work)).rows
+            for row in left:
+                await endpoints.delete(backend, _ACTOR, EVERYWHERE, row.endpoint.id)
+            for receiver in self.receivers:
+                new = NewEndpoint(
+                    workspace_id=self._workspace,
+                    url=receiver.url,
+                    patterns=receiver.events,
+                    secret=receiver.secret,
+                    description=f"the demo's {receiver.name} receiver",
+                )
+                added = await endpoint_changes.add(backend, _ACTOR, EVERYWHERE, new)
+                if added.problem is not None:
+                    raise PostriderError(
+                        f"the demo's own receiver did not answer the handshake: {added.problem}"
+                    )
+                receiver.endpoint_id = added.row.endpoint.id
+                receiver.open = True
+                subscribed.append(added.row.endpoint)
+        self._matcher = Matcher(subscribed)
 
     async def write_for(self, seconds: float | None, rate: float, stop: asyncio.Event) -> None:
         """Let the CRM work, `rate` transactions a second, until the time is over or `stop` is set."""

@@ -15,7 +15,9 @@ from postrider.domain.model import DeliveryState, endpoint_public_id
 from postrider.domain.policy import AttemptNote, Outcome, RetryPolicy, should_disable
 from postrider.edges.clock import Clock
 from postrider.engine.ledger import Job
-from postrider.store.endpoints import Endpoints, Failing
+from postrider.store import endpoint_health
+from postrider.store.database import Database
+from postrider.store.endpoint_health import Failing
 
 POLL_S = 60.0
 
@@ -30,12 +32,10 @@ class HealthCounts:
 
 
 class Health:
-    def __init__(
-        self, *, endpoints: Endpoints, policy_of: Callable[[str], RetryPolicy], clock: Clock
-    ) -> None:
+    def __init__(self, *, database: Database, policy_of: Callable[[str], RetryPolicy], clock: Clock) -> None:
         """`policy_of` the name of a dialect tells how long an endpoint may fail."""
         self._policy_of = policy_of
-        self._endpoints = endpoints
+        self._database = database
         self._clock = clock
         self._wake = asyncio.Event()
         self._failing: dict[int, Failing] = {}
@@ -78,11 +78,12 @@ class Health:
     async def run_once(self) -> HealthCounts:
         """Note what the attempts say, take over what other daemons noted, and disable what is due."""
         notes, gone = dict(self._notes), dict(self._gone)
-        failing = await self._endpoints.failing()
+        failing = await self._ask()
         told = {each: note for each, note in notes.items() if _changes(note, failing.get(each))}
         if told:
-            await self._endpoints.note_attempts(told)
-            failing = await self._endpoints.failing()
+            async with self._database.transaction() as connection:
+                await endpoint_health.note_attempts(connection, told)
+            failing = await self._ask()
         for endpoint_id, note in notes.items():
             if self._notes.get(endpoint_id) is note:
                 del self._notes[endpoint_id]
@@ -104,11 +105,18 @@ class Health:
                 disabled += await self._disable(endpoint_id, reason, now, since)
         return HealthCounts(new, recovered, disabled)
 
+    async def _ask(self) -> dict[int, Failing]:
+        async with self._database.connection() as connection:
+            return await endpoint_health.failing(connection)
+
     async def _disable(
         self, endpoint_id: int, reason: str, now: datetime, failing_since: datetime | None = None
     ) -> bool:
-        if not await self._endpoints.disable(endpoint_id, reason, now, failing_since=failing_since):
-            return False
+        async with self._database.connection() as connection:
+            if not await endpoint_health.disable(
+                connection, endpoint_id, reason, now, failing_since=failing_since
+            ):
+                return False
         log.warning("endpoint.disabled", endpoint=endpoint_public_id(endpoint_id), reason=reason)
         return True
 

@@ -24,7 +24,7 @@ from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
 from postrider.engine.lanes import Lanes
 from postrider.engine.recorder import Recorder
-from postrider.store.endpoints import PAGE, Endpoints, Version
+from postrider.store.endpoint_changes import PAGE, Endpoints, Version
 
 POLL_S = 1.0
 

@@ -17,7 +17,7 @@ from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id, first_event_id
 from postrider.domain.status import MAX_COUNTED
 from postrider.domain.timeshare import TimeShare
-from postrider.store.database import Database
+from postrider.store.database import Connection, Database
 
 log = structlog.get_logger()
 
@@ -392,4 +392,24 @@ def _event(row: asyncpg.Record) -> Event:
         related=row["related"],
         occurred_at=row["occurred_at"],
         test=row["test"],
+    )
+
+
+async def add_test(connection: Connection, event: Event) -> None:
+    """Write an event that was made up to try an endpoint; it is never fanned out."""
+    await connection.execute(
+        """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
+                                         data, previous_attributes, actor, related, test)
+           VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
+                   $10::text::json, true)""",
+        event.id,
+        event.workspace_id,
+        event.type,
+        event.object_type,
+        event.object_id,
+        event.occurred_at,
+        event.data,
+        event.previous_attributes,
+        event.actor,
+        event.related,
     )
