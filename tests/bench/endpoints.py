@@ -35,7 +35,7 @@ from postrider.engine.signals import Signal
 from postrider.engine.subscriptions import Subscriptions
 from postrider.store.database import Database
 from postrider.store.deliveries import Deliveries
-from postrider.store.endpoints import Endpoints
+from postrider.store.endpoint_changes import Endpoints
 from postrider.store.migrations import migrate, read_migrations
 from tests.support.daemon_process import SECRET
 

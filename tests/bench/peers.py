@@ -24,8 +24,8 @@ import asyncpg
 from postrider.domain.model import Endpoint, EndpointState
 from postrider.domain.sealing import Sealer
 from postrider.edges.resources import sql_dir
+from postrider.store import endpoints
 from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import migrate, read_migrations
 from tests.bench.peers_handler import CONCURRENCY, DATA_BYTES
 from tests.bench.peers_install import Installed, NotInstallable, installers
@@ -92,10 +92,10 @@ class Postrider:
             headers={},
             failing_since=None,
         )
-        await Endpoints(database, Sealer()).add(
-            endpoint, ["bench-secret-of-sufficient-length"], datetime.now(UTC)
-        )
         async with database.connection() as connection:
+            await endpoints.add(
+                connection, Sealer(), endpoint, ["bench-secret-of-sufficient-length"], datetime.now(UTC)
+            )
             await connection.execute(
                 """SELECT postrider.emit('deal.updated', json_build_object('title', repeat('x', $2)))
                    FROM generate_series(1, $1)""",

@@ -24,9 +24,10 @@ from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
 from postrider.engine.subscriptions import Subscriptions
+from postrider.store import endpoints
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import Deliveries
-from postrider.store.endpoints import PAGE, Endpoints
+from postrider.store.endpoint_changes import PAGE, Endpoints
 from tests.support.daemon_process import SECRET, add_endpoint
 from tests.support.stage import staged
 
@@ -186,7 +187,7 @@ def test_an_endpoint_that_is_deleted_leaves_memory(database_dsn: str, by_hand: b
         if by_hand:
             await memory.connection.execute("DELETE FROM postrider.endpoint WHERE id = 2")
         else:
-            await memory.endpoints.delete(2, datetime.now(UTC))
+            await endpoints.delete(memory.connection, "ws_2", 2, datetime.now(UTC))
         await memory.subscriptions.run_once()
         assert memory.known("ws_2") == []
         assert memory.lanes.lane(2) is None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postrider.store import deliveries, missed, outbox, situation, totals
+from postrider.store import deliveries, endpoint_deliveries, missed, outbox, situation, totals
 from postrider.store.database import Database
 from tests.support.daemon_process import query
 
@@ -44,7 +44,10 @@ HOT = {
         "'default', '019a8f6e-0000-7000-8000-000000000000'::uuid,"
         " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000",
     ),
-    "missed: fates": (missed._FATES, "7, ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[]"),
+    "missed: fates": (missed._FATES, "7, ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[], 'default'"),
+    "endpoint: waiting": (endpoint_deliveries.COUNT, "7, 'default'"),
+    "endpoint: cancel waiting": (endpoint_deliveries.CANCEL_WAITING, "7, now(), 100"),
+    "endpoint: cancel retrying": (endpoint_deliveries.CANCEL_RETRYING, "7, now(), 100"),
     "promote due": (deliveries._PROMOTE_DUE, "now(), 100"),
     "waiting endpoints": (f"{deliveries._WAITING_AFTER} LIMIT 500", "-1"),
     "next due": ("SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'", ""),

@@ -213,7 +213,7 @@ class Engine:
         self.scheduler = Scheduler(
             deliveries=anything,
             outbox=anything,
-            endpoints=cast(Any, SimpleNamespace()),
+            database=cast(Any, SimpleNamespace()),
             lanes=self.lanes,
             ledger=self.ledger,
             recorder=self.recorder,

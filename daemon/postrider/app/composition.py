@@ -36,7 +36,7 @@ from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.supervisor import Supervisor
 from postrider.store.database import Database
 from postrider.store.deliveries import Deliveries
-from postrider.store.endpoints import Endpoints
+from postrider.store.endpoint_changes import Endpoints
 from postrider.store.migrations import Migration
 from postrider.store.outbox import Outbox
 
@@ -157,7 +157,7 @@ def compose(
         scheduler=Scheduler(
             deliveries=deliveries,
             outbox=outbox,
-            endpoints=endpoints,
+            database=database,
             lanes=lanes,
             ledger=ledger,
             recorder=recorder,
@@ -181,7 +181,7 @@ def compose(
             notify=config.database.notify,
         ),
         disabler=Disabler(
-            endpoints=endpoints,
+            database=database,
             book=outcomes,
             policy_of=subscriptions.policy_of,
             clock=clock,

@@ -106,7 +106,7 @@ class Daemon:
         await self._patiently(services.subscriptions.run_once)
         # Last: what emit() accepts changes only for a daemon that can run.
         await self._patiently(lambda: publish(self.database, spoken))
-        await self._patiently(lambda: tell_of_overruled(services.endpoints, config, dialects))
+        await self._patiently(lambda: tell_of_overruled(self.database, config, dialects))
         self._reloader = Reloader(
             config,
             services=services,

@@ -20,9 +20,8 @@ from postrider.edges.metrics import Metrics
 from postrider.edges.settings import read_sealer, retry_settings
 from postrider.engine.partitions import Retention
 from postrider.engine.sender import SendSettings
-from postrider.store import catalogue
+from postrider.store import catalogue, endpoints
 from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
 
 log = structlog.get_logger()
 
@@ -70,7 +69,7 @@ class Reloader:
         client = await self._clients.open(config)
         services = self._services
         try:
-            await tell_of_overruled(services.endpoints, config, dialects)
+            await tell_of_overruled(self._database, config, dialects)
             await publish(self._database, spoken)
         except BaseException:
             await self._clients.close(client)
@@ -95,9 +94,10 @@ async def publish(database: Database, spoken: Dialect) -> None:
         await catalogue.publish(connection, spoken)
 
 
-async def tell_of_overruled(endpoints: Endpoints, config: Config, dialects: Mapping[str, Dialect]) -> None:
+async def tell_of_overruled(database: Database, config: Config, dialects: Mapping[str, Dialect]) -> None:
     """Say which keys have no effect on endpoints, because what their dialect promises goes first."""
-    spoken = {config.dialect.default, *await endpoints.dialects()}
+    async with database.connection() as connection:
+        spoken = {config.dialect.default, *await endpoints.dialects(connection)}
     for name in sorted(spoken & dialects.keys()):
         for key in overruled(dialects[name], retry_settings(config)):
             log.warning("config.overruled", dialect=name, key=key, reason="the dialect promises its schedule")

@@ -13,7 +13,6 @@ from postrider.cli.common import (
     operator,
     print_json,
     print_table,
-    printable,
     run_async,
 )
 from postrider.cli.groups import Commands
@@ -22,6 +21,7 @@ from postrider.domain.capture_steps import Step
 from postrider.domain.errors import UsageError
 from postrider.operations import captures
 from postrider.operations.views import capture as views
+from postrider.operations.wording import printable
 
 _SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "drop": ("-", "red"), "keep": ("=", "")}
 

@@ -8,7 +8,13 @@ from pathlib import Path
 import click
 import orjson
 
-from postrider.cli.common import config_option, json_option, print_json, print_table, printable, run_async
+from postrider.cli.common import (
+    config_option,
+    json_option,
+    print_json,
+    print_table,
+    run_async,
+)
 from postrider.cli.groups import Commands
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import UsageError
@@ -16,6 +22,7 @@ from postrider.edges.config import Config, DatabaseConfig, load_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.operations.dialects import known_dialect, sample_request
 from postrider.operations.views import dialect as views
+from postrider.operations.wording import printable
 
 NOTES_WIDTH = 110
 """Longer lines are hard to read."""

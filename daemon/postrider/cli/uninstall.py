@@ -7,12 +7,19 @@ from pathlib import Path
 
 import click
 
-from postrider.cli.common import as_option, config_option, json_option, print_json, printable, run_async
+from postrider.cli.common import (
+    as_option,
+    config_option,
+    json_option,
+    print_json,
+    run_async,
+)
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.installation import COUNTED_UP_TO, Installation, Removal, demand_removable
 from postrider.edges.clock import SystemClock
 from postrider.edges.config import load_config
 from postrider.operations import installation
+from postrider.operations.wording import printable
 from postrider.operations.work import open_database
 
 

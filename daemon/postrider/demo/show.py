@@ -3,7 +3,6 @@ slow. It counts what was promised and what came.
 """
 
 import asyncio
-import secrets
 import statistics
 import time
 import tomllib
@@ -11,7 +10,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,33 +21,21 @@ from postrider.app import Daemon
 from postrider.demo.crm import EMITTING, Left, make_tables, session
 from postrider.demo.receivers import Receiver
 from postrider.domain.audit import EVERYWHERE, Actor
+from postrider.domain.endpoint_input import NewEndpoint
 from postrider.domain.errors import PostriderError
-from postrider.domain.lists import DeliveryRow
 from postrider.domain.matching import Matcher
 from postrider.domain.model import (
     DEFAULT_WORKSPACE,
     DeliveryState,
-    Endpoint,
-    EndpointState,
     event_public_id,
-    parse_event_id,
 )
-from postrider.domain.sealing import Sealer
-from postrider.domain.signing import parse_secret
-from postrider.edges.clock import SystemClock
+from postrider.domain.status import Progress
 from postrider.edges.config import Config, parse_config
 from postrider.edges.dialect_files import load_dialects
-from postrider.edges.network import WebhookClient
 from postrider.edges.resources import config_dir
-from postrider.edges.settings import network_options
-from postrider.engine.sender import SendSettings
-from postrider.engine.trial import shake_hands
-from postrider.operations import captures, installation
+from postrider.operations import captures, endpoint_changes, endpoints, events, installation
+from postrider.operations.events import ShownEvent
 from postrider.operations.work import open_backend, open_database
-from postrider.store import history
-from postrider.store.deliveries import Deliveries
-from postrider.store.endpoints import Endpoints
-from postrider.store.outbox import Outbox
 
 WORKSPACES = {"nodestash": "ws_north", "workestra": "ws_berlin"}
 """Where a sample CRM has several workspaces: the one that subscribes. Events of the others go nowhere."""
@@ -99,7 +85,7 @@ class Demo:
         try:
             async with open_backend(config) as self._backend:
                 await self._capture()
-                await self._subscribe(config)
+                await self._subscribe()
                 await daemon.start()
                 try:
                     yield self
@@ -163,49 +149,28 @@ class Demo:
         async with self._backend.begin(WATCHER, EVERYWHERE) as work:
             await captures.apply(work)
 
-    async def _subscribe(self, config: Config) -> None:
+    async def _subscribe(self) -> None:
         """Replace the endpoints of an earlier run, whose receivers are gone, and verify the new ones."""
-        store = Endpoints(self._backend.database, Sealer())
-        now = datetime.now(UTC)
-        for row in await store.list_endpoints():
-            await store.delete(row.endpoint.id, now)
+        subscribed = []
+        async with self._backend.begin(WATCHER, EVERYWHERE) as work:
+            left = (await endpoints.list_endpoints(work)).rows
+        for row in left:
+            await endpoints.delete(self._backend, WATCHER, EVERYWHERE, row.endpoint.id)
         for receiver in self.receivers:
-            receiver.endpoint_id = secrets.randbits(63) or 1
-            endpoint = Endpoint(
-                id=receiver.endpoint_id,
+            new = NewEndpoint(
                 workspace_id=self._workspace,
                 url=receiver.url,
                 patterns=receiver.events,
-                exclusions=(),
-                dialect=self.dialect.name,
-                secrets=(parse_secret(receiver.secret),),
-                state=EndpointState.UNVERIFIED if self.dialect.handshake else EndpointState.ACTIVE,
-                concurrency=None,
-                headers={},
-                failing_since=None,
+                secret=receiver.secret,
                 description=f"the demo's {receiver.name} receiver",
             )
-            await store.add(endpoint, [receiver.secret], now)
-            await self._verify(endpoint, config)
-            await store.activate(endpoint.id, now)
+            added = await endpoint_changes.add(self._backend, WATCHER, EVERYWHERE, new)
+            if added.problem is not None:
+                raise PostriderError(f"the demo's own receiver did not answer the handshake: {added.problem}")
+            receiver.endpoint_id = added.row.endpoint.id
             receiver.open = True
-        self._matcher = Matcher([row.endpoint for row in await store.list_endpoints()])
-
-    async def _verify(self, endpoint: Endpoint, config: Config) -> None:
-        if self.dialect.handshake is None:
-            return
-        async with WebhookClient(network_options(config)) as client:
-            settings = SendSettings(client, {}, config.delivery.user_agent, https_only=False)
-            handshake = await shake_hands(
-                settings,
-                self.dialect,
-                self.dialect.handshake,
-                endpoint,
-                deliveries=Deliveries(self._backend.database),
-                clock=SystemClock(),
-            )
-        if handshake.reason is not None:
-            raise PostriderError(f"the demo's own receiver did not answer the handshake: {handshake.reason}")
+            subscribed.append(added.row.endpoint)
+        self._matcher = Matcher(subscribed)
 
     async def write_for(self, seconds: float | None, rate: float, stop: asyncio.Event) -> None:
         """Let the CRM work, `rate` transactions a second, until the time is over or `stop` is set."""
@@ -246,23 +211,22 @@ class Demo:
     async def counts(self) -> dict[str, Any]:
         """What was owed, what came, and what is neither: lost. A delivery counts as succeeded when its
         receiver accepted it, whatever the database says."""
-        outbox = Outbox(self._backend.database)
         by_endpoint = {receiver.endpoint_id: receiver for receiver in self.receivers}
         states: Counter[str] = Counter()
         duplicates = 0
         for event_id, emitted in list(self.emitted.items()):
-            for endpoint in self._matcher.match(emitted.workspace_id, emitted.type):
-                accepted = by_endpoint[endpoint.id].accepted
-                if not accepted[event_id]:
-                    key = (parse_event_id(event_id), endpoint.id)
-                    pending = await outbox.is_pending(key[0])
-                    async with self._backend.database.connection() as connection:
-                        row = await history.get(connection, EVERYWHERE, key)
-                    if not accepted[event_id]:  # it may have come while we asked
-                        states[_state_of(row, pending=pending)] += 1
-                        continue
+            subscribed = [each.id for each in self._matcher.match(emitted.workspace_id, emitted.type)]
+            shown = None
+            if not all(by_endpoint[each].accepted[event_id] for each in subscribed):
+                async with self._backend.begin(WATCHER, EVERYWHERE) as work:
+                    shown = await events.show(work, event_id)
+            for endpoint_id in subscribed:
+                accepted = by_endpoint[endpoint_id].accepted[event_id]
+                if shown is not None and not accepted:  # it may have come while we asked
+                    states[_state_of(shown, endpoint_id)] += 1
+                    continue
                 states["succeeded"] += 1
-                duplicates += accepted[event_id] - 1
+                duplicates += accepted - 1
         async with self._backend.begin(WATCHER, EVERYWHERE) as work:
             set_aside = len(await captures.rejections(work, 1000))
         spans = self.latencies_ms()
@@ -292,8 +256,9 @@ class Demo:
         )
 
 
-def _state_of(row: DeliveryRow | None, *, pending: bool) -> str:
+def _state_of(shown: ShownEvent, endpoint_id: int) -> str:
     """The state of a delivery that its receiver has not accepted."""
-    if row is None:
-        return "sending" if pending else "lost"
-    return "lost" if row.state in (DeliveryState.SUCCEEDED, DeliveryState.CANCELLED) else row.state.value
+    state = next((row.state for row in shown.deliveries if row.endpoint_id == endpoint_id), None)
+    if state is None:
+        return "lost" if shown.progress is Progress.DONE else "sending"
+    return "lost" if state in (DeliveryState.SUCCEEDED, DeliveryState.CANCELLED) else state.value

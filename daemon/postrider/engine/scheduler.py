@@ -20,8 +20,9 @@ from postrider.engine.ledger import LANE_BYTES, Ledger, Share
 from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
+from postrider.store import endpoint_deliveries
+from postrider.store.database import Database
 from postrider.store.deliveries import ClaimedDelivery, Deliveries, WaitingWanted
-from postrider.store.endpoints import Endpoints
 from postrider.store.outbox import Outbox
 
 PROMOTE_BATCH = 1000
@@ -35,6 +36,8 @@ RESCAN_S = 5.0
 """How often to look for waiting deliveries that nobody announced: another daemon left them."""
 RESCAN_BATCH = 500
 """Endpoints with waiting deliveries that one look finds."""
+CANCEL_BATCH = 5000
+"""Deliveries of a deleted endpoint that one transaction cancels."""
 RECONCILE_S = 30.0
 """How often to compare the claimed deliveries in the database with those in memory: a crash of the server may
 have undone what we were told was committed."""
@@ -56,7 +59,7 @@ class Scheduler:
         *,
         deliveries: Deliveries,
         outbox: Outbox,
-        endpoints: Endpoints,
+        database: Database,
         lanes: Lanes,
         ledger: Ledger,
         recorder: Recorder,
@@ -70,7 +73,7 @@ class Scheduler:
         announced; `doubt`: memory and database may differ about our claims."""
         self._deliveries = deliveries
         self._outbox = outbox
-        self._endpoints = endpoints
+        self._database = database
         self._lanes = lanes
         self._ledger = ledger
         self._recorder = recorder
@@ -142,12 +145,24 @@ class Scheduler:
         cancelled = 0
         for endpoint_id in found:
             if not self._lanes.mark_found(endpoint_id):
-                count = await self._endpoints.cancel_deleted(endpoint_id, self._clock.now())
+                count = await self._cancel_left(endpoint_id)
                 if count:
                     endpoint = endpoint_public_id(endpoint_id)
                     log.info("deliveries.cancelled", endpoint=endpoint, deliveries=count)
                 cancelled += count
         return cancelled
+
+    async def _cancel_left(self, endpoint_id: int) -> int:
+        """Cancel what waits for an endpoint if it is deleted."""
+        cancelled = 0
+        while True:
+            async with self._database.transaction() as connection:
+                count = await endpoint_deliveries.cancel_left(
+                    connection, endpoint_id, self._clock.now(), CANCEL_BATCH
+                )
+            cancelled += count
+            if count < CANCEL_BATCH:
+                return cancelled
 
     async def _promote(self) -> int:
         now = self._clock.now()

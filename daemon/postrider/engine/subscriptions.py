@@ -25,7 +25,7 @@ from postrider.edges.clock import Clock
 from postrider.engine.lanes import Lanes
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
-from postrider.store.endpoints import PAGE, Endpoints, Version
+from postrider.store.endpoint_changes import PAGE, Endpoints, Version
 
 POLL_S = 1.0
 

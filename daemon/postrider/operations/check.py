@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.errors import PostriderError
 from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, config_source, holds_password, load_config
@@ -17,8 +18,8 @@ from postrider.operations.check_endpoints import Prober, endpoint_findings
 from postrider.operations.check_promises import overruled_findings, sending_findings
 from postrider.operations.check_service import service_findings
 from postrider.operations.finding import Finding
+from postrider.store import endpoints
 from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
 
 
 async def check(
@@ -48,17 +49,18 @@ async def check(
                 fits = fits and (finding.what, finding.level) != ("schema", "fail")
             if not fits:
                 return
-            endpoints = await Endpoints(database, sealer).list_endpoints()
+            async with database.connection() as connection:
+                rows = await endpoints.page(connection, sealer, EVERYWHERE)
         except PostriderError as error:
             yield Finding("fail", "database", error.message, error.hint)
             return
-        in_use = {spoken.name, *(row.endpoint.dialect for row in endpoints)} & dialects.keys()
+        in_use = {spoken.name, *(row.endpoint.dialect for row in rows)} & dialects.keys()
         used = [dialects[name] for name in sorted(in_use)]
         for finding in overruled_findings(used, config):
             yield finding
         sources: dict[str, set[str]] = defaultdict(set)
         prober = Prober(config, dialects, tls, leave_from, sources)
-        probed = [row.endpoint for row in endpoints if with_endpoints]
+        probed = [row.endpoint for row in rows if with_endpoints]
         async for finding in endpoint_findings(probed, prober):
             yield finding
         for finding in sending_findings(used, sources, config):

@@ -298,3 +298,23 @@ async def release_all(connection: Connection, owner: int) -> int:
     event_ids = [event_id for row in rows for event_id in row["event_ids"]]
     await connection.execute(REQUEUE, event_ids)
     return len(event_ids)
+
+
+async def add_test(connection: Connection, event: Event) -> None:
+    """Write an event that was made up to try an endpoint; it is never fanned out."""
+    await connection.execute(
+        """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
+                                         data, previous_attributes, actor, related, test)
+           VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
+                   $10::text::json, true)""",
+        event.id,
+        event.workspace_id,
+        event.type,
+        event.object_type,
+        event.object_id,
+        event.occurred_at,
+        event.data,
+        event.previous_attributes,
+        event.actor,
+        event.related,
+    )
