@@ -48,7 +48,7 @@ from postrider.store.database import Database, DatabaseError, DatabaseUnavailabl
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import Endpoints
 from postrider.store.last_deliveries import LastDeliveries
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 from postrider.store.outbox import Outbox
 from postrider.store.partitions import Partitions
 from postrider.store.status import Status
@@ -108,7 +108,7 @@ class Daemon:
         self.metrics = Metrics(__version__)
         self._failures = Failures(self.clock)
         self._notifier = notifier or Notifier()
-        self._migrations = read_migrations(sql_dir())
+        self._schema = read_schema(sql_dir())
         self._schema_checked = False
         self._clients: list[WebhookClient] = []
         self._opened = AsyncExitStack()
@@ -245,7 +245,7 @@ class Daemon:
                 "postrider_deliveries": self.scheduler.rescan,
             },
             version=__version__,
-            schema=len(self._migrations),
+            schema=self._schema.number,
             pooled=self.database.pooled,
             clock=clock,
             metrics=metrics,
@@ -266,7 +266,7 @@ class Daemon:
             metrics=metrics,
             notifier=self._notifier,
         )
-        self.schema_watch = SchemaWatch(database=self.database, migrations=self._migrations, clock=clock)
+        self.schema_watch = SchemaWatch(database=self.database, schema=self._schema, clock=clock)
         self._supervisor = Supervisor(
             database=self.database, clock=clock, metrics=metrics, on_failure=self.schema_watch.wake
         )
@@ -384,7 +384,7 @@ class Daemon:
             return Readiness(False, self._schema_checked, False)
         try:
             async with self.database.connection() as connection:
-                await check_schema(connection, self._migrations)
+                await check_schema(connection, self._schema)
         except DatabaseUnavailable:
             return Readiness(False, self._schema_checked, self.listener.up)
         except PostriderError:
@@ -393,7 +393,7 @@ class Daemon:
 
     async def _check_schema(self) -> None:
         async with self.database.connection() as connection:
-            await check_schema(connection, self._migrations)
+            await check_schema(connection, self._schema)
         self._schema_checked = True
 
     async def _tell_of_overruled(self, config: Config, dialects: Mapping[str, Dialect]) -> None:

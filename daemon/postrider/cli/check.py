@@ -33,7 +33,7 @@ from postrider.store.captures import Captures
 from postrider.store.daemons import Daemons
 from postrider.store.database import Connection, Database, DatabaseUnavailable
 from postrider.store.endpoints import Endpoints
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 from postrider.store.partitions import Partitions
 from postrider.store.status import Status
 
@@ -192,7 +192,7 @@ async def _database_findings(connection: Connection, dsn: str) -> AsyncIterator[
         "Let both hosts follow a time server; receivers check it.",
     )
     try:
-        schema = await check_schema(connection, read_migrations(sql_dir()))
+        schema = await check_schema(connection, read_schema(sql_dir()))
     except PostriderError as error:
         yield Finding("fail", "schema", error.message, error.hint)
         return
@@ -255,7 +255,7 @@ async def _daemon_findings(database: Database) -> AsyncIterator[Finding]:
         yield Finding("warn", "daemon", NO_DAEMON, "Start it: systemctl start postrider")
         return
     who = ", ".join(f"pid {row.pid} on {row.hostname}" for row in alive)
-    known = len(read_migrations(sql_dir()))
+    known = read_schema(sql_dir()).number
     older = [row for row in alive if row.schema is None or row.schema < known]
     if older:
         programs = ", ".join(

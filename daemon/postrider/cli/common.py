@@ -32,7 +32,7 @@ from postrider.operations.work import Backend, open_backend
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 from postrider.store.missed import MissedEvents
 from postrider.store.outbox import Outbox
 
@@ -83,7 +83,7 @@ async def stores_of(config: Config, as_user: str | None = None) -> AsyncIterator
     await database.open()
     try:
         async with database.connection() as connection:
-            await check_schema(connection, read_migrations(sql_dir()))
+            await check_schema(connection, read_schema(sql_dir()))
         yield Stores(
             config,
             database,

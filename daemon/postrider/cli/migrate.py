@@ -21,7 +21,7 @@ from postrider.edges.resources import sql_dir
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import Database
 from postrider.store.migrations import migrate as apply_migrations
-from postrider.store.migrations import read_migrations
+from postrider.store.migrations import read_schema
 from postrider.store.upgrades import Upgrade, look_ahead
 
 
@@ -52,25 +52,25 @@ async def migrate(
     spoken = default_dialect(
         load_dialects(config.dialect.paths, config.dialect.values), config.dialect.default
     )
-    migrations = read_migrations(sql_dir())
+    schema = read_schema(sql_dir())
     database = Database(dsn_as(config, as_user), pool_size=1)
     await database.open()
     try:
         connection = await database.dedicated(command_timeout=None)
         try:
-            _look_out(await look_ahead(connection, migrations[:to]), yes=yes)
-            applied = await apply_migrations(connection, migrations, to)
+            _look_out(await look_ahead(connection, schema.migrations[:to]), yes=yes)
+            applied = await apply_migrations(connection, schema, to)
         finally:
             await connection.close(timeout=2)
-        if to is None or to == len(migrations):
+        if to is None or to == schema.number:
             await CatalogueStore(database).publish(spoken)
     finally:
         await database.close()
     if as_json:
-        print_json({"applied": [f"{migration.number:04}_{migration.name}" for migration in applied]})
+        print_json({"applied": [str(each) for each in applied]})
         return
-    for migration in applied:
-        click.echo(f"applied {migration.number:04}_{migration.name}")
+    for each in applied:
+        click.echo(f"applied {each}")
     if not applied:
         click.echo("nothing to do: the schema is current")
 
@@ -78,10 +78,7 @@ async def migrate(
 def _look_out(upgrade: Upgrade, *, yes: bool) -> None:
     """Say which daemons the migrations would break; UsageError where that was not asked for."""
     broken = upgrade.broken()
-    lines = [
-        f"{printable(daemon)} would stop working with {migration.number:04}_{migration.name}"
-        for daemon, migration in broken
-    ]
+    lines = [f"{printable(daemon)} would stop working with {migration}" for daemon, migration in broken]
     if broken and not yes:
         raise UsageError(
             "nothing was migrated, because of daemons that run:\n" + "\n".join(f"  {line}" for line in lines),

@@ -52,7 +52,7 @@ from postrider.store.deliveries import Deliveries
 from postrider.store.delivery_search import DeliveryRow
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from postrider.store.outbox import Outbox
 
 WORKSPACES = {"nodestash": "ws_north", "workestra": "ws_berlin"}
@@ -158,7 +158,7 @@ class Demo:
         tables = "sample_crm.sql" if self.dialect.name == EMITTING else f"crm_{self.dialect.name}.sql"
         connection = await asyncpg.connect(self.dsn, server_settings=PINNED)
         try:
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
             await connection.execute((sql_dir() / tables).read_text())
         finally:
             await connection.close()

@@ -9,7 +9,7 @@ import structlog
 
 from postrider.edges.clock import Clock
 from postrider.store.database import Database
-from postrider.store.migrations import Migration, OutdatedProgram, check_schema
+from postrider.store.migrations import OutdatedProgram, Schema, check_schema
 
 POLL_S = 10.0
 
@@ -17,15 +17,15 @@ log = structlog.get_logger()
 
 
 class SchemaWatch:
-    def __init__(self, *, database: Database, migrations: list[Migration], clock: Clock) -> None:
+    def __init__(self, *, database: Database, schema: Schema, clock: Clock) -> None:
         self._database = database
-        self._migrations = migrations
+        self._schema = schema
         self._clock = clock
         self._wake = asyncio.Event()
         self._outdated: asyncio.Future[OutdatedProgram] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
-        return f"<SchemaWatch {'outdated' if self._outdated.done() else self._migrations[-1].number}>"
+        return f"<SchemaWatch {'outdated' if self._outdated.done() else self._schema.number}>"
 
     def wake(self) -> None:
         self._wake.set()
@@ -43,7 +43,7 @@ class SchemaWatch:
         """Whether the program is too old for the schema. Raises SchemaError where it differs otherwise."""
         try:
             async with self._database.connection() as connection:
-                await check_schema(connection, self._migrations)
+                await check_schema(connection, self._schema)
         except OutdatedProgram as error:
             if not self._outdated.done():
                 log.error("daemon.outdated", reason=error.message, hint=error.hint)

@@ -16,7 +16,7 @@ from postrider.edges.resources import sql_dir
 from postrider.edges.settings import read_sealer
 from postrider.store import audit
 from postrider.store.database import Connection, Database
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ async def open_backend(config: Config, dsn: str | None = None) -> AsyncIterator[
     await database.open()
     try:
         async with database.connection() as connection:
-            await check_schema(connection, read_migrations(sql_dir()))
+            await check_schema(connection, read_schema(sql_dir()))
         yield Backend(database, setting, SystemClock())
     finally:
         await database.close()

@@ -17,7 +17,7 @@ from postrider.store.capture_sql import TRIGGER_PREFIXES
 from postrider.store.captures import Captures
 from postrider.store.daemons import living_daemons
 from postrider.store.database import Connection, Database, DatabaseError
-from postrider.store.migrations import PATIENCE, Patience
+from postrider.store.patience import PATIENCE, Patience
 
 ROLES = (
     "postrider_emitter",
