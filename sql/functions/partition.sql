@@ -1,5 +1,16 @@
 -- Partitions by day of the event id, for outbox, delivery and attempt alike.
 
+-- The column by which a table is partitioned; no other table is touched with the rights of these functions.
+CREATE OR REPLACE FUNCTION postrider.partition_key(parent text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF parent NOT IN ('outbox', 'delivery', 'attempt') THEN
+    RAISE EXCEPTION 'postrider has no partitioned table %', parent;
+  END IF;
+  RETURN CASE parent WHEN 'outbox' THEN 'id' ELSE 'event_id' END;
+END
+$$;
+
 -- Makes the partition of one day, and tells whether it did. It attaches a finished table, which lets other
 -- sessions go on writing; CREATE TABLE … PARTITION OF would lock them out. A day whose rows already went to
 -- the default partition stays there. PostgreSQL looks through the default partition while nobody can write
@@ -9,13 +20,10 @@ CREATE OR REPLACE FUNCTION postrider.create_partition(parent text, day date) RET
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   child    text := parent || '_' || to_char(day, 'YYYYMMDD');
+  key      text := postrider.partition_key(parent);
   fallback regclass := format('postrider.%I', parent || '_default')::regclass;
-  key      text := CASE parent WHEN 'outbox' THEN 'id' ELSE 'event_id' END;
   taken    boolean;
 BEGIN
-  IF parent NOT IN ('outbox', 'delivery', 'attempt') THEN
-    RAISE EXCEPTION 'postrider has no partitioned table %', parent;
-  END IF;
   IF to_regclass(format('postrider.%I', child)) IS NOT NULL THEN
     RETURN false;
   END IF;
@@ -65,11 +73,8 @@ $$;
 CREATE OR REPLACE FUNCTION postrider.guard_default(parent text, first date, beyond date) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  key text := CASE parent WHEN 'outbox' THEN 'id' ELSE 'event_id' END;
+  key text := postrider.partition_key(parent);
 BEGIN
-  IF parent NOT IN ('outbox', 'delivery', 'attempt') THEN
-    RAISE EXCEPTION 'postrider has no partitioned table %', parent;
-  END IF;
   IF first < (clock_timestamp() AT TIME ZONE 'UTC')::date + 3 THEN
     RAISE EXCEPTION 'postrider.guard_default: % is too near: events of that day could come meanwhile', first;
   END IF;
@@ -84,9 +89,7 @@ $$;
 CREATE OR REPLACE FUNCTION postrider.validate_default(parent text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF parent NOT IN ('outbox', 'delivery', 'attempt') THEN
-    RAISE EXCEPTION 'postrider has no partitioned table %', parent;
-  END IF;
+  PERFORM postrider.partition_key(parent);
   EXECUTE format('ALTER TABLE postrider.%I VALIDATE CONSTRAINT postrider_days_elsewhere', parent || '_default');
 END
 $$;
@@ -94,9 +97,7 @@ $$;
 CREATE OR REPLACE FUNCTION postrider.unguard_default(parent text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF parent NOT IN ('outbox', 'delivery', 'attempt') THEN
-    RAISE EXCEPTION 'postrider has no partitioned table %', parent;
-  END IF;
+  PERFORM postrider.partition_key(parent);
   IF EXISTS (SELECT FROM pg_constraint WHERE conname = 'postrider_days_elsewhere'
              AND conrelid = format('postrider.%I', parent || '_default')::regclass) THEN
     EXECUTE format('ALTER TABLE postrider.%I DROP CONSTRAINT postrider_days_elsewhere', parent || '_default');
@@ -134,9 +135,7 @@ END;
 CREATE OR REPLACE FUNCTION postrider.drop_partition(parent text, day date) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF parent NOT IN ('outbox', 'delivery', 'attempt') THEN
-    RAISE EXCEPTION 'postrider has no partitioned table %', parent;
-  END IF;
+  PERFORM postrider.partition_key(parent);
   EXECUTE format('DROP TABLE IF EXISTS postrider.%I', parent || '_' || to_char(day, 'YYYYMMDD'));
 END
 $$;

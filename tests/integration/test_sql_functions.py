@@ -228,3 +228,19 @@ def test_the_daemons_login_may_see_whether_functions_are_current(database_dsn: s
     with login(database_dsn, member_of=["postrider_daemon"]) as dsn:
         assert run(dsn, lambda c: check_schema(c, SCHEMA)) == SCHEMA.number
         assert query(dsn, "SELECT has_table_privilege('postrider.sql_function', 'INSERT')")[0][0] is False
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "create_partition({}, current_date)",
+        "drop_partition({}, current_date)",
+        "guard_default({}, current_date + 10, current_date + 11)",
+        "validate_default({})",
+        "unguard_default({})",
+        "create_unguarded({}, ARRAY[current_date])",
+    ],
+)
+def test_functions_for_partitions_touch_no_other_table(database_dsn: str, call: str) -> None:
+    with pytest.raises(asyncpg.RaiseError, match="no partitioned table endpoint"):
+        execute(database_dsn, f"SELECT postrider.{call.format(repr('endpoint'))}")
