@@ -36,7 +36,7 @@ from postrider.engine.subscriptions import Subscriptions
 from postrider.store.database import Database
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoint_changes import Endpoints
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from tests.support.daemon_process import SECRET
 
 HEADERS = '{"Authorization": "Bearer 0123456789abcdef"}'
@@ -159,7 +159,7 @@ def main() -> None:
 
         async def prepare() -> None:
             connection = await asyncpg.connect(server.dsn)
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
             await connection.close()
 
         asyncio.run(prepare())

@@ -26,7 +26,7 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.resources import sql_dir
 from postrider.store import endpoints
 from postrider.store.database import Database
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from tests.bench.peers_handler import CONCURRENCY, DATA_BYTES
 from tests.bench.peers_install import Installed, NotInstallable, installers
 from tests.bench.processes import DAEMON_CORE, Sink
@@ -78,7 +78,7 @@ class Postrider:
         database = Database(dsn, pool_size=1)
         await database.open()
         async with database.connection() as connection:
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
         endpoint = Endpoint(
             id=secrets.randbits(62) + 1,
             workspace_id="default",

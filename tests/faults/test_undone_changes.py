@@ -16,7 +16,7 @@ from postrider.domain.endpoint_input import EndpointChange
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
 from postrider.operations import endpoint_changes
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from tests.support.acting import ACTOR, backend_on
 from tests.support.daemon_process import SECRET, add_endpoint, query
 from tests.support.stage import eventually, staged
@@ -33,7 +33,7 @@ def crashing_server() -> Iterator[tuple[str, Path]]:
 
     async def prepare(dsn: str) -> None:
         connection = await asyncpg.connect(dsn)
-        await migrate(connection, read_migrations(sql_dir()))
+        await migrate(connection, read_schema(sql_dir()))
         await connection.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
         await connection.close()
 

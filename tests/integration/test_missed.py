@@ -20,7 +20,7 @@ from postrider.engine.partitions import PartitionKeeper, Retention
 from postrider.operations.recovery import Tally, count_missed, recover_missed, spans
 from postrider.store import missed as missed_store
 from postrider.store.database import Connection, Database
-from postrider.store.migrations import read_migrations
+from postrider.store.migrations import read_schema
 from postrider.store.missed import Period
 from tests.support.acting import ACTOR, backend_on
 from tests.support.cli import Cli
@@ -391,7 +391,7 @@ def test_an_endpoint_that_was_disabled_before_the_upgrade_has_a_period(
     empty_database_dsn: str, tmp_path: Path
 ) -> None:
     cli = Cli(write_config(tmp_path, empty_database_dsn))
-    numbers = [each.number for each in read_migrations(sql_dir()) if each.name == "disabled_periods"]
+    numbers = [each.number for each in read_schema(sql_dir()).migrations if each.name == "disabled_periods"]
     cli("migrate", "--to", str(numbers[0] - 1))
     endpoint = add_endpoint(empty_database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
     event = emit(empty_database_dsn)[0]

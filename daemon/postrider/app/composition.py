@@ -37,7 +37,7 @@ from postrider.engine.supervisor import Supervisor
 from postrider.store.database import Database
 from postrider.store.deliveries import Deliveries
 from postrider.store.endpoint_changes import Endpoints
-from postrider.store.migrations import Migration
+from postrider.store.migrations import Schema
 from postrider.store.outbox import Outbox
 
 
@@ -46,7 +46,7 @@ class Surroundings:
     """What the services find there."""
 
     database: Database
-    migrations: list[Migration]
+    schema: Schema
     """Those of the program."""
     clock: SharedClock
     signing_clock: Clock
@@ -209,7 +209,7 @@ def compose(
             identity=Identity(
                 application_name=database.application_name,
                 version=__version__,
-                schema=len(around.migrations),
+                schema=around.schema.number,
                 pooled=database.pooled,
             ),
             ledger=ledger,
@@ -238,7 +238,7 @@ def compose(
         ),
         schema_watch=SchemaWatch(
             database=database,
-            migrations=around.migrations,
+            schema=around.schema,
             wake=signals.failed,
             clock=clock,
             tuning=tuning.schema_watch,

@@ -26,7 +26,7 @@ from postrider.engine.failures import Failures
 from postrider.engine.rescue import Freed, leave
 from postrider.engine.sender import SendSettings
 from postrider.store.database import Database, DatabaseError, DatabaseUnavailable
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Daemon:
         self._failures = Failures(self.clock, self._tuning.failures)
         self._clients = Clients(self.metrics, self._failures)
         self._notifier = notifier or Notifier()
-        self._migrations = read_migrations(sql_dir())
+        self._schema = read_schema(sql_dir())
         self._schema_checked = False
         self._opened = AsyncExitStack()
         self.started = asyncio.Event()
@@ -90,7 +90,7 @@ class Daemon:
         settings = SendSettings(client, dialects, config.delivery.user_agent, config.network.https_only)
         around = Surroundings(
             database=self.database,
-            migrations=self._migrations,
+            schema=self._schema,
             clock=self.clock,
             signing_clock=self._host_clock,
             metrics=self.metrics,
@@ -164,11 +164,11 @@ class Daemon:
     async def readiness(self) -> Readiness:
         if not self.started.is_set():
             return Readiness(False, self._schema_checked, False)
-        return await ask_readiness(self.database, self._migrations, listening=self.services.listener.up)
+        return await ask_readiness(self.database, self._schema, listening=self.services.listener.up)
 
     async def _check_schema(self) -> None:
         async with self.database.connection() as connection:
-            await check_schema(connection, self._migrations)
+            await check_schema(connection, self._schema)
         self._schema_checked = True
 
     async def _patiently(self, call: Callable[[], Coroutine[object, object, T]]) -> T:

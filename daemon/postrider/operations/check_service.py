@@ -13,7 +13,7 @@ from postrider.operations.finding import Finding
 from postrider.operations.problems import running_problems
 from postrider.store import captures, daemons, partitions, server, situation
 from postrider.store.database import Connection, Database, DatabaseUnavailable
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 from postrider.store.session import Session
 
 OLDEST_POSTGRES = 140_000
@@ -65,7 +65,7 @@ async def _clock_finding(connection: Connection, clock: Clock) -> Finding:
 
 async def _schema_finding(connection: Connection) -> Finding:
     try:
-        schema = await check_schema(connection, read_migrations(sql_dir()))
+        schema = await check_schema(connection, read_schema(sql_dir()))
     except PostriderError as error:
         return Finding("fail", "schema", error.message, error.hint)
     return Finding("ok", "schema", f"version {schema}")
@@ -131,7 +131,7 @@ async def _daemon_findings(database: Database, clock: Clock) -> AsyncIterator[Fi
         yield Finding("warn", "daemon", NO_DAEMON, "Start it: systemctl start postrider")
         return
     who = ", ".join(f"pid {row.pid} on {row.hostname}" for row in alive)
-    known = len(read_migrations(sql_dir()))
+    known = read_schema(sql_dir()).number
     older = [row for row in alive if row.schema is None or row.schema < known]
     if older:
         programs = ", ".join(

@@ -16,7 +16,7 @@ from postrider.operations.wording import printable
 from postrider.store import captures, catalogue, migrations, server
 from postrider.store import uninstall as store
 from postrider.store.database import Database, DatabaseError
-from postrider.store.migrations import PATIENCE, Patience
+from postrider.store.patience import PATIENCE, Patience
 from postrider.store.upgrades import look_ahead
 
 
@@ -33,12 +33,12 @@ async def migrate(
 
     Raises UsageError where daemons would stop working, unless `though_daemons_stop`.
     """
-    known = migrations.read_migrations(sql_dir())
+    schema = migrations.read_schema(sql_dir())
     connection = await database.dedicated(command_timeout=None)
     try:
-        upgrade = await look_ahead(connection, known[:to])
+        upgrade = await look_ahead(connection, schema.migrations[:to])
         broken = [
-            f"{printable(daemon)} would stop working with {_named(migration)}"
+            f"{printable(daemon)} would stop working with {migration}"
             for daemon, migration in upgrade.broken()
         ]
         if broken and not though_daemons_stop:
@@ -51,13 +51,13 @@ async def migrate(
             warn(line)
         for each in upgrade.unstartable():
             warn(f"{printable(each)} goes on, but can't be started again before it is upgraded")
-        applied = await migrations.migrate(connection, known, to)
+        applied = await migrations.migrate(connection, schema, to)
     finally:
         await connection.close(timeout=2)
-    if to is None or to == len(known):
+    if to is None or to == schema.number:
         async with database.transaction() as connection:
             await catalogue.publish(connection, spoken)
-    return [_named(migration) for migration in applied]
+    return [str(each) for each in applied]
 
 
 async def create_database(server_dsn: str, name: str) -> None:
@@ -102,7 +102,3 @@ async def uninstall(database: Database, clock: Clock, *, patience: Patience = PA
         + (", without its triggers on your tables" if found.triggers else ""),
         "End the transactions that use it, prepared ones too (pg_prepared_xacts), and run it again.",
     )
-
-
-def _named(migration: migrations.Migration) -> str:
-    return f"{migration.number:04}_{migration.name}"

@@ -17,7 +17,7 @@ from postrider.edges.settings import read_sealer
 from postrider.edges.system_user import become
 from postrider.store import audit
 from postrider.store.database import Connection, Database
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ async def open_backend(config: Config, *, as_user: str | None = None) -> AsyncIt
     setting = Setting(config, load_dialects(config.dialect.paths, config.dialect.values), read_sealer(config))
     async with open_database(config, as_user=as_user) as database:
         async with database.connection() as connection:
-            await check_schema(connection, read_migrations(sql_dir()))
+            await check_schema(connection, read_schema(sql_dir()))
         yield Backend(database, setting, SystemClock())
 
 
