@@ -14,8 +14,12 @@ from postrider.store.statement import BY_INDEX, LOOK_AT_MOST, Statement, in_orde
 
 _ENDS = (0, (1 << 63) - 1)
 """Beyond every endpoint's id, newest first and oldest first."""
-_UNDER_WAY = frozenset({DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.RETRYING})
-"""Each has an index that holds nothing else, in another order than that of a list."""
+_UNDER_WAY = {
+    DeliveryState.WAITING: "endpoint_id, event_id",
+    DeliveryState.SENDING: "owner",
+    DeliveryState.RETRYING: "due",
+}
+"""Each has an index that holds nothing else, in this order, which is not that of a list."""
 
 
 class Route(Enum):
@@ -24,7 +28,7 @@ class Route(Enum):
     EVENT = "the deliveries of one event"
     LANE = "what waits for one endpoint"
     UNDER_WAY = "all in one of the states that pass, where these are few: then they can be sorted"
-    GIVEN_UP = "what failed, of one endpoint, one workspace or all; what was cancelled, but of all"
+    GIVEN_UP = "what failed, or was cancelled, of one endpoint, one workspace or all"
     EVENTS = "the events of a workspace, and from each to its deliveries"
     ALL = "all deliveries"
 
@@ -59,10 +63,8 @@ async def search(
     """The deliveries of a filter, by their events, from the one `after` which to go on."""
     await connection.execute(BY_INDEX)
     route = route_of(scope, chosen)
-    if route is Route.UNDER_WAY:
-        statement, parameters = count_statement(chosen, look_at_most=look_at_most)
-        if await connection.fetchval(statement, *parameters) > look_at_most:
-            route = _beside_many(scope, chosen)
+    if route is Route.UNDER_WAY and not await _are_few(connection, chosen, look_at_most):
+        route = _beside_many(scope, chosen)
     statement, parameters = search_statement(
         scope,
         chosen,
@@ -82,6 +84,11 @@ async def search(
     return FoundDeliveries(rows, None if end is None else (end["event_id"], end["endpoint_id"]))
 
 
+async def _are_few(connection: Connection, chosen: DeliveryFilter, look_at_most: int) -> bool:
+    count: int = await connection.fetchval(count_statement(chosen, look_at_most))
+    return count <= look_at_most
+
+
 def route_of(scope: Scope, chosen: DeliveryFilter) -> Route:
     """The best route, where deliveries under way are few."""
     if chosen.event_id is not None:
@@ -90,21 +97,15 @@ def route_of(scope: Scope, chosen: DeliveryFilter) -> Route:
         return Route.LANE
     if chosen.state in _UNDER_WAY:
         return Route.UNDER_WAY
-    if chosen.state is DeliveryState.FAILED or (
-        chosen.state is DeliveryState.CANCELLED and _somebodys(scope, chosen)
-    ):
+    if chosen.state in (DeliveryState.FAILED, DeliveryState.CANCELLED):
         return Route.GIVEN_UP
     return _beside_many(scope, chosen)
 
 
 def _beside_many(scope: Scope, chosen: DeliveryFilter) -> Route:
     """The route where no index knows the state."""
-    return Route.EVENTS if _somebodys(scope, chosen) else Route.ALL
-
-
-def _somebodys(scope: Scope, chosen: DeliveryFilter) -> bool:
-    """Whether they are of one workspace."""
-    return (scope.workspace_id, chosen.workspace_id, chosen.endpoint_id) != (None, None, None)
+    of_one_workspace = (scope.workspace_id, chosen.workspace_id, chosen.endpoint_id) != (None, None, None)
+    return Route.EVENTS if of_one_workspace else Route.ALL
 
 
 def search_statement(
@@ -169,10 +170,9 @@ def reach_statement(
     )
 
 
-def count_statement(chosen: DeliveryFilter, *, look_at_most: int) -> tuple[str, list[object]]:
+def count_statement(chosen: DeliveryFilter, look_at_most: int) -> str:
     """How many deliveries are in a state that passes; one more than may be looked at says enough."""
-    made = Statement()
-    return f"SELECT count(*) FROM ({_under_way(made, chosen, look_at_most + 1)}) AS d", made.parameters  # noqa: S608
+    return f"SELECT count(*) FROM ({_under_way(chosen.state, look_at_most + 1)}) AS d"  # noqa: S608 (constants)
 
 
 def _looked_at(
@@ -190,29 +190,30 @@ def _looked_at(
         return _events(made, scope, chosen, after, newest_first=newest_first, look_at_most=look_at_most)
     source = "postrider.delivery"
     if route is Route.UNDER_WAY:
-        source = f"({_under_way(made.inner(), chosen, look_at_most)}) AS few"
-    else:
-        _keep_to_time(made, chosen, "event_id")
+        source = f"({_under_way(chosen.state, look_at_most)}) AS few"
+    _keep_to_time(made, chosen, "event_id")
     if route in (Route.LANE, Route.GIVEN_UP):
         made.require(f"state = '{chosen.state}'")  # no parameter: the plan has to know which index it is
     if route is Route.EVENT:
         made.require(f"event_id = {made.given(chosen.event_id, 'uuid')}")
     if route is not Route.ALL:
         if chosen.endpoint_id is not None:
-            made.require(f"endpoint_id = {made.given(chosen.endpoint_id, 'bigint')}")
+            made.require(f"endpoint_id = ({_endpoint(made, scope, chosen, 'id')})")
         _keep_to_workspace(made, scope, chosen)
     direction, beyond = in_order(newest_first)
     if after is not None:
+        made.require(f"event_id {beyond}= {made.given(after[0], 'uuid')}")  # leaves out partitions
         made.require(f"(event_id, endpoint_id) {beyond} {_key(made, after)}")
     return f"""SELECT * FROM {source} WHERE {made.where}
                ORDER BY event_id {direction}, endpoint_id {direction} LIMIT {look_at_most}"""  # noqa: S608
 
 
-def _under_way(made: Statement, chosen: DeliveryFilter, most: int) -> str:
-    """Deliveries in a state that passes, in no order."""
-    made.require(f"state = '{chosen.state}'")
-    _keep_to_time(made, chosen, "event_id")
-    return f"SELECT * FROM postrider.delivery WHERE {made.where} LIMIT {most}"  # noqa: S608 (numbers)
+def _under_way(state: DeliveryState | None, most: int) -> str:
+    """All deliveries in a state that passes. Their order keeps the plan to the index, whatever the statistics
+    say of how many there are."""
+    assert state is not None
+    return f"""SELECT * FROM postrider.delivery WHERE state = '{state}'
+               ORDER BY {_UNDER_WAY[state]} LIMIT {most}"""  # noqa: S608 (constants)
 
 
 def _events(
@@ -247,14 +248,22 @@ def _events(
 
 
 def _keep_to_workspace(made: Statement, scope: Scope, chosen: DeliveryFilter) -> None:
+    if chosen.endpoint_id is not None:
+        made.require(f"workspace_id = ({_endpoint(made, scope, chosen, 'workspace_id')})")
+        return
     made.keep_to(scope)
     if chosen.workspace_id is not None:
         made.require(f"workspace_id = {made.given(chosen.workspace_id, 'text')}")
-    if chosen.endpoint_id is not None and (scope.workspace_id, chosen.workspace_id) == (None, None):
-        endpoint = made.given(chosen.endpoint_id, "bigint")
-        made.require(
-            f"workspace_id = (SELECT e.workspace_id FROM postrider.endpoint AS e WHERE e.id = {endpoint})"  # noqa: S608 (a parameter)
-        )
+
+
+def _endpoint(made: Statement, scope: Scope, chosen: DeliveryFilter, column: str) -> str:
+    """A column of the endpoint, which is NULL where that lies outside: then nothing is looked at."""
+    of_it = made.inner()
+    of_it.require(f"e.id = {made.given(chosen.endpoint_id, 'bigint')}")
+    of_it.keep_to(scope, "e.workspace_id")
+    if chosen.workspace_id is not None:
+        of_it.require(f"e.workspace_id = {made.given(chosen.workspace_id, 'text')}")
+    return f"SELECT e.{column} FROM postrider.endpoint AS e WHERE {of_it.where}"  # noqa: S608 (parameters)
 
 
 def _keep_to_time(made: Statement, chosen: DeliveryFilter, event_id: str) -> None:

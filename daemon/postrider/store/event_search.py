@@ -13,6 +13,8 @@ from postrider.store.database import Connection
 from postrider.store.outbox import ALL_LARGE, UNREADABLE, event_of, events_query
 from postrider.store.statement import BY_INDEX, LOOK_AT_MOST, Statement, in_order
 
+_WANTED = events_query("id = wanted.id AND workspace_id = wanted.workspace_id LIMIT 1", most=MAX_DATA_BYTES)
+
 
 async def search(
     connection: Connection,
@@ -56,11 +58,13 @@ def search_statement(
         made.require(f"object_type = {made.given(chosen.object_type, 'text')}")
     if chosen.object_id is not None:
         made.require(f"object_id = {made.given(chosen.object_id, 'text')}")
-    # An array, since a join might read all of the outbox.
-    wanted = f"""id = ANY (ARRAY(
-      SELECT id FROM ({looked}) AS looked WHERE {made.where}
-      ORDER BY id {direction} LIMIT {made.given(limit, "bigint")}))"""  # noqa: S608 (numbers of parameters)
-    return f"{events_query(wanted, most=MAX_DATA_BYTES)} ORDER BY id {direction}", made.parameters
+    return (
+        f"""SELECT event.* FROM (
+              SELECT id, workspace_id FROM ({looked}) AS looked WHERE {made.where}
+              ORDER BY id {direction} LIMIT {made.given(limit, "bigint")}
+            ) AS wanted CROSS JOIN LATERAL ({_WANTED}) AS event ORDER BY wanted.id {direction}""",  # noqa: S608
+        made.parameters,
+    )
 
 
 def reach_statement(
@@ -94,7 +98,7 @@ def _looked_at(
     if after is not None:
         inner.require(f"id {beyond} {inner.given(after, 'uuid')}")
     return f"""
-      SELECT id, type, object_type, object_id FROM postrider.outbox WHERE {inner.where}
+      SELECT id, workspace_id, type, object_type, object_id FROM postrider.outbox WHERE {inner.where}
       ORDER BY id {direction} LIMIT {look_at_most}"""  # noqa: S608 (numbers of parameters)
 
 

@@ -5,9 +5,11 @@ from postrider.domain.audit import Scope
 
 LOOK_AT_MOST = 100_000
 """Rows that one search of people's looks at; it tells where it ended."""
-BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off"
-"""Rows are read in the order of an index, whatever the statistics say, until a limit is reached; a bitmap
-would hold all there are first."""
+BY_INDEX = "; ".join(
+    f"SET LOCAL {name} = off" for name in ("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit")
+)
+"""Rows are read in the order of an index, whatever the statistics say, until a limit is reached; a bitmap,
+or a sort, would hold all there are first."""
 
 
 class Statement:
