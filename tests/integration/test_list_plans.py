@@ -19,8 +19,8 @@ from postrider.domain.lists import DeliveryFilter, EventFilter
 from postrider.domain.model import DeliveryState, first_event_id
 from postrider.store import delivery_search, event_search
 from postrider.store.database import Connection
-from postrider.store.delivery_search import LOOK_AT_MOST, Route
-from postrider.store.statement import BY_INDEX
+from postrider.store.delivery_search import Route
+from postrider.store.statement import BY_INDEX, LOOK_AT_MOST
 
 NOW = datetime.now(UTC)
 DAYS, ROWS = 90, 10_000_000
