@@ -150,8 +150,16 @@ class Recorder:
             await self._wake.wait()
             if len(self._entries) < BATCH:
                 await self._clock.wait(self._many, LINGER_S)
-            # A stop lets a transaction end: whether one that is cut off was committed can't be known.
-            await asyncio.shield(self.run_once())
+            await self._write_in_full()
+
+    async def _write_in_full(self) -> None:
+        """A stop lets a transaction end: whether one that is cut off was committed can't be known."""
+        writing = asyncio.ensure_future(self.run_once())
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
 
     async def run_once(self) -> RecordCounts:
         """Write what is queued. If the database fails, all of it stays queued."""

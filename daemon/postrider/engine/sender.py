@@ -4,7 +4,6 @@ A fixed number of workers take jobs from the lanes, so an attempt costs no task 
 """
 
 import asyncio
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,6 +30,7 @@ from postrider.domain.policy import ONE_ATTEMPT, Outcome, judge
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import WebhookClient
+from postrider.edges.randomness import random_share
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import HeldEvent, Job, Ledger
 from postrider.engine.recorder import Recorder
@@ -135,8 +135,8 @@ class Sender:
             while self._recorder.full:
                 await self._clock.wait(asyncio.Event(), FULL_POLL_S)
             outcome = await self.run_once(job)
-        except Exception:
-            # Else it would be held for ever, and never sent.
+        except BaseException:
+            # Else it would be held for ever, and never sent. A worker is cut off only after the grace.
             self._lanes.spill(job.endpoint_id)
             self._recorder.put(job, DeliveryState.WAITING)
             raise
@@ -166,7 +166,7 @@ class Sender:
         now = self._clock.now()
         test = job.held.event.test
         policy = ONE_ATTEMPT if test else self._subscriptions.retry_policy(endpoint)
-        outcome = judge(result, number - job.attempt_base, policy, now, random.random())  # noqa: S311
+        outcome = judge(result, number - job.attempt_base, policy, now, random_share())
         self._measure(job, result, outcome.error_kind, now)
         self._recorder.put(
             job,
