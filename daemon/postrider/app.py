@@ -1,9 +1,10 @@
 """The daemon: composes the services, starts them, and stops them so that nothing is lost or doubled."""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
@@ -11,7 +12,7 @@ import structlog
 from postrider import __version__
 from postrider.domain.dialects import Dialect
 from postrider.domain.errors import PostriderError
-from postrider.domain.model import DeliveryState
+from postrider.domain.policy import RetryPolicy
 from postrider.domain.promises import overruled
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
@@ -25,36 +26,38 @@ from postrider.edges.resources import sql_dir
 from postrider.edges.settings import network_options, read_sealer, retry_settings
 from postrider.edges.systemd import Notifier
 from postrider.engine.chronicler import Chronicler
-from postrider.engine.dispatcher import Dispatcher
+from postrider.engine.dispatcher import Dispatcher, DispatcherTuning
 from postrider.engine.failures import Failures
+from postrider.engine.fan_outs import FanOuts, FanOutTuning
 from postrider.engine.health import Health
 from postrider.engine.janitor import Janitor
+from postrider.engine.lane_keeper import KeeperTuning, LaneKeeper
+from postrider.engine.lane_room import LanesTuning
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
 from postrider.engine.listener import Listener
 from postrider.engine.partitions import PartitionKeeper, Retention
-from postrider.engine.recorder import Recorder
+from postrider.engine.recorded import LeftWaiting
+from postrider.engine.recorder import Readers, Recorder, RecorderTuning
 from postrider.engine.recoverer import Recoverer
 from postrider.engine.reporter import Reporter
-from postrider.engine.scheduler import Scheduler
+from postrider.engine.scheduler import Scheduler, SchedulerTuning
 from postrider.engine.schema_watch import SchemaWatch
-from postrider.engine.sender import Sender, SendSettings
+from postrider.engine.sender import Sender, SenderTuning, SendSettings
+from postrider.engine.signals import EngineSignals
 from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.supervisor import Supervisor
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.daemons import Daemons
 from postrider.store.database import Database, DatabaseError, DatabaseUnavailable
-from postrider.store.deliveries import Deliveries
 from postrider.store.endpoints import Endpoints
 from postrider.store.last_deliveries import LastDeliveries
 from postrider.store.migrations import check_schema, read_migrations
-from postrider.store.outbox import Outbox
+from postrider.store.outbox import Outbox, Pending
 from postrider.store.partitions import Partitions
 from postrider.store.status import Status
 
-LANE_CAPACITY = 8192
-"""Deliveries in memory that wait for a slot; the rest of a backlog stays in the database."""
 START_RETRY_S = 0.5
 CLAIM_LOOP_STALE_S = 10.0
 """A claim loop that has not turned for so long hangs; /healthz and the watchdog say so."""
@@ -62,6 +65,19 @@ CLAIM_LOOP_STALE_S = 10.0
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What the configuration leaves to the program."""
+
+    lanes: LanesTuning = field(default_factory=LanesTuning)
+    keeper: KeeperTuning = field(default_factory=KeeperTuning)
+    recorder: RecorderTuning = field(default_factory=RecorderTuning)
+    sender: SenderTuning = field(default_factory=SenderTuning)
+    fan_outs: FanOutTuning = field(default_factory=FanOutTuning)
+    dispatcher: DispatcherTuning = field(default_factory=DispatcherTuning)
+    scheduler: SchedulerTuning = field(default_factory=SchedulerTuning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +115,15 @@ class Daemon:
     """`start`, then `stop`; between them `reload` as often as you like."""
 
     def __init__(
-        self, config: Config, *, clock: SharedClock | None = None, notifier: Notifier | None = None
+        self,
+        config: Config,
+        *,
+        clock: SharedClock | None = None,
+        notifier: Notifier | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         self.config = config
+        self._tuning = tuning or Tuning()
         self._started_with = config
         self._host_clock = clock or SystemClock()
         self.clock = clock or DatabaseClock(self._host_clock)
@@ -152,39 +174,57 @@ class Daemon:
 
     def _compose(self, settings: SendSettings, sealer: Sealer) -> None:
         """Make the services, and tie them together."""
-        config, clock, metrics = self.config, self.clock, self.metrics
-        self.outbox = Outbox(self.database)
-        deliveries = Deliveries(self.database)
+        config, clock, metrics, tuning = self.config, self.clock, self.metrics, self._tuning
+        self.signals = signals = EngineSignals()
+        left_waiting = LeftWaiting(signals.schedule)
+        self._pending = Pending(clock.monotonic, lambda: secrets.randbits(63))
         self._endpoints = endpoints = Endpoints(self.database, sealer)
         self._daemons = Daemons(self.database)
         self.ledger = Ledger()
         self.lanes = Lanes(
-            capacity=LANE_CAPACITY,
+            tuning.lanes,
             concurrency=config.delivery.concurrency,
             endpoint_concurrency=config.delivery.endpoint_concurrency,
             ledger=self.ledger,
-            clock=clock,
         )
+        self.health = Health(endpoints=endpoints, policy_of=self._policy_of, clock=clock)
+        self.chronicler = Chronicler(last_deliveries=LastDeliveries(self.database), clock=clock)
         self.recorder = Recorder(
-            deliveries=deliveries,
+            tuning.recorder,
+            database=self.database,
             ledger=self.ledger,
             clock=clock,
             metrics=metrics,
             failures=self._failures,
+            readers=Readers(
+                waiting=left_waiting,
+                health=self.health,
+                last_deliveries=self.chronicler,
+                doubt=signals.events_doubt,
+            ),
+        )
+        self.keeper = LaneKeeper(
+            tuning.keeper,
+            lanes=self.lanes,
+            recorder=self.recorder,
+            room=signals.dispatch,
+            refill=signals.schedule,
+            clock=clock,
         )
         retry = retry_settings(config)
         self.subscriptions = Subscriptions(
             endpoints=endpoints,
-            lanes=self.lanes,
-            recorder=self.recorder,
+            keeper=self.keeper,
             dialects=settings.dialects,
             retry=retry,
             clock=clock,
         )
         self.sender = Sender(
+            tuning.sender,
             settings=settings,
             subscriptions=self.subscriptions,
             lanes=self.lanes,
+            keeper=self.keeper,
             ledger=self.ledger,
             recorder=self.recorder,
             clock=clock,
@@ -192,33 +232,46 @@ class Daemon:
             metrics=metrics,
         )
         self.scheduler = Scheduler(
-            deliveries=deliveries,
-            outbox=self.outbox,
+            tuning.scheduler,
+            database=self.database,
             endpoints=endpoints,
             lanes=self.lanes,
+            keeper=self.keeper,
             ledger=self.ledger,
             recorder=self.recorder,
             clock=clock,
+            left_waiting=left_waiting,
+            wake=signals.schedule,
+            rescan=signals.rescan,
+            doubt=signals.deliveries_doubt,
+        )
+        fan_outs = FanOuts(
+            tuning.fan_outs,
+            database=self.database,
+            subscriptions=self.subscriptions,
+            lanes=self.lanes,
+            keeper=self.keeper,
+            recorder=self.recorder,
+            ledger=self.ledger,
+            clock=clock,
+            wake=signals.dispatch,
+            doubt=signals.events_doubt,
         )
         self.dispatcher = Dispatcher(
-            outbox=self.outbox,
-            deliveries=deliveries,
+            tuning.dispatcher,
+            database=self.database,
+            pending=self._pending,
             daemons=self._daemons,
             subscriptions=self.subscriptions,
             lanes=self.lanes,
+            fan_outs=fan_outs,
             recorder=self.recorder,
             ledger=self.ledger,
             clock=clock,
             notify=config.database.notify,
+            wake=signals.dispatch,
+            doubt=signals.events_doubt,
         )
-        self.health = Health(endpoints=endpoints, policy_of=self.subscriptions.policy_of, clock=clock)
-        self.chronicler = Chronicler(last_deliveries=LastDeliveries(self.database), clock=clock)
-        self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
-        self.recorder.on_waiting = self.scheduler.waiting
-        self.recorder.on_retrying = self.scheduler.retry_at
-        self.recorder.on_outcome = self.health.note
-        self.recorder.on_attempt = self.chronicler.note
-        self.recorder.on_lost = self.dispatcher.doubt
         captures = Captures(self.database)
         partitions = Partitions(self.database)
         self.partition_keeper = PartitionKeeper(
@@ -240,9 +293,9 @@ class Daemon:
             daemons=self._daemons,
             ledger=self.ledger,
             channels={
-                "postrider_wake": self.dispatcher.wake,
+                "postrider_wake": signals.dispatch.set,
                 "postrider_endpoints": self.subscriptions.wake,
-                "postrider_deliveries": self.scheduler.rescan,
+                "postrider_deliveries": signals.rescan.set,
             },
             version=__version__,
             schema=len(self._migrations),
@@ -253,7 +306,7 @@ class Daemon:
             on_identity_lost=self.lanes.clear,
         )
         self.reporter = Reporter(
-            outbox=self.outbox,
+            outbox=Outbox(self.database),
             captures=captures,
             status=Status(self.database),
             partitions=partitions,
@@ -271,13 +324,16 @@ class Daemon:
             database=self.database, clock=clock, metrics=metrics, on_failure=self.schema_watch.wake
         )
 
+    def _policy_of(self, dialect: str) -> RetryPolicy:
+        return self.subscriptions.policy_of(dialect)
+
     def _start_services(self) -> None:
         concurrency = self.config.delivery.concurrency
         # What consumes starts before what produces; stop() goes the other way.
         self._supervisor.start("failures", self._failures.run)
         self._supervisor.start("recorder", self.recorder.run)
         self._supervisor.start("sender", lambda: self.sender.run(concurrency))
-        self._supervisor.start("lanes", self.lanes.run)
+        self._supervisor.start("lanes", self.keeper.run)
         self._supervisor.start("health", self.health.run)
         self._supervisor.start("chronicler", self.chronicler.run)
         self._supervisor.start("scheduler", self.scheduler.run)
@@ -311,7 +367,7 @@ class Daemon:
             "chronicler",
             "lanes",
         )
-        self.lanes.close()
+        self.keeper.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
         await self._supervisor.stop("sender", "recorder", "failures", "reporter", "listener", "watchdog")
         released = 0
@@ -439,14 +495,14 @@ class Daemon:
 
     def _look_again(self) -> None:
         """Rows may have been freed."""
-        self.outbox.look_at_all()
-        self.dispatcher.wake()
-        self.scheduler.rescan()
+        self._pending.look_at_all()
+        self.signals.dispatch.set()
+        self.signals.rescan.set()
 
     def _in_doubt(self) -> None:
         """The connection was lost, and with it perhaps an answer."""
-        self.dispatcher.doubt()
-        self.scheduler.doubt()
+        self.signals.events_doubt.set()
+        self.signals.deliveries_doubt.set()
         self.subscriptions.wake()
 
     async def _drain(self, grace: float) -> int:

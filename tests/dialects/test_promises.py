@@ -40,7 +40,7 @@ async def answered(
     """An event for an endpoint of that CRM, which gives that answer, up to the end of its first attempt."""
     async with receiver(said) as server:
         await asyncio.to_thread(add_endpoint, dsn, server.url, dialect=crm)
-        async with staged(dsn, directory, clock, **{k: dict(v) for k, v in sections.items()}) as stage:
+        async with staged(dsn, directory, clock, None, **{k: dict(v) for k, v in sections.items()}) as stage:
             await stage.emit("deal.updated")
 
             async def attempts() -> object:

@@ -8,6 +8,7 @@ import asyncio
 from itertools import islice
 
 from postrider.edges.clock import Clock
+from postrider.engine.recorded import Recorded
 from postrider.store.deliveries import DeliveryResult
 from postrider.store.last_deliveries import LastDeliveries, LastDelivery
 
@@ -26,6 +27,12 @@ class Chronicler:
 
     def __repr__(self) -> str:
         return f"<Chronicler {len(self._noted)} to write>"
+
+    def put(self, recorded: Recorded) -> None:
+        """Take in the attempts that were recorded."""
+        for entry in recorded.attempts:
+            if entry.result.attempt is not None:
+                self.note(entry.result)
 
     def note(self, result: DeliveryResult) -> None:
         """Take in an attempt that was recorded."""

@@ -15,6 +15,7 @@ from postrider.domain.model import DeliveryState, endpoint_public_id
 from postrider.domain.policy import AttemptNote, Outcome, RetryPolicy, should_disable
 from postrider.edges.clock import Clock
 from postrider.engine.ledger import Job
+from postrider.engine.recorded import Recorded
 from postrider.store.endpoints import Endpoints, Failing
 
 POLL_S = 60.0
@@ -46,6 +47,12 @@ class Health:
 
     def __repr__(self) -> str:
         return f"<Health failing={len(self._failing)}>"
+
+    def put(self, recorded: Recorded) -> None:
+        """Take in the outcomes of attempts that were recorded."""
+        for entry in recorded.attempts:
+            if entry.outcome is not None:
+                self.note(entry.job, entry.outcome, recorded.at)
 
     def note(self, job: Job, outcome: Outcome, now: datetime) -> None:
         """Take in the outcome of an attempt that was recorded by `now`."""

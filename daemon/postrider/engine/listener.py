@@ -132,8 +132,8 @@ class Listener:
             self._ledger.lose_everything()
             self._on_identity_lost()
             log.warning("daemon.replaced", daemon=self._ledger.owner, reason="others took it for dead")
-        self._ledger.owner = await self._daemons.register(
-            connection, self._version, self._schema, pooled=self._pooled
+        self._ledger.begin_as(
+            await self._daemons.register(connection, self._version, self._schema, pooled=self._pooled)
         )
 
     async def _alive(self) -> bool:
