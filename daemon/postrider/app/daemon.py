@@ -137,7 +137,7 @@ class Daemon:
         lanes = self.services.lanes
         log.info("daemon.stopping", in_flight=lanes.running, queued=lanes.queued)
         await self.running.stop(StopPhase.TAKING_ON)
-        lanes.close()
+        self.services.keeper.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
         await self.running.stop(StopPhase.SENDING)
         await self.running.stop(StopPhase.RECORDING)

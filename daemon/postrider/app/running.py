@@ -48,7 +48,7 @@ def running_services(
         Service("recorder", each.recorder.run, phase.RECORDING),
         Service("sender", lambda: each.sender.run(concurrency), phase.SENDING),
         # What lanes and endpoints decide from here on would only be given back.
-        Service("lanes", each.lanes.run, phase.TAKING_ON),
+        Service("lanes", each.keeper.run, phase.TAKING_ON),
         Service("subscriptions", each.subscriptions.run, phase.TAKING_ON),
         # They claim.
         Service("scheduler", each.scheduler.run, phase.TAKING_ON),
