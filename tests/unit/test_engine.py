@@ -7,8 +7,7 @@ import logging
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -34,12 +33,12 @@ from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Readers, Recorder, RecorderTuning
 from postrider.engine.scheduler import Scheduler, SchedulerTuning
 from postrider.engine.signals import EngineSignals
-from postrider.store import daemons, deliveries, outbox
 from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import ClaimedDelivery, ClaimProgress, DeliveryResult, WaitingWanted
 from postrider.store.outbox import ClaimedEvents
 from tests.support.endpoints import endpoint
 from tests.support.lanes import Nobody
+from tests.support.made_up import MadeUpDatabase, answer_verbs
 
 OK = Outcome(DeliveryState.SUCCEEDED, None, None, "HTTP 200", None, throttled=False)
 REPLY = Reply(200, "", "", None, None, 1.0)
@@ -47,7 +46,7 @@ VERSION = UUID(int=7)
 Key = tuple[UUID, int]
 
 
-class Store:
+class Store(MadeUpDatabase):
     """Stands for the outbox, the deliveries and the daemons; `away()` tells whether it is out of reach."""
 
     def __init__(self, endpoints: Iterable[Endpoint], away: Callable[[], bool] = lambda: False) -> None:
@@ -70,13 +69,6 @@ class Store:
             event_id, workspace, "a.b", data, size, None, None, None, None, None, now
         )
         self.pending[event_id] = False
-
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator["Store"]:
-        """It is a connection itself: see `verbs`."""
-        yield self
-
-    transaction = connection
 
     async def _ask(self, name: str) -> None:
         self.calls[name] += 1
@@ -209,16 +201,7 @@ class Pending:
 
 @pytest.fixture(autouse=True)
 def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the verbs of the stores ask the `Store` that they get as a connection."""
-
-    def of(name: str) -> Callable[..., Any]:
-        return lambda connection, *arguments, **named: getattr(connection, name)(*arguments, **named)
-
-    for name in ("recorded", "record", "claim_waiting", "next_due", "waiting_endpoints", "owned", "release"):
-        monkeypatch.setattr(deliveries, name, of(name))
-    for name in ("claims", "read", "release"):
-        monkeypatch.setattr(outbox, name, of(name))
-    monkeypatch.setattr(daemons, "set_idle", of("set_idle"))
+    answer_verbs(monkeypatch)
 
 
 class Engine:

@@ -91,8 +91,8 @@ class Held:
         self.refill(number)
 
     def refill(self, number: int, *jobs: Job) -> Decisions:
-        self.lanes.begin_refill(self.lane(number))
-        return self.lanes.end_refill(self.lane(number), jobs, self.now) or Decisions()
+        self.lanes.begin_refill([self.lane(number)])
+        return self.lanes.end_refill({self.lane(number): jobs}, self.now) or Decisions()
 
 
 def test_lanes_take_turns() -> None:
@@ -451,10 +451,13 @@ def test_nothing_newer_gets_into_a_lane_while_older_deliveries_come_back_from_th
     held = Held(target)
     held.prove(target)
     held.lanes.note_waiting(1, deliveries=1)
-    held.lanes.begin_refill(held.lane(1))
+    held.lanes.begin_refill([held.lane(1)])
     assert held.offer(target) is Offer.FULL
+    held.lanes.want_room(1)
     older, newer = job(target), job(target)
-    held.lanes.end_refill(held.lane(1), [older], held.now)
+    ended = held.lanes.end_refill({held.lane(1): [older]}, held.now)
+    assert ended is not None
+    assert ended.room
     assert held.lanes.offer(newer, held.now, patient=False) is Offer.TAKEN
     assert held.take() == [older, newer]
 

@@ -1,9 +1,10 @@
 """What the lanes decide, for their keeper to act on."""
 
-from enum import Enum, StrEnum
+from enum import Enum
 
 import msgspec
 
+from postrider.domain.pacing import LaneState, Pace
 from postrider.engine.ledger import Job
 
 
@@ -15,15 +16,15 @@ class Offer(Enum):
     SPILLED = "spilled"  # to be recorded as waiting
 
 
-class LaneEvent(StrEnum):
-    """What happened to a lane, as the log calls it."""
+class LaneEvent(Enum):
+    """What became of a lane."""
 
-    SLOW = "lane.slow"
-    FAST = "lane.fast"
-    BROKEN = "lane.broken"
-    THROTTLED = "lane.throttled"
-    RECOVERING = "lane.recovering"
-    RECOVERED = "lane.recovered"
+    SLOW = "slow"
+    FAST = "fast"
+    BROKEN = "broken"
+    THROTTLED = "throttled"
+    RECOVERING = "recovering"
+    RECOVERED = "recovered"
 
 
 class LaneChange(msgspec.Struct, frozen=True):
@@ -37,6 +38,26 @@ class LaneChange(msgspec.Struct, frozen=True):
     pause_s: float | None = None
     """Before the next request."""
     reason: str | None = None
+
+
+def pace_change(endpoint_id: int, pace: Pace, now: float) -> LaneChange:
+    """The pace of a lane has a new state."""
+    event = _EVENTS[pace.state]
+    return LaneChange(
+        event,
+        endpoint_id,
+        concurrency=int(pace.window),
+        pause_s=round(pace.resume_at - now, 1) if pace.resting(now) else None,
+        reason=pace.reason if event in (LaneEvent.BROKEN, LaneEvent.THROTTLED) else None,
+    )
+
+
+_EVENTS = {
+    LaneState.STEADY: LaneEvent.RECOVERED,
+    LaneState.BROKEN: LaneEvent.BROKEN,
+    LaneState.RECOVERING: LaneEvent.RECOVERING,
+    LaneState.THROTTLED: LaneEvent.THROTTLED,
+}
 
 
 class Decisions(msgspec.Struct):

@@ -7,8 +7,9 @@ lanes many times a second.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import structlog
 
@@ -121,10 +122,10 @@ class LaneKeeper:
         if not self._loop_turn.refusing:
             self._wake_workers(jobs)
 
-    def end_refill(self, lane: Lane, jobs: Sequence[Job]) -> None:
-        """Queue what was claimed for a lane that is open, perhaps nothing."""
-        self._act(self._lanes.end_refill(lane, jobs, self._clock.monotonic()))
-        self.send(len(jobs))
+    def end_refill(self, claimed: Mapping[Lane, Sequence[Job]]) -> None:
+        """Queue what was claimed for lanes that are open, perhaps nothing."""
+        self._act(self._lanes.end_refill(claimed, self._clock.monotonic()))
+        self.send(sum(map(len, claimed.values())))
 
     def update(self, changed: Sequence[Endpoint], gone: Iterable[int] = ()) -> None:
         """Let the lanes take over endpoints that are new or changed, and forget those that are `gone`."""
@@ -185,7 +186,18 @@ def _tell(change: LaneChange) -> None:
         fact = getattr(change, name)
         if fact is not None:
             facts[name] = fact
-    if change.event is LaneEvent.BROKEN:
-        log.warning(change.event.value, **facts)
-    else:
-        log.info(change.event.value, **facts)
+    match change.event:
+        case LaneEvent.SLOW:
+            log.info("lane.slow", **facts)
+        case LaneEvent.FAST:
+            log.info("lane.fast", **facts)
+        case LaneEvent.BROKEN:
+            log.warning("lane.broken", **facts)
+        case LaneEvent.THROTTLED:
+            log.info("lane.throttled", **facts)
+        case LaneEvent.RECOVERING:
+            log.info("lane.recovering", **facts)
+        case LaneEvent.RECOVERED:
+            log.info("lane.recovered", **facts)
+        case _:
+            assert_never(change.event)

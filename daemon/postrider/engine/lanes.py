@@ -9,7 +9,7 @@ All times are seconds of one monotonic clock. What has to be done is returned, f
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from postrider.domain.model import Endpoint
@@ -17,7 +17,7 @@ from postrider.domain.pacing import Breaker, LaneState, Pace
 from postrider.domain.policy import Outcome
 from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.engine.backlogs import Backlogs
-from postrider.engine.decisions import Decisions, LaneChange, LaneEvent, Offer
+from postrider.engine.decisions import Decisions, LaneChange, LaneEvent, Offer, pace_change
 from postrider.engine.lane import ANY_EVENT, Lane
 from postrider.engine.lane_room import LanesTuning, Room
 from postrider.engine.ledger import Job, Ledger
@@ -141,19 +141,23 @@ class Lanes:
             lane.recorded(deliveries)
         self.note_waiting(endpoint_id, first_event_id, deliveries)
 
-    def begin_refill(self, lane: Lane) -> None:
+    def begin_refill(self, lanes: Iterable[Lane]) -> None:
         """What waits in the database is about to be claimed: what is left waiting from now on is noted anew.
-        Until the refill ends, nothing newer gets into the lane."""
-        lane.refilling = True
-        lane.expect_none()
-        self._backlogs.remove(lane)
+        Until the refill ends, nothing newer gets into these lanes."""
+        for lane in lanes:
+            lane.refilling = True
+            lane.expect_none()
+            self._backlogs.remove(lane)
 
-    def end_refill(self, lane: Lane, jobs: Sequence[Job], now: float) -> Decisions | None:
-        """Queue what was claimed for a lane that is open, perhaps nothing."""
-        lane.refilling = False
-        for job in jobs:
-            self._push(lane, job, now)
-        self._give_back(lane, now)  # it may have turned slow meanwhile
+    def end_refill(self, claimed: Mapping[Lane, Sequence[Job]], now: float) -> Decisions | None:
+        """Queue what was claimed for lanes that are open, perhaps nothing."""
+        for lane in claimed:
+            lane.refilling = False
+        for lane, jobs in claimed.items():
+            for job in jobs:
+                self._push(lane, job, now)
+            self._give_back(lane, now)  # it may have turned slow meanwhile
+            self._look_for_room(lane, now)
         return self._decide()
 
     # What passes through the lanes.
@@ -224,8 +228,8 @@ class Lanes:
             if lane.queue and lane.pace.resting(now):
                 self._give_back(lane, now)
         self._turns.give(lane)
-        if self._room.wanted and self._room.has_come_about(lane, now):
-            self._todo().room = True
+        if self._room.wanted:
+            self._look_for_room(lane, now)
         if lane.waiting and self._wants_refill(lane, now):
             self._todo().refill = True
         if not lane.running and job.endpoint_id not in self._endpoints:
@@ -352,17 +356,7 @@ class Lanes:
 
     def _tell_pace(self, lane: Lane, now: float) -> None:
         """Tell of a new state of a lane's pace; a lane that rests keeps nothing in memory."""
-        pace = lane.pace
-        event = _EVENTS[pace.state]
-        self._todo().changes.append(
-            LaneChange(
-                event,
-                lane.endpoint.id,
-                concurrency=int(pace.window),
-                pause_s=round(pace.resume_at - now, 1) if pace.resting(now) else None,
-                reason=pace.reason if event in _WITH_REASON else None,
-            )
-        )
+        self._todo().changes.append(pace_change(lane.endpoint.id, lane.pace, now))
         self._give_back(lane, now)
         self.watched.add(lane)
 
@@ -381,6 +375,10 @@ class Lanes:
             lane.give_back(len(jobs))
             self._todo().given_back += jobs
 
+    def _look_for_room(self, lane: Lane, now: float) -> None:
+        if self._room.wanted and self._room.has_come_about(lane, now):
+            self._todo().room = True
+
     def _empty(self, lane: Lane) -> list[Job]:
         jobs = list(lane.queue)
         lane.queue.clear()
@@ -388,12 +386,3 @@ class Lanes:
         for job in jobs:
             self._ledger.unmark(job)
         return jobs
-
-
-_EVENTS = {
-    LaneState.BROKEN: LaneEvent.BROKEN,
-    LaneState.THROTTLED: LaneEvent.THROTTLED,
-    LaneState.RECOVERING: LaneEvent.RECOVERING,
-    LaneState.STEADY: LaneEvent.RECOVERED,
-}
-_WITH_REASON = frozenset({LaneEvent.BROKEN, LaneEvent.THROTTLED})

@@ -299,12 +299,16 @@ class Recorder:
     def _tell(self, entry: Entry) -> None:
         result = entry.result
         match result.state:
-            case DeliveryState.RETRYING | DeliveryState.FAILED:
+            case DeliveryState.RETRYING:
+                assert result.due is not None
                 level = self._failures.level(result.endpoint_id, result.state, result.reason or "")
                 if log.is_enabled_for(level):
-                    due = {"due": result.due.isoformat()} if result.due is not None else {}
-                    event = f"delivery.{result.state.value}"
-                    log.log(level, event, **_facts(entry), **due, reason=result.reason)
+                    due = result.due.isoformat()
+                    log.log(level, "delivery.retrying", **_facts(entry), due=due, reason=result.reason)
+            case DeliveryState.FAILED:
+                level = self._failures.level(result.endpoint_id, result.state, result.reason or "")
+                if log.is_enabled_for(level):
+                    log.log(level, "delivery.failed", **_facts(entry), reason=result.reason)
             case DeliveryState.CANCELLED:
                 log.info("delivery.cancelled", **_facts(entry), reason=result.reason)
             case DeliveryState.SUCCEEDED:

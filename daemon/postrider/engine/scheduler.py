@@ -210,8 +210,7 @@ class Scheduler:
         owner = self._ledger.owner
         jobs: dict[Lane, list[Job]] = {lane: [] for lane in lanes}
         unwanted: dict[DeliveryKey, str] = {}
-        for lane in lanes:
-            self._lanes.begin_refill(lane)  # before the claim: what is left waiting during it is not missed
+        self._lanes.begin_refill(lanes)  # before the claim: what is left waiting during it is not missed
         try:
             claimed = await self._claim(wanted, backlogs, most_bytes)
             events = await self._read([each.event_id for each in claimed])
@@ -228,8 +227,7 @@ class Scheduler:
                 else:
                     unwanted[each.event_id, each.endpoint_id] = each.workspace_id
         finally:
-            for lane in lanes:
-                self._keeper.end_refill(lane, jobs[lane])
+            self._keeper.end_refill(jobs)
         if unwanted:
             async with self._database.connection() as connection:
                 await deliveries.release(connection, owner, unwanted)
