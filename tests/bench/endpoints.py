@@ -23,21 +23,15 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.embedded import EmbeddedPostgres
-from postrider.edges.metrics import Metrics
 from postrider.edges.randomness import random_bytes
 from postrider.edges.resources import sql_dir
-from postrider.engine.failures import Failures
-from postrider.engine.lanes import Lanes
-from postrider.engine.ledger import Ledger
-from postrider.engine.recorded import LeftWaiting
-from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
 from postrider.engine.subscriptions import Subscriptions
 from postrider.store.database import Database
-from postrider.store.deliveries import Deliveries
 from postrider.store.endpoint_changes import Endpoints
 from postrider.store.migrations import migrate, read_schema
 from tests.support.daemon_process import SECRET
+from tests.support.lanes import kept_lanes
 
 HEADERS = '{"Authorization": "Bearer 0123456789abcdef"}'
 
@@ -101,21 +95,11 @@ async def measure(dsn: str, count: int) -> None:
     connection = await asyncpg.connect(dsn)
     database = Database(dsn, pool_size=2, synchronous_commit=False)
     await database.open()
-    clock, ledger = SystemClock(), Ledger()
+    clock = SystemClock()
     dialects, retry = load_dialects([]), RetrySettings(None, None, 432_000.0)
     subscriptions = Subscriptions(
         endpoints=Endpoints(database, sealer),
-        lanes=Lanes(capacity=8192, concurrency=256, endpoint_concurrency=8, ledger=ledger, clock=clock),
-        recorder=Recorder(
-            deliveries=Deliveries(database),
-            ledger=ledger,
-            left_waiting=LeftWaiting(Signal()),
-            readers=(),
-            doubt=Signal(),
-            clock=clock,
-            metrics=Metrics("bench"),
-            failures=Failures(clock),
-        ),
+        keeper=kept_lanes(database, clock).keeper,
         dialects=dialects,
         retry=retry,
         wake=Signal(),

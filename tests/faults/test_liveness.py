@@ -123,13 +123,13 @@ def test_a_daemon_whose_lock_was_taken_comes_back_and_lives_by_its_heartbeat(dat
         database = Database(database_dsn, pool_size=2)
         await database.open()
         first = await database.dedicated()
-        own = await identity().register(first)
+        own = await identity(database).register(first)
         await first.close()
         thief = await asyncpg.connect(neighbour_dsn)
         await thief.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, own)
         second = await database.dedicated()
         async with asyncio.timeout(10):
-            assert await identity().resume(second, own, SystemClock())
+            assert await identity(database).resume(second, own, SystemClock())
         assert await rescued(database) == []
         assert [row.alive for row in await all_daemons(database)] == [True]
         await thief.close()
@@ -145,10 +145,10 @@ def test_a_session_that_the_server_still_thinks_alive_is_ended_by_its_own_daemon
         database = Database(database_dsn, pool_size=2)
         await database.open()
         first = await database.dedicated()
-        own = await identity().register(first)
+        own = await identity(database).register(first)
         second = await database.dedicated()
         async with asyncio.timeout(10):
-            assert await identity().resume(second, own, SystemClock())
+            assert await identity(database).resume(second, own, SystemClock())
         assert not (await all_daemons(database))[0].pooled
         assert await rescued(database) == []
         first.terminate()
@@ -165,14 +165,14 @@ def test_an_id_does_not_come_back_after_a_crash_that_undid_it(database_dsn: str)
         database = Database(database_dsn, pool_size=2)
         await database.open()
         first = await database.dedicated()
-        undone = await identity().register(first)
+        undone = await identity(database).register(first)
         await first.close()
         async with database.connection() as connection:
             await connection.execute("DELETE FROM postrider.daemon")
             await connection.execute("ALTER TABLE postrider.daemon ALTER id RESTART")
         second, third = await database.dedicated(), await database.dedicated()
-        assert await identity().register(second) != undone
-        assert not await identity().resume(third, undone, SystemClock())
+        assert await identity(database).register(second) != undone
+        assert not await identity(database).resume(third, undone, SystemClock())
         await second.close()
         await third.close()
         await database.close()
@@ -224,7 +224,7 @@ def test_a_daemon_behind_a_pooler_lives_by_the_databases_clock(database_dsn: str
         database = Database(database_dsn, pool_size=2)
         await database.open()
         async with database.connection() as connection:
-            own = await identity(pooled=True).register(connection)
+            own = await identity(database, pooled=True).register(connection)
         # Whatever the rescuer's clock says.
         for off in (-3600, 31, 3600):
             assert await rescue(database, 0, datetime.now(UTC) + timedelta(seconds=off)) == []

@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from standardwebhooks.webhooks import Webhook
 
+from postrider.app import Tuning
 from postrider.domain.audit import EVERYWHERE
 from postrider.domain.model import Reply
 from postrider.domain.sealing import Sealer
 from postrider.edges.network import WebhookClient
+from postrider.engine.lane_room import LanesTuning
 from postrider.operations import endpoints
 from postrider.store import endpoints as store
 from postrider.store import history
@@ -99,17 +101,15 @@ def test_one_event_reaches_three_hundred_endpoints(database_dsn: str, tmp_path: 
         assert receiver.stats()["distinct"] == 300
 
 
-def test_what_a_slow_lane_can_not_hold_waits_in_the_database(
-    database_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("postrider.engine.lanes.SLOW_AFTER_S", 0.0)
+def test_what_a_slow_lane_can_not_hold_waits_in_the_database(database_dsn: str, tmp_path: Path) -> None:
+    tuning = Tuning(lanes=LanesTuning(slow_after_s=0.0))
     with ReceiverProcess(SECRET, mode="slow:0.05") as receiver:
         add_endpoint(database_dsn, receiver.url("/slow"), "deal.*", concurrency=2)
         add_endpoint(database_dsn, receiver.url("/healthy"), "contact.*")
         receiver.set_mode("ok", "/healthy")
 
         async def story() -> None:
-            async with staged(database_dsn, tmp_path) as stage:
+            async with staged(database_dsn, tmp_path, tuning=tuning) as stage:
                 await stage.connection.execute(
                     "SELECT postrider.emit('deal.updated', '{}') FROM generate_series(1, 60)"
                 )

@@ -16,19 +16,13 @@ from postrider.domain.promises import RetrySettings
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
-from postrider.edges.metrics import Metrics
-from postrider.engine.failures import Failures
-from postrider.engine.lanes import Lanes
-from postrider.engine.ledger import Ledger
-from postrider.engine.recorded import LeftWaiting
-from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
 from postrider.engine.subscriptions import Subscriptions
 from postrider.store import endpoints
 from postrider.store.database import Connection, Database
-from postrider.store.deliveries import Deliveries
 from postrider.store.endpoint_changes import PAGE, Endpoints
 from tests.support.daemon_process import SECRET, add_endpoint
+from tests.support.lanes import kept_lanes
 from tests.support.stage import staged
 
 MANY = 30_000
@@ -56,21 +50,11 @@ class Memory:
         clock = SystemClock()
         self.connection = connection
         self.endpoints = Endpoints(database, Sealer())
-        ledger = Ledger()
-        self.lanes = Lanes(capacity=100, concurrency=8, endpoint_concurrency=4, ledger=ledger, clock=clock)
+        kept = kept_lanes(database, clock)
+        self.lanes = kept.lanes
         self.subscriptions = Subscriptions(
             endpoints=self.endpoints,
-            lanes=self.lanes,
-            recorder=Recorder(
-                deliveries=Deliveries(database),
-                ledger=ledger,
-                left_waiting=LeftWaiting(Signal()),
-                readers=(),
-                doubt=Signal(),
-                clock=clock,
-                metrics=Metrics("test"),
-                failures=Failures(clock),
-            ),
+            keeper=kept.keeper,
             dialects=load_dialects([]),
             retry=RetrySettings(None, None, 432_000.0),
             wake=Signal(),

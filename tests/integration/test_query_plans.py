@@ -38,8 +38,8 @@ HOT = {
         " ARRAY[]::integer[], ARRAY[]::integer[], ARRAY[]::bigint[], ARRAY[]::integer[], ARRAY[]::integer[],"
         " now()",
     ),
-    "record again": (
-        deliveries._RECORD_AGAIN,
+    "record later": (
+        deliveries._RECORD_LATER,
         "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
         " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::timestamptz[], ARRAY[]::real[], ARRAY[]::real[],"
         " ARRAY[]::smallint[], ARRAY[]::text[], ARRAY[]::text[], now()",
@@ -47,7 +47,16 @@ HOT = {
     "claim waiting": (
         deliveries._CLAIM_WAITING,
         "1, ARRAY[7]::bigint[], ARRAY[100], ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[],"
-        " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000000, 1000000, now()",
+        " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000000, 1000000, now(), ARRAY['default']",
+    ),
+    "recorded": (
+        deliveries._RECORDED,
+        "ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[], ARRAY['default']",
+    ),
+    "owned": (deliveries._OWNED, "1"),
+    "release": (
+        deliveries._RELEASE,
+        "1, ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[], ARRAY[7]::bigint[], ARRAY['default']",
     ),
     "missed: of an event": (
         missed._OF_EVENT,

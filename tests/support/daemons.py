@@ -9,8 +9,10 @@ from postrider.store.daemons import DaemonRow
 from postrider.store.database import Database
 
 
-def identity(*, pooled: bool = False, application_name: str = "postrider 0123456789ab") -> Identity:
-    return Identity(application_name=application_name, version="0", schema=0, pooled=pooled)
+def identity(database: Database | None = None, *, pooled: bool = False) -> Identity:
+    """That of a daemon whose sessions come from this database; else nobody's."""
+    name = database.application_name if database is not None else "postrider 0123456789ab"
+    return Identity(application_name=name, version="0", schema=0, pooled=pooled)
 
 
 async def all_daemons(database: Database) -> list[DaemonRow]:

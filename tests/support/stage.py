@@ -8,8 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from postrider.app import Daemon
-from postrider.app.tuning import Tuning
+from postrider.app import Daemon, Tuning
 from postrider.edges.clock import SharedClock
 from postrider.edges.config import load_config
 from postrider.store.database import Connection
@@ -58,7 +57,6 @@ async def staged(
     dsn: str,
     directory: Path,
     clock: SharedClock | None = None,
-    *,
     tuning: Tuning | None = None,
     **sections: dict[str, Any],
 ) -> AsyncIterator[Stage]:

@@ -12,33 +12,35 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.clock import Clock, SharedClock
 from postrider.edges.config import Config
 from postrider.edges.metrics import Metrics
+from postrider.edges.randomness import random_id
 from postrider.edges.settings import retry_settings
 from postrider.edges.systemd import Notifier
 from postrider.engine.disabler import Disabler, OutcomeBook
 from postrider.engine.dispatcher import Dispatcher
 from postrider.engine.failures import Failures
+from postrider.engine.fan_outs import FanOuts
 from postrider.engine.identity import Identity
 from postrider.engine.janitor import Janitor
+from postrider.engine.lane_keeper import LaneKeeper
 from postrider.engine.lanes import Lanes
 from postrider.engine.last_deliveries import LastDeliveryBook, LastDeliveryKeeper
 from postrider.engine.ledger import Ledger
 from postrider.engine.listener import Listener
 from postrider.engine.partitions import PartitionKeeper, Retention
 from postrider.engine.recorded import LeftWaiting
-from postrider.engine.recorder import Recorder
+from postrider.engine.recorder import Readers, Recorder
 from postrider.engine.recoverer import Recoverer
 from postrider.engine.reporter import Reporter
 from postrider.engine.scheduler import Scheduler
 from postrider.engine.schema_watch import SchemaWatch
 from postrider.engine.sender import Sender, SendSettings
-from postrider.engine.signals import Signal
+from postrider.engine.signals import EngineSignals
 from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.supervisor import Supervisor
 from postrider.store.database import Database
-from postrider.store.deliveries import Deliveries
 from postrider.store.endpoint_changes import Endpoints
 from postrider.store.migrations import Schema
-from postrider.store.outbox import Outbox
+from postrider.store.outbox import Outbox, Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +59,11 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
-    """Back, against the flow of events."""
-
-    events: Signal
-    """There may be new events, or room for more."""
-    claims_in_doubt: Signal
-    """Memory and database may differ about claims of events, or some came back to be claimed."""
-    work: Signal
-    """The scheduler may have something to do."""
-    waiting: Signal
-    """Deliveries may wait in the database that nobody announced."""
-    deliveries_in_doubt: Signal
-    """Memory and database may differ about claimed deliveries."""
-    endpoints: Signal
-    """Endpoints may have changed."""
-    failed: Signal
-    """A service failed, and not for want of the database."""
-
-
-@dataclass(frozen=True, slots=True)
 class Services:
-    signals: Signals
+    signals: EngineSignals
     ledger: Ledger
     lanes: Lanes
+    keeper: LaneKeeper
     endpoints: Endpoints
     failures: Failures
     recorder: Recorder
@@ -103,51 +86,75 @@ def compose(
     config: Config, around: Surroundings, settings: SendSettings, sealer: Sealer, tuning: Tuning
 ) -> Services:
     database, clock, metrics = around.database, around.clock, around.metrics
-    signals = _signals()
-    left_waiting = LeftWaiting(signals.work)
+    signals = EngineSignals()
+    left_waiting = LeftWaiting(signals.schedule)
     outcomes, last_deliveries = OutcomeBook(), LastDeliveryBook()
 
-    outbox, deliveries = Outbox(database), Deliveries(database)
     endpoints = Endpoints(database, sealer)
     ledger = Ledger()
     lanes = Lanes(
-        capacity=tuning.lane_capacity,
+        tuning.lanes,
         concurrency=config.delivery.concurrency,
         endpoint_concurrency=config.delivery.endpoint_concurrency,
         ledger=ledger,
-        clock=clock,
     )
     recorder = Recorder(
-        deliveries=deliveries,
+        tuning.recorder,
+        database=database,
         ledger=ledger,
-        left_waiting=left_waiting,
-        readers=(outcomes, last_deliveries),
-        doubt=signals.claims_in_doubt,
         clock=clock,
         metrics=metrics,
         failures=around.failures,
+        readers=Readers(
+            waiting=left_waiting,
+            outcomes=outcomes,
+            last_deliveries=last_deliveries,
+            doubt=signals.events_doubt,
+        ),
+    )
+    keeper = LaneKeeper(
+        tuning.keeper,
+        lanes=lanes,
+        recorder=recorder,
+        room=signals.dispatch,
+        refill=signals.schedule,
+        clock=clock,
     )
     subscriptions = Subscriptions(
         endpoints=endpoints,
-        lanes=lanes,
-        recorder=recorder,
+        keeper=keeper,
         dialects=settings.dialects,
         retry=retry_settings(config),
         wake=signals.endpoints,
         clock=clock,
     )
+    fan_outs = FanOuts(
+        tuning.fan_outs,
+        database=database,
+        subscriptions=subscriptions,
+        lanes=lanes,
+        keeper=keeper,
+        recorder=recorder,
+        ledger=ledger,
+        clock=clock,
+        wake=signals.dispatch,
+        doubt=signals.events_doubt,
+    )
     return Services(
         signals=signals,
         ledger=ledger,
         lanes=lanes,
+        keeper=keeper,
         endpoints=endpoints,
         failures=around.failures,
         recorder=recorder,
         subscriptions=subscriptions,
         sender=Sender(
+            tuning.sender,
             settings=settings,
             subscriptions=subscriptions,
             lanes=lanes,
+            keeper=keeper,
             ledger=ledger,
             recorder=recorder,
             clock=clock,
@@ -155,30 +162,31 @@ def compose(
             metrics=metrics,
         ),
         scheduler=Scheduler(
-            deliveries=deliveries,
-            outbox=outbox,
+            tuning.scheduler,
             database=database,
             lanes=lanes,
+            keeper=keeper,
             ledger=ledger,
             recorder=recorder,
-            left_waiting=left_waiting,
-            rescan=signals.waiting,
-            doubt=signals.deliveries_in_doubt,
-            wake=signals.work,
             clock=clock,
+            left_waiting=left_waiting,
+            wake=signals.schedule,
+            rescan=signals.rescan,
+            doubt=signals.deliveries_doubt,
         ),
         dispatcher=Dispatcher(
-            outbox=outbox,
-            deliveries=deliveries,
+            tuning.dispatcher,
             database=database,
+            pending=Pending(clock.monotonic, random_id),
             subscriptions=subscriptions,
             lanes=lanes,
+            fan_outs=fan_outs,
             recorder=recorder,
             ledger=ledger,
-            wake=signals.events,
-            doubt=signals.claims_in_doubt,
             clock=clock,
             notify=config.database.notify,
+            wake=signals.dispatch,
+            doubt=signals.events_doubt,
         ),
         disabler=Disabler(
             database=database,
@@ -199,7 +207,7 @@ def compose(
         janitor=Janitor(
             database=database,
             ledger=ledger,
-            freed=(signals.claims_in_doubt, signals.waiting),
+            freed=(signals.events_doubt, signals.rescan),
             clock=clock,
             tuning=tuning.janitor,
         ),
@@ -215,18 +223,18 @@ def compose(
             ledger=ledger,
             lanes=lanes,
             channels={
-                "postrider_wake": signals.events,
+                "postrider_wake": signals.dispatch,
                 "postrider_endpoints": signals.endpoints,
-                "postrider_deliveries": signals.waiting,
+                "postrider_deliveries": signals.rescan,
             },
-            reconnected=(signals.claims_in_doubt, signals.deliveries_in_doubt, signals.endpoints),
+            reconnected=(signals.events_doubt, signals.deliveries_doubt, signals.endpoints),
             clock=clock,
             metrics=metrics,
             tuning=tuning.listener,
         ),
         reporter=Reporter(
             database=database,
-            outbox=outbox,
+            outbox=Outbox(database),
             ledger=ledger,
             lanes=lanes,
             subscriptions=subscriptions,
@@ -250,17 +258,4 @@ def compose(
             failed=signals.failed,
             tuning=tuning.supervisor,
         ),
-    )
-
-
-def _signals() -> Signals:
-    events, work = Signal(), Signal()
-    return Signals(
-        events=events,
-        claims_in_doubt=Signal(events),
-        work=work,
-        waiting=Signal(work),
-        deliveries_in_doubt=Signal(work),
-        endpoints=Signal(),
-        failed=Signal(),
     )

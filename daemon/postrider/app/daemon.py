@@ -36,8 +36,9 @@ log = structlog.get_logger()
 class Daemon:
     """`start`, then `stop`; between them `reload` as often as you like."""
 
+    # From the start on:
     services: Services
-    """From the start on."""
+    running: Running
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Daemon:
         self.started = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Daemon {self._running if self.started.is_set() else 'not started'}>"
+        return f"<Daemon {self.running if self.started.is_set() else 'not started'}>"
 
     @property
     def config(self) -> Config:
@@ -120,7 +121,7 @@ class Daemon:
         )
         watch = None if self._notifier.watchdog_interval is None else self._watch.run
         listed = running_services(services, config.delivery.concurrency, watch)
-        self._running = Running(listed, services.supervisor)
+        self.running = Running(listed, services.supervisor)
         self.started.set()
         self._notifier.ready()
         log.info("daemon.started", version=__version__, daemon=services.ledger.owner)
@@ -133,12 +134,12 @@ class Daemon:
             return
         lanes = self.services.lanes
         log.info("daemon.stopping", in_flight=lanes.running, queued=lanes.queued)
-        await self._running.stop(StopPhase.TAKING_ON)
-        lanes.close()
+        await self.running.stop(StopPhase.TAKING_ON)
+        self.services.keeper.close()
         unfinished = await self._drain(self.config.delivery.drain_timeout)
-        await self._running.stop(StopPhase.SENDING)
-        await self._running.stop(StopPhase.RECORDING)
-        await self._running.stop(StopPhase.LOOKING_ON)
+        await self.running.stop(StopPhase.SENDING)
+        await self.running.stop(StopPhase.RECORDING)
+        await self.running.stop(StopPhase.LOOKING_ON)
         released = 0
         try:
             await self._write_what_is_left()

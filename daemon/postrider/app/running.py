@@ -48,7 +48,7 @@ def running_services(
         Service("recorder", each.recorder.run, phase.RECORDING),
         Service("sender", lambda: each.sender.run(concurrency), phase.SENDING),
         # What lanes and endpoints decide from here on would only be given back.
-        Service("lanes", each.lanes.run, phase.TAKING_ON),
+        Service("lanes", each.keeper.run, phase.TAKING_ON),
         Service("subscriptions", each.subscriptions.run, phase.TAKING_ON),
         # They claim.
         Service("scheduler", each.scheduler.run, phase.TAKING_ON),
@@ -65,7 +65,7 @@ class Running:
     """The services of a list, from their start on."""
 
     def __init__(self, services: Sequence[Service], supervisor: Supervisor) -> None:
-        self._services = services
+        self.services = services
         self._supervisor = supervisor
         for each in services:
             supervisor.start(each.name, each.run)
@@ -75,4 +75,4 @@ class Running:
 
     async def stop(self, phase: StopPhase) -> None:
         """Stop those of a phase, and wait until they ended."""
-        await self._supervisor.stop(each.name for each in self._services if each.stops is phase)
+        await self._supervisor.stop(each.name for each in self.services if each.stops is phase)

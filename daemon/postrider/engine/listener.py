@@ -152,7 +152,7 @@ class Listener:
             self._ledger.lose_everything()
             self._lanes.clear()
             log.warning("daemon.replaced", daemon=owner, reason="others took it for dead")
-        self._ledger.owner = await identity.register(connection)
+        self._ledger.begin_as(await identity.register(connection))
 
     async def _alive(self) -> bool:
         """Leave a heartbeat; False if the connection or the identity is lost."""

@@ -6,12 +6,12 @@ It wakes by itself every few seconds.
 from dataclasses import dataclass
 
 from postrider.domain.model import EndpointState
+from postrider.domain.pacing import TROUBLES
 from postrider.domain.status import DaemonReport
 from postrider.domain.timeshare import TimeShare
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
-from postrider.engine.lane import TROUBLES
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
 from postrider.engine.subscriptions import Subscriptions
@@ -72,7 +72,7 @@ class Reporter:
         self._totals: Totals | None = None
         self._counts_of_totals = TimeShare(tuning.totals_share, tuning.totals_s)
         for state in TROUBLES:
-            metrics.lanes.labels(state)  # is shown from now on
+            metrics.lanes.labels(state.value)  # is shown from now on
 
     def __repr__(self) -> str:
         return f"<Reporter {self._backlog} deliveries={self._counts}>"
@@ -92,7 +92,7 @@ class Reporter:
         await self._count_totals()
         states = self._lanes.states()
         for state in TROUBLES:
-            self._metrics.lanes.labels(state).set(states[state])
+            self._metrics.lanes.labels(state.value).set(states[state])
         self._notifier.status(
             f"{backlog.events} events waiting, oldest {age:.0f} s; {self._lanes.running} in flight"
         )

@@ -17,13 +17,12 @@ import structlog
 
 from postrider.domain.dialects import Dialect
 from postrider.domain.matching import Matcher
-from postrider.domain.model import DeliveryState, Endpoint, EndpointState, endpoint_public_id
+from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.policy import RetryPolicy
 from postrider.domain.promises import RetrySettings, retry_policy
 from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
-from postrider.engine.lanes import Lanes
-from postrider.engine.recorder import Recorder
+from postrider.engine.lane_keeper import LaneKeeper
 from postrider.engine.signals import Signal
 from postrider.store.endpoint_changes import PAGE, Endpoints, Version
 
@@ -37,16 +36,14 @@ class Subscriptions:
         self,
         *,
         endpoints: Endpoints,
-        lanes: Lanes,
-        recorder: Recorder,
+        keeper: LaneKeeper,
         dialects: Mapping[str, Dialect],
         retry: RetrySettings,
         wake: Signal,
         clock: Clock,
     ) -> None:
         self._endpoints = endpoints
-        self._lanes = lanes
-        self._recorder = recorder
+        self._keeper = keeper
         self._clock = clock
         self._wake = wake
         self._loading = asyncio.Lock()
@@ -159,11 +156,7 @@ class Subscriptions:
         ]
         gone |= set(removed)
         self._matcher.update(changed, gone)
-        for job in self._lanes.update(changed, gone):
-            if job.endpoint_id in gone:
-                self._recorder.put(job, DeliveryState.CANCELLED, reason="the endpoint was deleted")
-            else:
-                self._recorder.put(job, DeliveryState.WAITING)
+        self._keeper.update(changed, gone)
         for endpoint in changed:
             self._tell(endpoint)
         for endpoint_id in gone:
