@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -86,8 +87,8 @@ async def refused(act: Awaitable[object]) -> str:
 async def test_another_workspaces_scope_sees_nothing_and_changes_nothing(database_dsn: str) -> None:
     loop = asyncio.get_running_loop()
     keys = [
-        await loop.run_in_executor(None, lambda s=s, n=n: add_delivery(database_dsn, s, hours=n))
-        for n, s in enumerate(DeliveryState)
+        await loop.run_in_executor(None, partial(add_delivery, database_dsn, state, hours=hours))
+        for hours, state in enumerate(DeliveryState)
     ]
     before = await loop.run_in_executor(None, stored, database_dsn)
     anybody: list[dict[str, Any]] = [{}, {"workspace_id": "ws_1"}, {"workspace_id": "ws_2"}]
@@ -121,22 +122,16 @@ async def test_another_workspaces_scope_sees_nothing_and_changes_nothing(databas
         for key in keys:
             text, name = event_public_id(key[0]), delivery_public_id(*key)
             acts: list[tuple[Callable[[UnitOfWork], Awaitable[object]], str]] = [
-                (lambda work, text=text: events.get(work, text), f"there is no event {text}"),
-                (lambda work, text=text: events.show(work, text), f"there is no event {text}"),
-                (
-                    lambda work, text=text, key=key: events.resend(work, text, key[1]),
-                    f"there is no event {text}",
-                ),
-                (lambda work, key=key: deliveries.show(work, key), f"there is no delivery {name}"),
-                (lambda work, key=key: deliveries.cancel(work, key), f"there is no delivery {name}"),
+                (partial(events.get, text=text), f"there is no event {text}"),
+                (partial(events.show, text=text), f"there is no event {text}"),
+                (partial(events.resend, text=text, endpoint_id=key[1]), f"there is no event {text}"),
+                (partial(deliveries.show, key=key), f"there is no delivery {name}"),
+                (partial(deliveries.cancel, key=key), f"there is no delivery {name}"),
                 (status.look, "the status concerns all workspaces"),
+                (partial(emit.emit, new=NewEvent(type="a.b", data="{}")), "there is no workspace 'default'"),
                 (
-                    lambda work: emit.emit(work, NewEvent(type="a.b", data="{}", workspace_id="ws_1")),
+                    partial(emit.emit, new=NewEvent(type="a.b", data="{}", workspace_id="ws_1")),
                     "there is no workspace 'ws_1'",
-                ),
-                (
-                    lambda work: emit.emit(work, NewEvent(type="a.b", data="{}")),
-                    "there is no workspace 'default'",
                 ),
             ]
             for act, said in acts:
@@ -255,9 +250,8 @@ async def test_a_bulk_retry_leaves_one_line_with_its_filter_and_its_count(databa
         None, lambda: add_endpoint(database_dsn, "https://hooks.example/a", workspace_id="ws_1")
     )
     for hours in range(3):
-        await loop.run_in_executor(
-            None, lambda n=hours: add_delivery(database_dsn, "failed", hours=n + 1, endpoint_id=endpoint_id)
-        )
+        add = partial(add_delivery, database_dsn, "failed", hours=hours + 1, endpoint_id=endpoint_id)
+        await loop.run_in_executor(None, add)
     chosen = DeliveryFilter(
         endpoint_id=endpoint_id, state=DeliveryState.FAILED, since=datetime.now(UTC) - timedelta(hours=2.5)
     )

@@ -19,8 +19,8 @@ from postrider.domain.lists import DeliveryFilter, EventFilter
 from postrider.domain.model import DeliveryState, first_event_id
 from postrider.store import delivery_search, event_search
 from postrider.store.database import Connection
-from postrider.store.delivery_search import LOOK_AT_MOST, Route
-from postrider.store.statement import BY_INDEX
+from postrider.store.delivery_search import Route
+from postrider.store.statement import BY_INDEX, LOOK_AT_MOST
 
 NOW = datetime.now(UTC)
 DAYS, ROWS = 90, 10_000_000
@@ -133,10 +133,17 @@ def _passes_all(condition: str) -> bool:
 
 
 def _is_bounded(node: dict[str, Any]) -> bool:
-    """Whether a limit stands between this node and every scan of a partitioned table."""
+    """Whether a limit stands between this node and every scan of a partitioned table; what a nested loop
+    looks up for each of its rows is as bounded as these."""
     if node["Node Type"] == "Limit":
         return True
-    children = node.get("Plans", [])
+    children = [
+        child
+        for child in node.get("Plans", [])
+        if child["Parent Relationship"] not in ("InitPlan", "SubPlan")
+    ]
+    if node["Node Type"] == "Nested Loop":
+        return _is_bounded(children[0])
     if not children:
         return not re.fullmatch(r"(outbox|delivery|attempt)_\w+", node.get("Relation Name", ""))
     return all(map(_is_bounded, children))
