@@ -24,16 +24,19 @@ from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.metrics import Metrics
+from postrider.edges.randomness import random_bytes
 from postrider.edges.resources import sql_dir
 from postrider.engine.failures import Failures
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
+from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
+from postrider.engine.signals import Signal
 from postrider.engine.subscriptions import Subscriptions
 from postrider.store.database import Database
 from postrider.store.deliveries import Deliveries
-from postrider.store.endpoints import Endpoints
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.endpoint_changes import Endpoints
+from postrider.store.migrations import migrate, read_schema
 from tests.support.daemon_process import SECRET
 
 HEADERS = '{"Authorization": "Bearer 0123456789abcdef"}'
@@ -93,7 +96,7 @@ async def fill(dsn: str, count: int, sealer: Sealer) -> None:
 
 
 async def measure(dsn: str, count: int) -> None:
-    sealer = Sealer(bytes(32))
+    sealer = Sealer(bytes(32), random_bytes)
     await fill(dsn, count, sealer)
     connection = await asyncpg.connect(dsn)
     database = Database(dsn, pool_size=2, synchronous_commit=False)
@@ -106,12 +109,16 @@ async def measure(dsn: str, count: int) -> None:
         recorder=Recorder(
             deliveries=Deliveries(database),
             ledger=ledger,
+            left_waiting=LeftWaiting(Signal()),
+            readers=(),
+            doubt=Signal(),
             clock=clock,
             metrics=Metrics("bench"),
             failures=Failures(clock),
         ),
         dialects=dialects,
         retry=retry,
+        wake=Signal(),
         clock=clock,
     )
     await database.connection().__aenter__()
@@ -152,7 +159,7 @@ def main() -> None:
 
         async def prepare() -> None:
             connection = await asyncpg.connect(server.dsn)
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
             await connection.close()
 
         asyncio.run(prepare())

@@ -13,9 +13,10 @@ import asyncpg
 import pytest
 
 from postrider.domain.capture import Capture, parse_captures
+from postrider.domain.capture_steps import Step
 from postrider.domain.errors import UsageError
-from postrider.store.captures import Captures, Step
 from postrider.store.database import Connection, Database, DatabaseError
+from tests.support.captures import Captures
 from tests.support.stage import staged
 
 NOW = datetime(2026, 3, 15, tzinfo=UTC)
@@ -104,7 +105,7 @@ class Crm:
         ]
 
     async def rejected(self) -> list[str]:
-        return [each.reason for each in await self.store.list_rejections(100)]
+        return [each.reason for each in await self.store.rejections()]
 
 
 @asynccontextmanager
@@ -449,8 +450,8 @@ async def test_plan_apply_and_drop(database_dsn: str) -> None:
         assert types(await crm.does("INSERT INTO crm.offers (id) VALUES (5)")) == ["deal.created"]
         assert actions(await crm.store.plan(())) == [("deal", "drop")]
         with pytest.raises(UsageError, match="no capture 'deals'"):
-            await crm.store.drop(["deals"], NOW)
-        assert actions(await crm.store.drop(["deal"], NOW)) == [("deal", "drop")]
+            await crm.store.drop(["deals"])
+        assert actions(await crm.store.drop(["deal"])) == [("deal", "drop")]
         left = """SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'postrider%')
                        + (SELECT count(*) FROM pg_proc WHERE proname LIKE 'capture\\_%')
                        + (SELECT count(*) FROM postrider.capture)"""
@@ -508,6 +509,6 @@ async def test_rejected_rows_are_logged_once(database_dsn: str, tmp_path: Path) 
     async with crm_of(database_dsn) as crm, staged(database_dsn, tmp_path) as stage:
         await crm.apply(SIMPLE)
         await crm.does("INSERT INTO crm.deals (id, title) VALUES (9, repeat('x', 2000000))")
-        first, second = [await stage.daemon.janitor.tell_rejections() for _ in range(2)]
+        first, second = [await stage.daemon.services.janitor.tell_rejections() for _ in range(2)]
         assert (first <= 1, second) == (True, 0)
         assert await crm.connection.fetchval("SELECT bool_and(logged) FROM postrider.capture_rejected")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from postrider.store import captures as captures_module
+from postrider.app.tuning import Tuning
+from postrider.domain.capture_steps import MAX_COUNTED
+from postrider.engine.reporter import ReporterTuning
 from tests.integration.test_capture import SIMPLE, crm_of, types
 from tests.support.cli import Cli
 from tests.support.stage import eventually, staged
@@ -68,11 +70,11 @@ async def test_only_columns_that_a_section_names_are_kept_where_all_of_them_are_
 
 
 async def test_everybody_is_told_until_the_rows_are_events(
-    database_dsn: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_dsn: str, config_file: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("postrider.engine.reporter.REPORT_S", 0.2)
+    tuning = Tuning(reporter=ReporterTuning(interval_s=0.2))
     cli = Cli(config_file)
-    async with crm_of(database_dsn) as crm, staged(database_dsn, tmp_path) as stage:
+    async with crm_of(database_dsn) as crm, staged(database_dsn, tmp_path, tuning=tuning) as stage:
 
         async def gauge() -> float | None:
             return stage.daemon.metrics.registry.get_sample_value("postrider_database_set_aside_rows")
@@ -109,5 +111,5 @@ async def test_counting_stops_at_a_limit(database_dsn: str, config_file: Path) -
             """INSERT INTO postrider.capture_rejected (capture, operation, reason)
                SELECT 'deal', 'INSERT', 'x' FROM generate_series(1, 12000)"""
         )
-        assert await crm.store.count_rejections() == captures_module.MAX_COUNTED
+        assert await crm.store.count_rejections() == MAX_COUNTED
         assert "10,000+ captured rows are set aside" in await asyncio.to_thread(Cli(config_file), "status")

@@ -11,12 +11,14 @@ import asyncpg
 
 from postrider.domain.model import Attempt, DeliveryState, Reply, parse_event_id
 from postrider.domain.timeshare import TimeShare
-from postrider.store.daemons import Daemons
+from postrider.edges.clock import SystemClock
+from postrider.engine.rescue import leave, rescue
 from postrider.store.database import Database
 from postrider.store.deliveries import ClaimProgress, Deliveries, DeliveryResult, WaitingWanted
 from postrider.store.outbox import ClaimedEvents, Outbox
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import SECRET, add_endpoint, emit, query
+from tests.support.daemons import all_daemons, identity
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import eventually, staged
 
@@ -31,7 +33,6 @@ class Stores:
         self.database = database
         self.outbox = Outbox(database)
         self.deliveries = Deliveries(database)
-        self.daemons = Daemons(database)
 
     async def claim(self, owner: int, limit: int = 10) -> ClaimedEvents:
         claimed = await self.outbox.claim(owner, limit, BYTES)
@@ -177,19 +178,19 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
 
     async def story(stores: Stores) -> None:
         sessions = [await asyncpg.connect(database_dsn) for _ in range(2)]
-        dead, living = [await stores.daemons.register(session, "0", 0, pooled=False) for session in sessions]
+        dead, living = [await identity().register(session) for session in sessions]
         await stores.outbox.claim(dead, 2, BYTES)
         await stores.outbox.claim(living, 1, BYTES)
-        assert await stores.daemons.rescue(0, NOW) == []
+        assert await rescue(stores.database, 0, NOW) == []
         await sessions[0].close()
 
         async def rescued() -> list[tuple[int, int]]:
-            return [(each.daemon_id, each.events) for each in await stores.daemons.rescue(0, NOW)]
+            return [(each.daemon_id, each.events) for each in await rescue(stores.database, 0, NOW)]
 
         await eventually(rescued, [(dead, 2)])
         assert len(await stores.outbox.claims(living)) == 1
-        assert {row.id for row in await stores.daemons.list_daemons()} == {living, *FAKES}
-        assert not await stores.daemons.resume(sessions[1], dead)
+        assert {row.id for row in await all_daemons(stores.database)} == {living, *FAKES}
+        assert not await identity().resume(sessions[1], dead, SystemClock())
         await sessions[1].close()
 
     run(database_dsn, story)
@@ -206,7 +207,9 @@ def test_a_daemon_that_was_struck_out_claims_nothing_and_what_it_held_is_rescued
                    INSERT INTO postrider.claim (id, owner, event_ids)
                    SELECT 1, 4711, array_agg(event_id) FROM gone"""
             )
-        assert [(each.daemon_id, each.events) for each in await stores.daemons.rescue(0, NOW)] == [(4711, 2)]
+        assert [(each.daemon_id, each.events) for each in await rescue(stores.database, 0, NOW)] == [
+            (4711, 2)
+        ]
         assert len((await eventually_claimed(stores, 1)).events) == 2
 
     run(database_dsn, story)
@@ -220,7 +223,8 @@ def test_who_leaves_gives_back_every_event_of_what_is_not_complete(database_dsn:
         begun = await stores.claim(1, 2)
         await stores.claim(1, 1)
         assert await stores.record(1, begun.events[0].id, begun.claim_id, finished=False) == 1
-        left = await stores.daemons.leave(1, NOW)
+        async with stores.database.transaction() as connection:
+            left = await leave(connection, 1, NOW)
         assert left.events == 3
         again = await eventually_claimed(stores, 2)
         assert len(again.redo) == 3
@@ -385,11 +389,11 @@ def test_claims_that_the_daemon_does_not_know_are_given_back_by_and_by(
                         """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
                            INSERT INTO postrider.claim (id, owner, event_ids)
                            SELECT 4711, $1, array_agg(event_id) FROM gone""",
-                        stage.daemon.ledger.owner,
+                        stage.daemon.services.ledger.owner,
                     )
                     await stage.connection.execute(
                         "UPDATE postrider.delivery SET state = 'sending', owner = $1",
-                        stage.daemon.ledger.owner,
+                        stage.daemon.services.ledger.owner,
                     )
                 await stage.wait_for_states("succeeded", "succeeded")
                 ticking.cancel()
@@ -411,14 +415,15 @@ def test_a_claim_whose_answer_got_lost_is_given_back(database_dsn: str, tmp_path
                         """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
                            INSERT INTO postrider.claim (id, owner, event_ids)
                            SELECT 4711, $1, array_agg(event_id) FROM gone""",
-                        stage.daemon.ledger.owner,
+                        stage.daemon.services.ledger.owner,
                     )
-                stage.daemon.dispatcher.doubt()
+                stage.daemon.services.signals.claims_in_doubt.set()
                 await stage.wait_for_states("succeeded")
                 await stage.connection.execute(
-                    "UPDATE postrider.delivery SET state = 'sending', owner = $1", stage.daemon.ledger.owner
+                    "UPDATE postrider.delivery SET state = 'sending', owner = $1",
+                    stage.daemon.services.ledger.owner,
                 )
-                stage.daemon.scheduler.doubt()
+                stage.daemon.services.signals.deliveries_in_doubt.set()
                 await stage.wait_for_states("succeeded")
 
         asyncio.run(story())

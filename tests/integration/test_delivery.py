@@ -12,21 +12,17 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from postrider.domain.audit import EVERYWHERE
-from postrider.domain.model import EndpointState, Reply
+from postrider.domain.model import Reply
+from postrider.domain.sealing import Sealer
 from postrider.edges.network import WebhookClient
+from postrider.operations import endpoints
+from postrider.store import endpoints as store
 from postrider.store import history
+from tests.support.acting import ACTOR, backend_on, working_on
 from tests.support.clock import FakeClock
-from tests.support.daemon_process import SECRET, add_endpoint, emit, open_endpoints, query
+from tests.support.daemon_process import SECRET, add_endpoint, emit, query
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import Stage, eventually, staged
-
-
-def change(dsn: str, call: Callable[..., Awaitable[object]]) -> None:
-    async def run() -> None:
-        async with open_endpoints(dsn) as endpoints:
-            await call(endpoints, datetime.now(UTC))
-
-    asyncio.run(run())
 
 
 def test_the_body_is_the_crms_own_bytes_in_the_standard_envelope(database_dsn: str, tmp_path: Path) -> None:
@@ -85,14 +81,11 @@ def test_one_event_reaches_three_hundred_endpoints(database_dsn: str, tmp_path: 
     with ReceiverProcess(SECRET) as receiver:
 
         async def add() -> None:
-            async with open_endpoints(database_dsn) as endpoints:
-                row = (await endpoints.list_endpoints())[0].endpoint
+            async with working_on(database_dsn) as work:
+                row = (await endpoints.list_endpoints(work)).rows[0].endpoint
                 for number in range(299):
-                    await endpoints.add(
-                        replace(row, id=number + 1, url=receiver.url(f"/{number}")),
-                        [SECRET],
-                        datetime.now(UTC),
-                    )
+                    other = replace(row, id=number + 1, url=receiver.url(f"/{number}"))
+                    await store.add(work.connection, Sealer(), other, [SECRET], work.now)
 
         add_endpoint(database_dsn, receiver.url("/first"))
         asyncio.run(add())
@@ -142,14 +135,16 @@ def test_a_paused_endpoint_keeps_its_deliveries_and_resuming_sends_them(
         endpoint_id = add_endpoint(database_dsn, receiver.url("/a"))
 
         async def story() -> None:
-            async with staged(database_dsn, tmp_path) as stage, open_endpoints(database_dsn) as endpoints:
-                await endpoints.set_state(endpoint_id, EndpointState.PAUSED, datetime.now(UTC))
+            async with staged(database_dsn, tmp_path) as stage:
+                async with working_on(database_dsn) as work:
+                    await endpoints.pause(work, endpoint_id)
                 await reloaded(stage)
                 await stage.emit()
                 await stage.emit()
                 await stage.wait_for_states("waiting", "waiting")
                 assert receiver.stats()["received"] == 0
-                await endpoints.set_state(endpoint_id, EndpointState.ACTIVE, datetime.now(UTC))
+                async with working_on(database_dsn) as work:
+                    await endpoints.resume(work, endpoint_id)
                 await stage.wait_for_states("succeeded", "succeeded")
 
         asyncio.run(story())
@@ -160,10 +155,10 @@ def test_deleting_an_endpoint_cancels_what_waits(database_dsn: str, tmp_path: Pa
         endpoint_id = add_endpoint(database_dsn, receiver.url("/a"))
 
         async def story() -> None:
-            async with staged(database_dsn, tmp_path) as stage, open_endpoints(database_dsn) as endpoints:
+            async with staged(database_dsn, tmp_path) as stage, backend_on(database_dsn) as backend:
                 await stage.emit()
                 await stage.wait_for_states("retrying")
-                assert await endpoints.delete(endpoint_id, datetime.now(UTC)) == 1
+                assert await endpoints.delete(backend, ACTOR, EVERYWHERE, endpoint_id) == 1
                 await stage.wait_for_states("cancelled")
                 assert await stage.connection.fetchval("SELECT count(*) FROM postrider.endpoint_secret") == 0
 
@@ -172,7 +167,7 @@ def test_deleting_an_endpoint_cancels_what_waits(database_dsn: str, tmp_path: Pa
 
 async def reloaded(stage: Stage) -> None:
     """Wait until the running daemon has taken over the latest change of endpoints."""
-    await stage.daemon.subscriptions.run_once()
+    await stage.daemon.services.subscriptions.run_once()
 
 
 def test_a_new_endpoint_reaches_a_running_daemon_within_a_second(database_dsn: str, tmp_path: Path) -> None:
@@ -183,7 +178,7 @@ def test_a_new_endpoint_reaches_a_running_daemon_within_a_second(database_dsn: s
                 await asyncio.to_thread(add_endpoint, database_dsn, receiver.url("/late"))
 
                 async def known() -> bool:
-                    return bool(stage.daemon.subscriptions.match("default", "deal.updated"))
+                    return bool(stage.daemon.services.subscriptions.match("default", "deal.updated"))
 
                 await eventually(known, True, timeout=1)
 
@@ -281,7 +276,7 @@ def test_a_failing_endpoint_is_tried_at_exactly_the_scheduled_times_across_resta
                     due = await stage.connection.fetchval("SELECT due FROM postrider.delivery")
                     # Until a moment before, nothing happens, whatever the daemon is asked to do.
                     clock.advance((due - clock.now()).total_seconds() - 0.01)
-                    await stage.daemon.scheduler.run_once()
+                    await stage.daemon.services.scheduler.run_once()
                     assert receiver.stats()["received"] == number - 1
                     clock.advance(0.02)
                 await until(
@@ -375,7 +370,7 @@ def test_large_events_take_memory_only_while_they_are_sent(database_dsn: str, tm
                        FROM generate_series(1, 3)"""
                 )
                 await stage.wait_for_states(*["succeeded"] * 3)
-                assert stage.daemon.ledger.bytes == 0
-                assert set(stage.daemon.ledger.share_bytes.values()) == {0}
+                assert stage.daemon.services.ledger.bytes == 0
+                assert set(stage.daemon.services.ledger.share_bytes.values()) == {0}
 
         asyncio.run(story())

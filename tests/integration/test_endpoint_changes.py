@@ -20,11 +20,14 @@ from postrider.edges.metrics import Metrics
 from postrider.engine.failures import Failures
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
+from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
+from postrider.engine.signals import Signal
 from postrider.engine.subscriptions import Subscriptions
+from postrider.store import endpoints
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import Deliveries
-from postrider.store.endpoints import PAGE, Endpoints
+from postrider.store.endpoint_changes import PAGE, Endpoints
 from tests.support.daemon_process import SECRET, add_endpoint
 from tests.support.stage import staged
 
@@ -61,12 +64,16 @@ class Memory:
             recorder=Recorder(
                 deliveries=Deliveries(database),
                 ledger=ledger,
+                left_waiting=LeftWaiting(Signal()),
+                readers=(),
+                doubt=Signal(),
                 clock=clock,
                 metrics=Metrics("test"),
                 failures=Failures(clock),
             ),
             dialects=load_dialects([]),
             retry=RetrySettings(None, None, 432_000.0),
+            wake=Signal(),
             clock=clock,
         )
 
@@ -180,7 +187,7 @@ def test_an_endpoint_that_is_deleted_leaves_memory(database_dsn: str, by_hand: b
         if by_hand:
             await memory.connection.execute("DELETE FROM postrider.endpoint WHERE id = 2")
         else:
-            await memory.endpoints.delete(2, datetime.now(UTC))
+            await endpoints.delete(memory.connection, "ws_2", 2, datetime.now(UTC))
         await memory.subscriptions.run_once()
         assert memory.known("ws_2") == []
         assert memory.lanes.lane(2) is None
@@ -304,6 +311,6 @@ def test_a_reload_reads_all_endpoints_anew(database_dsn: str, tmp_path: Path) ->
                     await asyncio.sleep(0.01)
                 reload.cancel()
             assert [line["complete"] for line in logs if line["event"] == "subscriptions.loaded"] == [True]
-            assert stage.daemon.lanes.lane(endpoint_id) is not None
+            assert stage.daemon.services.lanes.lane(endpoint_id) is not None
 
     asyncio.run(story())

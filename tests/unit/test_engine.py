@@ -7,7 +7,8 @@ import logging
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -26,8 +27,10 @@ from postrider.engine.dispatcher import BUSY_POLL_S, Dispatcher
 from postrider.engine.failures import Failures
 from postrider.engine.lanes import Lanes, Offer
 from postrider.engine.ledger import Job, Ledger
+from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
 from postrider.engine.scheduler import Scheduler
+from postrider.engine.signals import Signal
 from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import ClaimedDelivery, ClaimProgress, DeliveryResult, WaitingWanted
 from postrider.store.outbox import ClaimedEvents
@@ -78,8 +81,13 @@ class Store:
     async def reach(self, _version: UUID) -> None:
         """There is nothing new."""
 
-    async def set_idle(self, _owner: int, *, idle: bool, notify: bool | None) -> bool:
-        await self._ask("set_idle")
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """For what it is told of being idle."""
+        await self._ask("connection")
+        yield SimpleNamespace(fetchval=self._fetchval)
+
+    async def _fetchval(self, *_: object) -> bool:
         return True
 
     def look_at_all(self) -> None:
@@ -190,9 +198,14 @@ class Engine:
         )
         self.lanes.update([each for all_of in store.of.values() for each in all_of])
         anything = cast(Any, store)
+        self.events, work = Signal(), Signal()
+        claims_in_doubt, left_waiting = Signal(self.events), LeftWaiting(work)
         self.recorder = Recorder(
             deliveries=anything,
             ledger=self.ledger,
+            left_waiting=left_waiting,
+            readers=(),
+            doubt=claims_in_doubt,
             clock=clock,
             metrics=Metrics("test"),
             failures=Failures(clock),
@@ -200,26 +213,30 @@ class Engine:
         self.scheduler = Scheduler(
             deliveries=anything,
             outbox=anything,
-            endpoints=cast(Any, SimpleNamespace()),
+            database=cast(Any, SimpleNamespace()),
             lanes=self.lanes,
             ledger=self.ledger,
             recorder=self.recorder,
+            left_waiting=left_waiting,
+            rescan=Signal(work),
+            doubt=Signal(work),
+            wake=work,
             clock=clock,
         )
         self.dispatcher = Dispatcher(
             outbox=anything,
             deliveries=anything,
-            daemons=anything,
+            database=anything,
             subscriptions=anything,
             lanes=self.lanes,
             recorder=self.recorder,
             ledger=self.ledger,
+            wake=self.events,
+            doubt=claims_in_doubt,
             clock=clock,
             notify=None,
         )
         self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
-        self.recorder.on_waiting = self.scheduler.waiting
-        self.recorder.on_lost = self.dispatcher.doubt
         self.sent: Counter[Key] = Counter()
         self.workers = workers
         self.takes_s: Callable[[Job], float] = lambda _job: 0.0
@@ -298,7 +315,7 @@ async def test_whatever_is_emitted_is_delivered_once(seed: int, losing: bool) ->
             await asyncio.sleep(0.02)
             for _ in range(chance.randrange(10)):
                 store.emit(chance.choice("abcdef"), chance.choice((2, 2, 100_000)))
-            engine.dispatcher.wake()
+            engine.events.set()
 
     going_on = asyncio.create_task(go_on())
     await engine.run_until(lambda: going_on.done() and engine.settled(), 60)

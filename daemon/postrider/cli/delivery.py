@@ -41,7 +41,7 @@ from postrider.operations.views.delivery import (
     shown_delivery_view,
 )
 from postrider.operations.views.event import where_it_ended
-from postrider.operations.views.wording import ago, printable
+from postrider.operations.wording import ago, printable
 from postrider.operations.work import Backend
 
 

@@ -29,8 +29,7 @@ from postrider.domain.status import NO_DAEMON, Progress, explain_progress
 from postrider.edges.durations import parse_moment
 from postrider.operations import events
 from postrider.operations.views.event import JSON_FACTS, event_view, shown_event_view, where_it_ended
-from postrider.operations.views.missed import missed_text
-from postrider.operations.views.wording import printable
+from postrider.operations.wording import missed_text, printable
 
 _SORTS = ("-created_at", "created_at", "-updated_at", "updated_at")
 

@@ -18,10 +18,10 @@ from postrider.cli.common import (
 from postrider.domain.audit import EVERYWHERE
 from postrider.domain.model import endpoint_public_id
 from postrider.domain.status import DaemonReport
+from postrider.operations.problems import EXIT_CODES, Concern
 from postrider.operations.status import Status, look
 from postrider.operations.views import status as view
-from postrider.operations.views.problem import EXIT_CODES, Concern
-from postrider.operations.views.wording import ago
+from postrider.operations.wording import ago
 
 
 @click.command(

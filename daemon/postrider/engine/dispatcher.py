@@ -22,9 +22,11 @@ from postrider.edges.clock import Clock
 from postrider.engine.lanes import Lanes, Offer
 from postrider.engine.ledger import ClaimedEvent, Job, Ledger
 from postrider.engine.recorder import Recorder
+from postrider.engine.signals import Signal
 from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.turns import Queue
-from postrider.store.daemons import Daemons
+from postrider.store import daemons
+from postrider.store.database import Database
 from postrider.store.deliveries import Deliveries
 from postrider.store.outbox import ClaimedEvents, Outbox
 
@@ -125,30 +127,33 @@ class Dispatcher:
         *,
         outbox: Outbox,
         deliveries: Deliveries,
-        daemons: Daemons,
+        database: Database,
         subscriptions: Subscriptions,
         lanes: Lanes,
         recorder: Recorder,
         ledger: Ledger,
+        wake: Signal,
+        doubt: Signal,
         clock: Clock,
         notify: bool | None,
     ) -> None:
-        """`notify`: whether writers shall notify; None: as the database has it."""
+        """`wake`: there may be new events, or room. `doubt`: memory and database may differ about our claims;
+        it sets `wake`. `notify`: whether writers shall notify; None: as the database has it."""
         self._outbox = outbox
         self._deliveries = deliveries
-        self._daemons = daemons
+        self._database = database
         self._subscriptions = subscriptions
         self._lanes = lanes
         self._recorder = recorder
         self._ledger = ledger
         self._clock = clock
-        self._wake = asyncio.Event()
+        self._wake = wake
+        self._doubt = doubt
         self._idle: bool | None = None
         """What writers were told; None while that is unknown."""
         self._notify = notify
         self._notified = True
         """Whether they heed it."""
-        self._in_doubt = False
         self._reconcile_at = clock.monotonic() + RECONCILE_S
         self._small: deque[FanOut] = deque()
         """Not offered yet."""
@@ -179,16 +184,6 @@ class Dispatcher:
         """Some fan-outs are not over."""
         return bool(self._small or self._parked_count or self._large)
 
-    def wake(self) -> None:
-        self._wake.set()
-
-    def doubt(self) -> None:
-        """Memory and database may differ about our claims: compare them before the next one."""
-        self._in_doubt = True
-        self._idle = None
-        self._outbox.look_at_all()
-        self._wake.set()
-
     def configure(self, notify: bool | None) -> None:
         """Take over what a new configuration says."""
         self._notify = notify
@@ -214,9 +209,9 @@ class Dispatcher:
                 continue
             if claimed < BUSY_FROM and self._idle:
                 waits = BACKSTOP_S if self._notified else UNNOTIFIED_S
-                await self._clock.wait(self._wake, waits[min(empty, len(waits) - 1)])
+                await self._wake.wait(self._clock, waits[min(empty, len(waits) - 1)])
             elif not counts.more:
-                await self._clock.wait(self._wake, BUSY_POLL_S)
+                await self._wake.wait(self._clock, BUSY_POLL_S)
 
     async def run_once(self) -> DispatchCounts:
         """Claim one batch when there is room for it, and go on with the fan-outs under way."""
@@ -240,14 +235,14 @@ class Dispatcher:
         """Claim a batch of events; return (how many there were, whether there may be more)."""
         owner = self._ledger.owner
         try:
-            if self._in_doubt or self._clock.monotonic() >= self._reconcile_at:
+            if self._doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
             claimed = await self._outbox.claim(owner, BATCH, self._ledger.claim_room())
             if claimed is None:
                 return 0, False
             await self._subscriptions.reach(claimed.version)
         except BaseException:
-            self._in_doubt = True
+            self._doubt.set()
             raise
         if self._ledger.owner != owner:
             return 0, False  # others took us for dead, and take the claim too
@@ -308,7 +303,7 @@ class Dispatcher:
                 if not fan_out.over:
                     self._large.append(fan_out.workspace_id, fan_out, first=True)
             await asyncio.sleep(0)
-            if self._wake.is_set() or self._clock.monotonic() >= ends_at:
+            if self._wake or self._clock.monotonic() >= ends_at:
                 break
         return progress
 
@@ -364,7 +359,7 @@ class Dispatcher:
         except Exception:
             # The rest would never be offered. Now the claim is nobody's, and given back.
             self._ledger.abandon(claimed.claim)
-            self._in_doubt = True
+            self._doubt.set()
             raise
         if skipped:
             self._recorder.finish_recorded(claimed, skipped)
@@ -402,12 +397,14 @@ class Dispatcher:
         otherwise."""
         self.turned_at = self._clock.monotonic()
         self._lanes.want_room(self._full)
-        await self._clock.wait(self._wake, BUSY_POLL_S)
+        await self._wake.wait(self._clock, BUSY_POLL_S)
 
     async def _reconcile(self) -> None:
         """Abandon claims of which the database counts less than was recorded, and give back those that we
         don't know: a crash, or an answer that was cut off, made the difference."""
-        self._in_doubt = False  # first: a doubt that comes meanwhile is not lost
+        if self._doubt.take():  # first: a doubt that comes meanwhile is not lost
+            self._idle = None
+            self._outbox.look_at_all()
         known = self._ledger.claims()
         found = await self._outbox.claims(self._ledger.owner)
         undone = self._ledger.abandon_undone(found, known)
@@ -427,7 +424,8 @@ class Dispatcher:
     async def _tell(self, idle: bool) -> None:
         self._idle = None  # until it is certain
         notify = self._notify
-        notified = await self._daemons.set_idle(self._ledger.owner, idle=idle, notify=notify)
+        async with self._database.connection() as connection:
+            notified = await daemons.set_idle(connection, self._ledger.owner, idle=idle, notify=notify)
         if notified is not self._notified:
             log.info("notify.changed", notify=notified, configured=notify)
         self._notified = notified

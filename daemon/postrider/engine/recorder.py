@@ -7,7 +7,7 @@ is away results wait here, bounded by what the lanes may hold.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
@@ -29,6 +29,8 @@ from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.engine.failures import Failures
 from postrider.engine.ledger import Claim, ClaimedEvent, Job, Ledger
+from postrider.engine.recorded import Entry, LeftWaiting, Reader, Recorded
+from postrider.engine.signals import Signal
 from postrider.store.deliveries import UNWRITABLE, ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
 
 LINGER_S = 0.05
@@ -44,14 +46,6 @@ FULL_FROM_BYTES = 32 * 1024 * 1024
 log = structlog.get_logger()
 
 
-class Entry(msgspec.Struct, frozen=True):
-    job: Job
-    result: DeliveryResult
-    outcome: Outcome | None
-    bytes: int
-    """Of what the receiver answered, as it lies in memory: up to two a character."""
-
-
 @dataclass(frozen=True, slots=True)
 class RecordCounts:
     recorded: int
@@ -60,8 +54,21 @@ class RecordCounts:
 
 class Recorder:
     def __init__(
-        self, *, deliveries: Deliveries, ledger: Ledger, clock: Clock, metrics: Metrics, failures: Failures
+        self,
+        *,
+        deliveries: Deliveries,
+        ledger: Ledger,
+        left_waiting: LeftWaiting,
+        readers: Sequence[Reader],
+        doubt: Signal,
+        clock: Clock,
+        metrics: Metrics,
+        failures: Failures,
     ) -> None:
+        """`left_waiting` is the scheduler's, `readers` are others who hear of each batch. `doubt` is set when
+        the database does not know a claim of ours, or counts less than was recorded of it."""
+        self._readers = (left_waiting, *readers)
+        self._doubt = doubt
         self._deliveries = deliveries
         self._failures = failures
         self._ledger = ledger
@@ -75,13 +82,6 @@ class Recorder:
         self._batch = BATCH
         self._bytes = 0
         self._writing = asyncio.Lock()
-        self.on_waiting: Callable[[int, UUID], None] = lambda _endpoint_id, _event_id: None
-        self.on_retrying: Callable[[datetime], None] = lambda _due: None
-        self.on_outcome: Callable[[Job, Outcome, datetime], None] = lambda _job, _outcome, _now: None
-        self.on_attempt: Callable[[DeliveryResult], None] = lambda _result: None
-        """Called for a result with its attempt, where that could be recorded."""
-        self.on_lost: Callable[[], None] = lambda: None
-        """Called when the database does not know a claim of ours, or counts less than was recorded of it."""
 
     def __repr__(self) -> str:
         return f"<Recorder {len(self._entries)} to write>"
@@ -176,12 +176,28 @@ class Recorder:
         self._bytes -= sum(entry.bytes for entry in entries)
         if self._entries:
             self._wake.set()
-        now, tell_all = self._clock.now(), log.is_enabled_for(logging.DEBUG)
+        tell_all = log.is_enabled_for(logging.DEBUG)
+        attempts: list[Entry] = []
+        waiting: list[tuple[int, UUID]] = []
+        earliest_due: datetime | None = None
         for entry in entries:
+            result = entry.result
             if entry.job.source is None:
                 self._ledger.release(entry.job)
-            fenced = (entry.result.event_id, entry.result.endpoint_id) not in written
-            self._announce(entry, now, fenced=fenced, tell_all=tell_all)
+            if result.state is DeliveryState.WAITING:
+                waiting.append((result.endpoint_id, result.event_id))
+                continue
+            if (result.event_id, result.endpoint_id) not in written:
+                self._tell_fenced(entry)
+                continue
+            self._tell(entry, tell_all=tell_all)
+            if entry.outcome is not None or result.attempt is not None:
+                attempts.append(entry)
+            if result.due is not None and (earliest_due is None or result.due < earliest_due):
+                earliest_due = result.due
+        recorded = Recorded(self._clock.now(), attempts, waiting, earliest_due)
+        for reader in self._readers:
+            reader.put(recorded)
         return RecordCounts(len(written), len(entries) - len(written))
 
     def _next_batch(self) -> list[Entry]:
@@ -243,30 +259,26 @@ class Recorder:
                 self._ledger.settle(claim, count)
             else:
                 self._ledger.abandon(claim)
-                self.on_lost()
+                self._doubt.set()
         for entry in first:
             source = entry.job.source
             if source is not None and not source.lost:
                 self._ledger.settle_event(source, 1)
 
-    def _announce(self, entry: Entry, now: datetime, *, fenced: bool, tell_all: bool) -> None:
-        """Tell those who wait for it, the metrics and the log what became of a delivery."""
-        result, job = entry.result, entry.job
-        if result.state is DeliveryState.WAITING:
-            self.on_waiting(result.endpoint_id, result.event_id)
-            return
-        if fenced:
-            self._metrics.deliveries.counts["fenced"] += 1
-            log.warning(
-                "delivery.fenced",
-                **_facts(entry),
-                reason="it is not ours any more: rescued, or undone by a crash",
-            )
-            return
+    def _tell_fenced(self, entry: Entry) -> None:
+        self._metrics.deliveries.counts["fenced"] += 1
+        log.warning(
+            "delivery.fenced",
+            **_facts(entry),
+            reason="it is not ours any more: rescued, or undone by a crash",
+        )
+
+    def _tell(self, entry: Entry, *, tell_all: bool) -> None:
+        """Tell the metrics and the log what became of a delivery."""
+        result = entry.result
         match result.state:
             case DeliveryState.RETRYING:
                 assert result.due is not None
-                self.on_retrying(result.due)
                 level = self._failures.level(result.endpoint_id, result.state, result.reason or "")
                 if log.is_enabled_for(level):
                     due = result.due.isoformat()
@@ -281,10 +293,6 @@ class Recorder:
                 if tell_all:
                     log.debug("delivery.succeeded", **_facts(entry))
         self._metrics.deliveries.counts[result.state.value] += 1
-        if entry.outcome is not None:
-            self.on_outcome(job, entry.outcome, now)
-        if result.attempt is not None:
-            self.on_attempt(result)
 
 
 def _answer_bytes(attempt: Attempt | None) -> int:

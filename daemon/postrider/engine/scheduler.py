@@ -5,7 +5,6 @@ Woken when a retry falls due, when deliveries were left waiting and when a lane 
 works in small steps, so that a herd of retries and the refill of one lane don't hold up the others.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,9 +17,12 @@ from postrider.edges.clock import Clock
 from postrider.engine.lane import Lane
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import LANE_BYTES, Ledger, Share
+from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
+from postrider.engine.signals import Signal
+from postrider.store import endpoint_deliveries
+from postrider.store.database import Database
 from postrider.store.deliveries import ClaimedDelivery, Deliveries, WaitingWanted
-from postrider.store.endpoints import Endpoints
 from postrider.store.outbox import Outbox
 
 PROMOTE_BATCH = 1000
@@ -34,6 +36,8 @@ RESCAN_S = 5.0
 """How often to look for waiting deliveries that nobody announced: another daemon left them."""
 RESCAN_BATCH = 500
 """Endpoints with waiting deliveries that one look finds."""
+CANCEL_BATCH = 5000
+"""Deliveries of a deleted endpoint that one transaction cancels."""
 RECONCILE_S = 30.0
 """How often to compare the claimed deliveries in the database with those in memory: a crash of the server may
 have undone what we were told was committed."""
@@ -55,25 +59,33 @@ class Scheduler:
         *,
         deliveries: Deliveries,
         outbox: Outbox,
-        endpoints: Endpoints,
+        database: Database,
         lanes: Lanes,
         ledger: Ledger,
         recorder: Recorder,
+        left_waiting: LeftWaiting,
+        rescan: Signal,
+        doubt: Signal,
+        wake: Signal,
         clock: Clock,
     ) -> None:
+        """`left_waiting` and the signals set `wake`. `rescan`: there may be waiting deliveries that nobody
+        announced; `doubt`: memory and database may differ about our claims."""
         self._deliveries = deliveries
         self._outbox = outbox
-        self._endpoints = endpoints
+        self._database = database
         self._lanes = lanes
         self._ledger = ledger
         self._recorder = recorder
         self._clock = clock
-        self._wake = asyncio.Event()
+        self._left_waiting = left_waiting
+        self._rescan_wanted = rescan
+        self._doubt = doubt
+        self._wake = wake
         self._rescan_at = 0.0
         self._rescan_after = _FIRST
         self._reconcile_at = clock.monotonic() + RECONCILE_S
         self._next_due: datetime | None = None
-        self._in_doubt = False
         self._short = False
         """A lane could not be refilled for want of memory, or because results wait to be recorded."""
         lanes.on_refill = self._wake.set
@@ -81,44 +93,39 @@ class Scheduler:
     def __repr__(self) -> str:
         return f"<Scheduler next_due={self._next_due}>"
 
-    def rescan(self) -> None:
+    def _rescan(self) -> None:
         """Look for waiting deliveries now."""
         self._rescan_at = 0.0
         self._rescan_after = _FIRST
         self._wake.set()
 
-    def waiting(self, endpoint_id: int, event_id: UUID) -> None:
-        """A delivery was left waiting."""
-        self._lanes.recorded_waiting(endpoint_id, event_id)
-        self._wake.set()
-
-    def retry_at(self, due: datetime) -> None:
-        """A retry was recorded."""
-        if self._next_due is None or due < self._next_due:
+    def _read_messages(self) -> None:
+        for endpoint_id, (event_id, deliveries) in self._left_waiting.take_waiting().items():
+            for _ in range(deliveries):
+                self._lanes.recorded_waiting(endpoint_id, event_id)
+        due = self._left_waiting.take_due()
+        if due is not None and (self._next_due is None or due < self._next_due):
             self._next_due = due
-            self._wake.set()
-
-    def doubt(self) -> None:
-        """Memory and database may differ about our claims: compare them before the next one."""
-        self._in_doubt = True
-        self.rescan()
 
     async def run(self) -> None:
         while True:
             self._wake.clear()
             await self.run_once()
-            await self._clock.wait(self._wake, self._seconds_to_next())
+            await self._wake.wait(self._clock, self._seconds_to_next())
 
     async def run_once(self) -> ScheduleCounts:
         """A step of each kind: find what waits, promote what is due, refill lanes that are behind."""
         try:
-            if self._in_doubt or self._clock.monotonic() >= self._reconcile_at:
+            self._read_messages()
+            if self._rescan_wanted.take() or self._doubt:
+                self._rescan()
+            if self._doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
             cancelled = await self._find_waiting()
             promoted = await self._promote()
             refilled = await self._refill()
         except BaseException:
-            self._in_doubt = True
+            self._doubt.set()
             raise
         return ScheduleCounts(promoted, refilled, cancelled)
 
@@ -138,12 +145,24 @@ class Scheduler:
         cancelled = 0
         for endpoint_id in found:
             if not self._lanes.mark_found(endpoint_id):
-                count = await self._endpoints.cancel_deleted(endpoint_id, self._clock.now())
+                count = await self._cancel_left(endpoint_id)
                 if count:
                     endpoint = endpoint_public_id(endpoint_id)
                     log.info("deliveries.cancelled", endpoint=endpoint, deliveries=count)
                 cancelled += count
         return cancelled
+
+    async def _cancel_left(self, endpoint_id: int) -> int:
+        """Cancel what waits for an endpoint if it is deleted."""
+        cancelled = 0
+        while True:
+            async with self._database.transaction() as connection:
+                count = await endpoint_deliveries.cancel_left(
+                    connection, endpoint_id, self._clock.now(), CANCEL_BATCH
+                )
+            cancelled += count
+            if count < CANCEL_BATCH:
+                return cancelled
 
     async def _promote(self) -> int:
         now = self._clock.now()
@@ -152,7 +171,7 @@ class Scheduler:
         promoted = await self._deliveries.promote_due(now, PROMOTE_BATCH)
         for endpoint_id, event_id in promoted.items():
             if not self._lanes.mark_behind(endpoint_id, event_id):
-                self.rescan()
+                self._rescan()
         self._next_due = await self._deliveries.next_due()
         if not promoted:  # others are at it
             soon = now + timedelta(seconds=PROMOTE_AGAIN_S)
@@ -235,12 +254,12 @@ class Scheduler:
         """Give back deliveries that the database thinks we hold, and we don't: a crash, or an answer that was
         cut off, made the difference."""
         owner = self._ledger.owner
-        self._in_doubt = False  # first: a doubt that comes meanwhile is not lost
+        self._doubt.clear()  # first: a doubt that comes meanwhile is not lost
         stray = await self._deliveries.owned(owner) - self._ledger.delivery_keys()
         if stray:
             await self._deliveries.release(owner, stray)
             log.info("claims.reconciled", deliveries=len(stray))
-            self.rescan()
+            self._rescan()
         self._reconcile_at = self._clock.monotonic() + RECONCILE_S
 
     def _seconds_to_next(self) -> float:

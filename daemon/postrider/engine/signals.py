@@ -16,8 +16,10 @@ T = TypeVar("T")
 class Signal:
     """Something may have changed. Any number of them before it is looked at are one."""
 
-    def __init__(self) -> None:
+    def __init__(self, wake: "Signal | None" = None) -> None:
+        """Each sets `wake` too: that of a service which waits for several."""
         self._event = asyncio.Event()
+        self._wake = wake
 
     def __repr__(self) -> str:
         return f"<Signal {'set' if self._event.is_set() else 'clear'}>"
@@ -27,6 +29,14 @@ class Signal:
 
     def set(self) -> None:
         self._event.set()
+        if self._wake is not None:
+            self._wake.set()
+
+    def take(self) -> bool:
+        """Whether it was set; take note of it, as `clear` does."""
+        was_set = self._event.is_set()
+        self._event.clear()
+        return was_set
 
     def clear(self) -> None:
         """Take note of it: before the look, so that what comes meanwhile is not lost."""

@@ -24,7 +24,8 @@ from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
 from postrider.engine.lanes import Lanes
 from postrider.engine.recorder import Recorder
-from postrider.store.endpoints import PAGE, Endpoints, Version
+from postrider.engine.signals import Signal
+from postrider.store.endpoint_changes import PAGE, Endpoints, Version
 
 POLL_S = 1.0
 
@@ -40,13 +41,14 @@ class Subscriptions:
         recorder: Recorder,
         dialects: Mapping[str, Dialect],
         retry: RetrySettings,
+        wake: Signal,
         clock: Clock,
     ) -> None:
         self._endpoints = endpoints
         self._lanes = lanes
         self._recorder = recorder
         self._clock = clock
-        self._wake = asyncio.Event()
+        self._wake = wake
         self._loading = asyncio.Lock()
         self._matcher = Matcher()
         self.unusable: dict[int, str] = {}
@@ -78,9 +80,6 @@ class Subscriptions:
     def match(self, workspace_id: str, event_type: str) -> tuple[Endpoint, ...]:
         return self._matcher.match(workspace_id, event_type)
 
-    def wake(self) -> None:
-        self._wake.set()
-
     def unusable_lanes(self) -> list[LaneReport]:
         """Those endpoints, at most `MAX_REPORTED`, as lanes in trouble."""
         return [
@@ -110,7 +109,7 @@ class Subscriptions:
 
     async def run(self) -> None:
         while True:
-            await self._clock.wait(self._wake, POLL_S)
+            await self._wake.wait(self._clock, POLL_S)
             self._wake.clear()
             await self.run_once()
             if self._unsealed:

@@ -11,7 +11,7 @@ from postrider.domain.model import (
     event_public_id,
 )
 from postrider.domain.status import NO_DAEMON, Progress, explain_progress
-from postrider.operations.views.missed import missed_text
+from postrider.operations.wording import missed_text
 from postrider.operations.work import UnitOfWork
 from postrider.store import daemons, event_search, missed, situation
 

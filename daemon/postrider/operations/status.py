@@ -5,7 +5,7 @@ from datetime import datetime
 
 from postrider.domain.errors import PostriderError
 from postrider.domain.status import DaemonReport
-from postrider.operations.views.problem import fresh_reports
+from postrider.operations.problems import fresh_reports
 from postrider.operations.work import UnitOfWork
 from postrider.store import daemons, situation
 from postrider.store.daemons import DaemonRow

@@ -12,12 +12,10 @@ from postrider.domain.model import (
     MAX_DATA_BYTES,
     Attempt,
     DeliveryState,
-    Event,
     Failure,
     Reply,
     first_event_id,
 )
-from postrider.store import last_deliveries
 from postrider.store.database import Connection, Database
 from postrider.store.last_deliveries import LastDelivery
 
@@ -258,36 +256,6 @@ class Deliveries:
             )
         return written, counted
 
-    async def record_test(self, event: Event, result: DeliveryResult, now: datetime) -> None:
-        """Write a test event, its only delivery and its attempt, all of it over already."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
-                                                 data, previous_attributes, actor, related, test)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
-                           $10::text::json, true)""",
-                event.id,
-                event.workspace_id,
-                event.type,
-                event.object_type,
-                event.object_id,
-                event.occurred_at,
-                event.data,
-                event.previous_attributes,
-                event.actor,
-                event.related,
-            )
-            await connection.execute(
-                """INSERT INTO postrider.delivery
-                     (event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at,
-                      duration_ms, connect_ms, status, response_headers, response_body, updated_at)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)""",
-                *(column[0] for column in _columns([result])),
-                now,
-            )
-            await _insert_attempts(connection, [result] if _failed(result) else [])
-            await last_deliveries.note(connection, [result.as_last])
-
     async def claim_waiting(
         self,
         owner: int,
@@ -356,6 +324,19 @@ class Deliveries:
             )
 
 
+async def add_finished(connection: Connection, result: DeliveryResult, now: datetime) -> None:
+    """Write a delivery that is over with its first attempt, which somebody made by hand."""
+    await connection.execute(
+        """INSERT INTO postrider.delivery
+             (event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at,
+              duration_ms, connect_ms, status, response_headers, response_body, updated_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)""",
+        *(column[0] for column in _columns([result])),
+        now,
+    )
+    await _insert_attempts(connection, [result] if _failed(result) else [])
+
+
 def _failed(result: DeliveryResult) -> bool:
     """Whether there is an attempt to be written apart: one that succeeds stands in the delivery's row."""
     return result.attempt is not None and result.state is not DeliveryState.SUCCEEDED
@@ -412,3 +393,14 @@ def _success(result: DeliveryResult) -> tuple[object, ...]:
         reply.headers,
         reply.body,
     )
+
+
+async def release_all(connection: Connection, owner: int, now: datetime) -> int:
+    """Give back every delivery that a daemon holds; return how many there were."""
+    status = await connection.execute(
+        """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2
+           WHERE owner = $1 AND state = 'sending'""",
+        owner,
+        now,
+    )
+    return int(status.rsplit(" ", 1)[1])

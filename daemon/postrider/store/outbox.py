@@ -16,7 +16,7 @@ from msgspec import structs
 from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id
 from postrider.domain.status import MAX_COUNTED
 from postrider.domain.timeshare import TimeShare
-from postrider.store.database import Database
+from postrider.store.database import Connection, Database
 
 log = structlog.get_logger()
 
@@ -286,4 +286,35 @@ def event_of(row: asyncpg.Record) -> Event:
         related=row["related"],
         occurred_at=row["occurred_at"],
         test=row["test"],
+    )
+
+
+async def release_all(connection: Connection, owner: int) -> int:
+    """Give back every claim of a daemon, in a transaction of the caller's; return how many events they held.
+
+    Events of a claim that was not completed go back whole: what of them is recorded is known by its rows.
+    """
+    rows = await connection.fetch("DELETE FROM postrider.claim WHERE owner = $1 RETURNING event_ids", owner)
+    event_ids = [event_id for row in rows for event_id in row["event_ids"]]
+    await connection.execute(REQUEUE, event_ids)
+    return len(event_ids)
+
+
+async def add_test(connection: Connection, event: Event) -> None:
+    """Write an event that was made up to try an endpoint; it is never fanned out."""
+    await connection.execute(
+        """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
+                                         data, previous_attributes, actor, related, test)
+           VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
+                   $10::text::json, true)""",
+        event.id,
+        event.workspace_id,
+        event.type,
+        event.object_type,
+        event.object_id,
+        event.occurred_at,
+        event.data,
+        event.previous_attributes,
+        event.actor,
+        event.related,
     )

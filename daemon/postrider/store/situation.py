@@ -10,14 +10,14 @@ from uuid import UUID
 
 from postrider.domain.model import EndpointState
 from postrider.domain.status import Progress, Queue
-from postrider.store.captures import SET_ASIDE
+from postrider.store.capture_rejections import SET_ASIDE
 from postrider.store.database import Connection
 from postrider.store.deliveries import WAITING_ENDPOINTS
 from postrider.store.outbox import BACKLOG_LIMIT, emitted_at
 from postrider.store.statement import BY_INDEX
-from postrider.store.status import DELIVERY_LIMIT
 
 EVENT_LIMIT = BACKLOG_LIMIT
+DELIVERY_LIMIT = 100_000
 MAX_ENDPOINTS = 50
 
 _QUEUED = f"""

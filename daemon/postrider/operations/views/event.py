@@ -10,7 +10,7 @@ from postrider.domain.status import Progress
 from postrider.operations.events import ShownEvent
 from postrider.operations.views.delivery import delivery_view
 from postrider.operations.views.missed import missed_view
-from postrider.operations.views.wording import printable
+from postrider.operations.wording import printable
 from postrider.store.statement import LOOK_AT_MOST
 
 JSON_FACTS = ("data", "previous_attributes", "actor", "related")

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
+from postrider.domain.capture_steps import MAX_COUNTED
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.domain.status import NO_DAEMON, LaneReport
+from postrider.operations.problems import Concern, exit_code, find_problems
 from postrider.operations.status import Status
-from postrider.operations.views.problem import Concern, exit_code, find_problems
-from postrider.operations.views.wording import ago
-from postrider.store.captures import MAX_COUNTED
+from postrider.operations.wording import ago
 from postrider.store.daemons import DaemonRow
 from postrider.store.situation import EVENT_LIMIT, TroubledEndpoint
 from postrider.store.status import DELIVERY_LIMIT

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from postrider.domain.capture_steps import MAX_COUNTED
 from postrider.domain.status import DaemonReport
 from postrider.engine.reporter import REPORT_S
-from postrider.operations.views.wording import ago, printable
-from postrider.store.captures import MAX_COUNTED
+from postrider.operations.wording import ago, printable
 from postrider.store.daemons import DaemonRow
 from postrider.store.situation import Situation
 

@@ -8,7 +8,7 @@ from postrider.domain.promises import broken_promises, overruled
 from postrider.edges.addresses import AddressPolicy, AddressVerdict
 from postrider.edges.config import Config
 from postrider.edges.settings import retry_settings
-from postrider.operations.views.finding import Finding
+from postrider.operations.finding import Finding
 
 MAX_SHOWN = 5
 

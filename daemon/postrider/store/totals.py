@@ -1,4 +1,4 @@
-"""How much waits in the whole database: counted in bounded time, however much there is.
+"""How much there is in the whole database, for metrics: counted in bounded time.
 
 Counts stop at a limit: one that has reached it means "at least".
 """
@@ -10,14 +10,11 @@ from typing import Literal
 
 import asyncpg
 
-from postrider.store.database import Database
+from postrider.store.database import Connection
 from postrider.store.deliveries import WAITING_ENDPOINTS
 from postrider.store.outbox import emitted_at
+from postrider.store.situation import DELIVERY_LIMIT
 from postrider.store.statement import BY_INDEX
-
-DELIVERY_LIMIT = 100_000
-TOTALS_TIMEOUT_S = 5
-"""Whatever the database is busy with, counting for a metric is not worth more."""
 
 # Of endpoints that are active, and of others. uuid has no min() before PostgreSQL 18.
 _ALL_WAITING = f"""
@@ -62,35 +59,28 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Of the whole database, however many daemons there are."""
-
     deliveries: Mapping[Literal["waiting", "kept", "retrying"], Total]
     """kept: they wait for endpoints that are paused or disabled."""
     endpoints: Mapping[str, int]
     """By state; one that is active but fails is `failing`."""
 
 
-class Status:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def totals(self) -> Totals | None:
-        """Count; None where that takes too long."""
-        async with self._database.connection() as connection:
-            try:
-                async with connection.transaction():
-                    await connection.execute(f"SET LOCAL statement_timeout = '{TOTALS_TIMEOUT_S}s'")
-                    endpoints = await connection.fetch(_ENDPOINTS_BY_STATE)
-                    await connection.execute(BY_INDEX)
-                    waiting = {row["active"]: _total(row) for row in await connection.fetch(_ALL_WAITING)}
-                    retrying = await connection.fetchrow(_ALL_RETRYING)
-            except asyncpg.QueryCanceledError:
-                return None
-        assert retrying is not None
-        return Totals(
-            deliveries={"waiting": waiting[True], "kept": waiting[False], "retrying": _total(retrying)},
-            endpoints={row["state"]: row["endpoints"] for row in endpoints},
-        )
+async def count(connection: Connection, timeout_s: float) -> Totals | None:
+    """Count, in a transaction of its own; None where a statement takes longer than that."""
+    try:
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL statement_timeout = {int(timeout_s * 1000)}")
+            endpoints = await connection.fetch(_ENDPOINTS_BY_STATE)
+            await connection.execute(BY_INDEX)
+            waiting = {row["active"]: _total(row) for row in await connection.fetch(_ALL_WAITING)}
+            retrying = await connection.fetchrow(_ALL_RETRYING)
+    except asyncpg.QueryCanceledError:
+        return None
+    assert retrying is not None
+    return Totals(
+        deliveries={"waiting": waiting[True], "kept": waiting[False], "retrying": _total(retrying)},
+        endpoints={row["state"]: row["endpoints"] for row in endpoints},
+    )
 
 
 def _total(row: asyncpg.Record) -> Total:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from postrider.operations.views.problem import Concern
+from postrider.operations.problems import Concern
 
 
 @dataclass(frozen=True, slots=True)
