@@ -178,6 +178,13 @@ def test_a_list_that_ends_early_says_where_and_goes_on(story: Story) -> None:
                 (DeliveryFilter(http_status=range(404, 405)), [6, 7, 8, 10, 11]),
                 (DeliveryFilter(workspace_id="ws_1", http_status=range(404, 405)), [6, 7, 10]),
                 (DeliveryFilter(state=DeliveryState.FAILED, workspace_id="ws_2"), [8]),
+                (DeliveryFilter(state=DeliveryState.FAILED), [0, 4, 8]),
+                (DeliveryFilter(state=DeliveryState.CANCELLED, workspace_id="ws_1"), [3, 7]),
+                (DeliveryFilter(state=DeliveryState.CANCELLED, endpoint_id=story.endpoints[0]), [3]),
+                # More than may be looked at are in that state: time leads to them.
+                (DeliveryFilter(state=DeliveryState.RETRYING), [2, 6, 10]),
+                (DeliveryFilter(state=DeliveryState.RETRYING, workspace_id="ws_1"), [6, 10]),
+                (DeliveryFilter(state=DeliveryState.RETRYING, endpoint_id=story.endpoints[1]), [10]),
             ):
                 for newest_first in (True, False):
                     seen: list[int] = []

@@ -133,10 +133,17 @@ def _passes_all(condition: str) -> bool:
 
 
 def _is_bounded(node: dict[str, Any]) -> bool:
-    """Whether a limit stands between this node and every scan of a partitioned table."""
+    """Whether a limit stands between this node and every scan of a partitioned table; what a nested loop
+    looks up for each of its rows is as bounded as these."""
     if node["Node Type"] == "Limit":
         return True
-    children = node.get("Plans", [])
+    children = [
+        child
+        for child in node.get("Plans", [])
+        if child["Parent Relationship"] not in ("InitPlan", "SubPlan")
+    ]
+    if node["Node Type"] == "Nested Loop":
+        return _is_bounded(children[0])
     if not children:
         return not re.fullmatch(r"(outbox|delivery|attempt)_\w+", node.get("Relation Name", ""))
     return all(map(_is_bounded, children))
