@@ -62,6 +62,17 @@ def migrated(dsn: str, schema: Schema) -> list[str]:
     ]
 
 
+async def until_it_waits(
+    connection: Connection, waiting: asyncpg.Connection, task: "asyncio.Task[Any]"
+) -> None:
+    """For a lock."""
+    while not await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", waiting.get_server_pid()
+    ):
+        assert not task.done()
+        await asyncio.sleep(0)
+
+
 def test_every_function_of_the_schema_stands_in_one_file(database_dsn: str) -> None:
     in_files = [(name, each.name) for each in SCHEMA.functions for name in dict.fromkeys(each.functions)]
     in_schema = {name.partition("(")[0].removeprefix("postrider.") for name in functions_of(database_dsn)}
@@ -115,6 +126,30 @@ def test_an_older_program_goes_on_and_puts_nothing_back(database_dsn: str) -> No
     assert run(database_dsn, lambda c: check_schema(c, SCHEMA)) == newer.number
     with pytest.raises(OutdatedProgram):
         migrated(database_dsn, SCHEMA)
+    assert functions_of(database_dsn) == before
+
+
+def test_an_older_program_that_waited_for_a_newer_one_puts_nothing_back(database_dsn: str) -> None:
+    async def story() -> None:
+        newer, older = [await asyncpg.connect(database_dsn) for _ in range(2)]
+        transaction = newer.transaction()
+        await transaction.start()
+        await newer.execute("LOCK TABLE postrider.migration IN SHARE ROW EXCLUSIVE MODE")
+        patience = Patience(lock_ms=20_000, tries=1)
+        waiting = asyncio.create_task(migrate(older, edited(), patience=patience))
+        await until_it_waits(newer, older, waiting)
+        await newer.execute(
+            "INSERT INTO postrider.migration (number, name, checksum) VALUES ($1, 'more', '')",
+            SCHEMA.number + 1,
+        )
+        await transaction.commit()
+        with pytest.raises(OutdatedProgram):
+            await waiting
+        await newer.close()
+        await older.close()
+
+    before = functions_of(database_dsn)
+    asyncio.run(story())
     assert functions_of(database_dsn) == before
 
 
@@ -179,10 +214,7 @@ def test_a_grant_at_the_same_moment_is_waited_for_and_kept(database_dsn: str) ->
         held_up = asyncio.create_task(
             migrate(migrating, edited(), patience=Patience(lock_ms=20_000, tries=3, pause_s=0.1))
         )
-        while not await granting.fetchval(
-            "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)", migrating.get_server_pid()
-        ):
-            assert not held_up.done()
+        await until_it_waits(granting, migrating, held_up)
         await transaction.commit()
         assert [str(each) for each in await held_up] == ["functions/emit"]
         await granting.close()
