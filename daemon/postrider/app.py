@@ -25,10 +25,13 @@ from postrider.edges.resources import sql_dir
 from postrider.edges.settings import network_options, read_sealer, retry_settings
 from postrider.edges.systemd import Notifier
 from postrider.engine.chronicler import Chronicler
+from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.dispatcher import Dispatcher
+from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.failures import Failures
 from postrider.engine.health import Health
 from postrider.engine.janitor import Janitor
+from postrider.engine.lane_changes import LaneChanges
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
 from postrider.engine.listener import Listener
@@ -38,8 +41,9 @@ from postrider.engine.recoverer import Recoverer
 from postrider.engine.reporter import Reporter
 from postrider.engine.scheduler import Scheduler
 from postrider.engine.schema_watch import SchemaWatch
+from postrider.engine.secret_sealer import SecretSealer
 from postrider.engine.sender import Sender, SendSettings
-from postrider.engine.subscriptions import Subscriptions
+from postrider.engine.signals import Signal
 from postrider.engine.supervisor import Supervisor
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
@@ -140,7 +144,7 @@ class Daemon:
         self._opened.push_async_callback(self.listener.stop)
         await self._patiently(self.listener.start)  # measures the database's clock, too
         await self._patiently(self.janitor.rescue)
-        await self._patiently(self.subscriptions.run_once)
+        await self._patiently(self.endpoints.run_once)
         # Last: what emit() accepts changes only for a daemon that can run.
         self._catalogue = CatalogueStore(self.database)
         await self._patiently(lambda: self._catalogue.publish(spoken))
@@ -172,18 +176,23 @@ class Daemon:
             metrics=metrics,
             failures=self._failures,
         )
-        retry = retry_settings(config)
-        self.subscriptions = Subscriptions(
-            endpoints=endpoints,
-            lanes=self.lanes,
-            recorder=self.recorder,
-            dialects=settings.dialects,
-            retry=retry,
+        self._rules = DialectRules(settings.dialects, retry_settings(config))
+        self._endpoints_changed, endpoints_read_anew = Signal(), Signal()
+        self.endpoints = EndpointSnapshot(
+            database=self.database,
+            sealer=sealer,
+            rules=self._rules,
+            changed=self._endpoints_changed,
+            on_change=LaneChanges(self.lanes, self.recorder),
+            read_anew=endpoints_read_anew,
             clock=clock,
+        )
+        self.secret_sealer = SecretSealer(
+            database=self.database, sealer=sealer, due=endpoints_read_anew, clock=clock
         )
         self.sender = Sender(
             settings=settings,
-            subscriptions=self.subscriptions,
+            rules=self._rules,
             lanes=self.lanes,
             ledger=self.ledger,
             recorder=self.recorder,
@@ -204,14 +213,15 @@ class Daemon:
             outbox=self.outbox,
             deliveries=deliveries,
             daemons=self._daemons,
-            subscriptions=self.subscriptions,
+            endpoints=self.endpoints,
+            rules=self._rules,
             lanes=self.lanes,
             recorder=self.recorder,
             ledger=self.ledger,
             clock=clock,
             notify=config.database.notify,
         )
-        self.health = Health(endpoints=endpoints, policy_of=self.subscriptions.policy_of, clock=clock)
+        self.health = Health(endpoints=endpoints, policy_of=self._rules.retry_policy, clock=clock)
         self.chronicler = Chronicler(last_deliveries=LastDeliveries(self.database), clock=clock)
         self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
         self.recorder.on_waiting = self.scheduler.waiting
@@ -241,7 +251,7 @@ class Daemon:
             ledger=self.ledger,
             channels={
                 "postrider_wake": self.dispatcher.wake,
-                "postrider_endpoints": self.subscriptions.wake,
+                "postrider_endpoints": self._endpoints_changed.set,
                 "postrider_deliveries": self.scheduler.rescan,
             },
             version=__version__,
@@ -260,7 +270,7 @@ class Daemon:
             daemons=self._daemons,
             ledger=self.ledger,
             lanes=self.lanes,
-            subscriptions=self.subscriptions,
+            endpoints=self.endpoints,
             slots=config.delivery.concurrency,
             clock=clock,
             metrics=metrics,
@@ -282,7 +292,8 @@ class Daemon:
         self._supervisor.start("chronicler", self.chronicler.run)
         self._supervisor.start("scheduler", self.scheduler.run)
         self._supervisor.start("dispatcher", self.dispatcher.run)
-        self._supervisor.start("subscriptions", self.subscriptions.run)
+        self._supervisor.start("endpoints", self.endpoints.run)
+        self._supervisor.start("secret sealer", self.secret_sealer.run)
         self._supervisor.start("listener", self.listener.run)
         self._supervisor.start("janitor", self.janitor.run)
         self._supervisor.start("recoverer", self.recoverer.run)
@@ -302,7 +313,8 @@ class Daemon:
         await self._supervisor.stop(
             "dispatcher",
             "scheduler",
-            "subscriptions",
+            "endpoints",
+            "secret sealer",
             "janitor",
             "recoverer",
             "partitions",
@@ -361,7 +373,9 @@ class Daemon:
             raise
         self.config = config
         self._endpoints.sealer = sealer
-        self.subscriptions.configure(dialects, retry)
+        self._rules.configure(dialects, retry)
+        self.endpoints.configure(sealer)
+        self.secret_sealer.sealer = sealer
         self.sender.settings = SendSettings(
             client, dialects, config.delivery.user_agent, config.network.https_only
         )
@@ -447,7 +461,7 @@ class Daemon:
         """The connection was lost, and with it perhaps an answer."""
         self.dispatcher.doubt()
         self.scheduler.doubt()
-        self.subscriptions.wake()
+        self._endpoints_changed.set()
 
     async def _drain(self, grace: float) -> int:
         """Wait for requests under way; return how many had to be cut off."""

@@ -72,7 +72,7 @@ class Store:
     def match(self, workspace: str, _event_type: str) -> list[Endpoint]:
         return self.of[workspace]
 
-    def retry_policy(self, _endpoint: Endpoint) -> RetryPolicy:
+    def retry_policy(self, _dialect: str) -> RetryPolicy:
         return RetryPolicy()
 
     async def reach(self, _version: UUID) -> None:
@@ -210,7 +210,8 @@ class Engine:
             outbox=anything,
             deliveries=anything,
             daemons=anything,
-            subscriptions=anything,
+            endpoints=anything,
+            rules=anything,
             lanes=self.lanes,
             recorder=self.recorder,
             ledger=self.ledger,

@@ -19,10 +19,11 @@ import structlog
 
 from postrider.domain.model import DeliveryState, Endpoint
 from postrider.edges.clock import Clock
+from postrider.engine.dialect_rules import DialectRules
+from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.lanes import Lanes, Offer
 from postrider.engine.ledger import ClaimedEvent, Job, Ledger
 from postrider.engine.recorder import Recorder
-from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.turns import Queue
 from postrider.store.daemons import Daemons
 from postrider.store.deliveries import Deliveries
@@ -126,7 +127,8 @@ class Dispatcher:
         outbox: Outbox,
         deliveries: Deliveries,
         daemons: Daemons,
-        subscriptions: Subscriptions,
+        endpoints: EndpointSnapshot,
+        rules: DialectRules,
         lanes: Lanes,
         recorder: Recorder,
         ledger: Ledger,
@@ -137,7 +139,8 @@ class Dispatcher:
         self._outbox = outbox
         self._deliveries = deliveries
         self._daemons = daemons
-        self._subscriptions = subscriptions
+        self._endpoints = endpoints
+        self._rules = rules
         self._lanes = lanes
         self._recorder = recorder
         self._ledger = ledger
@@ -245,7 +248,7 @@ class Dispatcher:
             claimed = await self._outbox.claim(owner, BATCH, self._ledger.claim_room())
             if claimed is None:
                 return 0, False
-            await self._subscriptions.reach(claimed.version)
+            await self._endpoints.reach(claimed.version)
         except BaseException:
             self._in_doubt = True
             raise
@@ -255,7 +258,7 @@ class Dispatcher:
 
     def _take(self, claimed: ClaimedEvents) -> int:
         """Hold what was claimed, and begin its fan-out; return how many events that are."""
-        endpoints = [self._subscriptions.match(each.workspace_id, each.type) for each in claimed.events]
+        endpoints = [self._endpoints.match(each.workspace_id, each.type) for each in claimed.events]
         claim = self._ledger.take_claim(
             claimed.claim_id,
             [(event, len(found)) for event, found in zip(claimed.events, endpoints, strict=True)],
@@ -376,7 +379,7 @@ class Dispatcher:
         if endpoint is None:
             self._recorder.put(job, DeliveryState.CANCELLED, reason="the endpoint was deleted")
             return Offer.SPILLED
-        policy = self._subscriptions.retry_policy(endpoint)
+        policy = self._rules.retry_policy(endpoint.dialect)
         if policy.delays[0] > 0:
             due = self._clock.now() + timedelta(seconds=policy.delays[0])
             self._recorder.put(job, DeliveryState.RETRYING, due=due)

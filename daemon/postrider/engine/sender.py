@@ -31,10 +31,10 @@ from postrider.domain.policy import ONE_ATTEMPT, Outcome, judge
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import WebhookClient
+from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import HeldEvent, Job, Ledger
 from postrider.engine.recorder import Recorder
-from postrider.engine.subscriptions import Subscriptions
 
 FULL_POLL_S = 0.05
 EXHAUSTED_PAUSE_S = 0.25
@@ -92,7 +92,7 @@ class Sender:
         self,
         *,
         settings: SendSettings,
-        subscriptions: Subscriptions,
+        rules: DialectRules,
         lanes: Lanes,
         ledger: Ledger,
         recorder: Recorder,
@@ -102,7 +102,7 @@ class Sender:
     ) -> None:
         """`signing_clock` is this host's own, since receivers compare signatures with theirs."""
         self.settings = settings
-        self._subscriptions = subscriptions
+        self._rules = rules
         self._lanes = lanes
         self._ledger = ledger
         self._recorder = recorder
@@ -165,7 +165,7 @@ class Sender:
         number = job.attempts + 1
         now = self._clock.now()
         test = job.held.event.test
-        policy = ONE_ATTEMPT if test else self._subscriptions.retry_policy(endpoint)
+        policy = ONE_ATTEMPT if test else self._rules.retry_policy(endpoint.dialect)
         outcome = judge(result, number - job.attempt_base, policy, now, random.random())  # noqa: S311
         self._measure(job, result, outcome.error_kind, now)
         self._recorder.put(

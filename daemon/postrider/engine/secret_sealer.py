@@ -1,0 +1,54 @@
+"""Leaves no secret of an endpoint in clear text where there is a key.
+
+Woken when all endpoints were read anew: at the start, when a reload may have brought a key, and when a crash
+undid what was sealed.
+"""
+
+import structlog
+
+from postrider.domain.sealing import Sealer
+from postrider.edges.clock import Clock
+from postrider.engine.signals import Signal
+from postrider.store.database import Database
+from postrider.store.endpoint_sealing import seal_plain
+
+BATCH = 64
+"""Values that are sealed in one transaction."""
+
+log = structlog.get_logger()
+
+
+class SecretSealer:
+    def __init__(self, *, database: Database, sealer: Sealer, due: Signal, clock: Clock) -> None:
+        self._database = database
+        self.sealer = sealer
+        """A reload of the configuration may exchange it."""
+        self._due = due
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<SecretSealer {'due' if self._due else 'done'}>"
+
+    async def run(self) -> None:
+        while True:
+            await self._due.wait(self._clock)
+            await self.run_once()
+
+    async def run_once(self) -> int:
+        """Seal all there is; return how many values that were."""
+        self._due.clear()
+        total = 0
+        try:
+            if self.sealer.seals:
+                while sealed := await self._seal_some():
+                    total += sealed
+        except BaseException:
+            self._due.set()
+            raise
+        if total:
+            log.info("secrets.sealed", values=total)
+        return total
+
+    async def _seal_some(self) -> int:
+        async with self._database.transaction() as connection:
+            return await seal_plain(connection, self.sealer, BATCH)
