@@ -66,13 +66,14 @@ class Memory:
             metrics=Metrics("test"),
             failures=Failures(clock),
         )
+        self.read_anew = Signal()
         self.snapshot = EndpointSnapshot(
             database=database,
             sealer=Sealer(),
             rules=DialectRules(load_dialects([]), RetrySettings(None, None, 432_000.0)),
             changed=Signal(),
             on_change=LaneChanges(self.lanes, recorder),
-            read_anew=Signal(),
+            read_anew=self.read_anew,
             clock=clock,
         )
 
@@ -174,6 +175,22 @@ def test_many_changes_in_one_transaction_have_one_version(database_dsn: str) -> 
         assert after is not None
         assert after["revision"] == before["revision"] + 1
         assert after["recent"] == [before["version"], *before["recent"]]
+
+    run(database_dsn, story)
+
+
+def test_only_what_was_read_whole_is_told_of_as_read_anew(database_dsn: str) -> None:
+    async def story(memory: Memory) -> None:
+        await add_many(memory.connection, 2)
+        await memory.snapshot.run_once()
+        assert memory.read_anew
+        memory.read_anew.clear()
+        await memory.connection.execute("UPDATE postrider.endpoint SET url = url || '/new'")
+        assert await memory.snapshot.run_once() == 2
+        assert not memory.read_anew
+        memory.snapshot.configure(Sealer())
+        assert await memory.snapshot.run_once() == 2
+        assert memory.read_anew
 
     run(database_dsn, story)
 

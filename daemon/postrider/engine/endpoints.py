@@ -9,6 +9,7 @@ to from ours, and all is read anew.
 import asyncio
 import gc
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from uuid import UUID
 
@@ -25,11 +26,15 @@ from postrider.store import endpoint_changes
 from postrider.store.database import Database
 from postrider.store.endpoint_changes import PAGE, Version
 
-POLL_S = 1.0
-COMPARED = 4096
-"""Known endpoints that are looked through in one piece, for those that are gone."""
-
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointTuning:
+    poll_s: float = 1.0
+    """Between two looks at the version, where nobody tells of a change."""
+    compared: int = 4096
+    """Known endpoints that are looked through in one piece, for those that are gone."""
 
 
 class EndpointSnapshot:
@@ -43,6 +48,7 @@ class EndpointSnapshot:
         on_change: Callable[[Sequence[Endpoint], Collection[int]], None],
         read_anew: Signal,
         clock: Clock,
+        tuning: EndpointTuning | None = None,
     ) -> None:
         """`changed`: endpoints may have changed. `on_change` is given the difference: endpoints that are new
         or changed, and the ids of those that are gone, at most some dozens at a time. `read_anew` is set when
@@ -54,6 +60,7 @@ class EndpointSnapshot:
         self._on_change = on_change
         self._read_anew = read_anew
         self._clock = clock
+        self._tuning = tuning or EndpointTuning()
         self._loading = asyncio.Lock()
         self._matcher = Matcher()
         self.unusable: dict[int, str] = {}
@@ -105,7 +112,7 @@ class EndpointSnapshot:
 
     async def run(self) -> None:
         while True:
-            await self._changed.wait(self._clock, POLL_S)
+            await self._changed.wait(self._clock, self._tuning.poll_s)
             self._changed.clear()
             await self.run_once()
 
@@ -171,7 +178,7 @@ class EndpointSnapshot:
         """Forget endpoints whose rows were removed."""
         gone: list[int] = []
         known = iter(self._matcher.ids())
-        while some := list(islice(known, COMPARED)):
+        while some := list(islice(known, self._tuning.compared)):
             gone += [endpoint_id for endpoint_id in some if endpoint_id not in there]
             await asyncio.sleep(0)
         for first in range(0, len(gone), PAGE):

@@ -4,6 +4,8 @@ Woken when all endpoints were read anew: at the start, when a reload may have br
 undid what was sealed.
 """
 
+from dataclasses import dataclass
+
 import structlog
 
 from postrider.domain.sealing import Sealer
@@ -12,19 +14,31 @@ from postrider.engine.signals import Signal
 from postrider.store.database import Database
 from postrider.store.endpoint_sealing import seal_plain
 
-BATCH = 64
-"""Values that are sealed in one transaction."""
-
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class SecretSealerTuning:
+    batch: int = 64
+    """Headers, and secrets, that are sealed in one transaction."""
+
+
 class SecretSealer:
-    def __init__(self, *, database: Database, sealer: Sealer, due: Signal, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        sealer: Sealer,
+        due: Signal,
+        clock: Clock,
+        tuning: SecretSealerTuning | None = None,
+    ) -> None:
         self._database = database
         self.sealer = sealer
         """A reload of the configuration may exchange it."""
         self._due = due
         self._clock = clock
+        self._tuning = tuning or SecretSealerTuning()
 
     def __repr__(self) -> str:
         return f"<SecretSealer {'due' if self._due else 'done'}>"
@@ -51,4 +65,4 @@ class SecretSealer:
 
     async def _seal_some(self) -> int:
         async with self._database.transaction() as connection:
-            return await seal_plain(connection, self.sealer, BATCH)
+            return await seal_plain(connection, self.sealer, self._tuning.batch)
