@@ -46,6 +46,7 @@ HEADERS = '{"Authorization": "Bearer 0123456789abcdef"}'
 MOST, ALONE = "ws", "ws_10"
 """A workspace of nine endpoints in ten, and one that has one: endpoint 10."""
 CHANGED, CHANGED_ALONE = 5, 10
+PATTERNS = (("deal.*", "contact.updated"), ("*",), ("deal.updated", "deal.*"))
 TYPES = ("deal.updated", "deal.won", "contact.updated")
 
 
@@ -79,12 +80,13 @@ async def _fill(stage: Stage, count: int) -> None:
         await stage.connection.executemany(
             """INSERT INTO postrider.endpoint
                  (id, workspace_id, url, patterns, dialect, sealed_headers, created_at, updated_at)
-               VALUES ($1, $2, $3, '{deal.*,contact.updated}', 'standard', $4, now(), now())""",
+               VALUES ($1, $2, $3, $4, 'standard', $5, now(), now())""",
             [
                 (
                     number,
                     f"ws_{number}" if number % 10 == 0 else MOST,
                     f"{stage.sink.url}/ok/{number}",
+                    PATTERNS[number % 3],
                     sealer.seal(HEADERS, f"{endpoint_public_id(number)} headers"),
                 )
                 for number in numbers

@@ -140,7 +140,7 @@ class WatchedEndpoint(Endpoint):
 def reads_of_a_match(others: int) -> int:
     matcher = Matcher(
         [
-            *(endpoint(number, "deal.updated", "deal.*", kind=WatchedEndpoint) for number in range(3)),
+            *(endpoint(n, ("deal.updated", "deal.*")[n % 2], kind=WatchedEndpoint) for n in range(3)),
             *(endpoint(3 + n, f"type_{n}.*", "deal.created", kind=WatchedEndpoint) for n in range(others)),
             *(endpoint(3 + others + n, "*", workspace="else", kind=WatchedEndpoint) for n in range(others)),
         ]

@@ -25,6 +25,8 @@ _MENDED = 128
 _CHANGES = 1024
 """Changes that are remembered of a workspace, for its answers to be mended by."""
 _id = attrgetter("id")
+_Key = tuple[str, str, bool]
+"""Workspace, pattern, and whether they exclude something."""
 _TYPE = re.compile(r"[a-zA-Z0-9_]+(?:\.[a-zA-Z0-9_]+)*")
 _PATTERN = re.compile(rf"\*|{_TYPE.pattern}(?:\.\*)?")
 
@@ -99,9 +101,8 @@ class Matcher:
 
     def __init__(self, endpoints: Iterable[Endpoint] = ()) -> None:
         self._endpoints: dict[int, Endpoint] = {}
-        self._subscribers: dict[tuple[str, str], list[Endpoint]] = {}
-        """By workspace and pattern, in the order of their ids. An endpoint stands in one of those lists that
-        match an event, never in two."""
+        self._subscribers: dict[_Key, list[Endpoint]] = {}
+        """In the order of their ids. An endpoint stands in one of the lists for an event, never in two."""
         self._memo: dict[str, _Workspace] = {}
         self._remembered = 0
         self.update(endpoints)
@@ -181,11 +182,13 @@ class Matcher:
 
     def _search(self, workspace_id: str, event_type: str) -> tuple[Endpoint, ...]:
         patterns = matching_patterns(event_type)
-        lists = [
-            found for pattern in patterns if (found := self._subscribers.get((workspace_id, pattern), ()))
-        ]
-        candidates = lists[0] if len(lists) == 1 else sorted(chain.from_iterable(lists), key=_id)
-        return tuple([e for e in candidates if not e.exclusions or patterns.isdisjoint(e.exclusions)])
+        lists = []
+        for pattern in patterns:
+            if whole := self._subscribers.get((workspace_id, pattern, False)):
+                lists.append(whole)
+            if excluding := self._subscribers.get((workspace_id, pattern, True)):
+                lists.append([each for each in excluding if patterns.isdisjoint(each.exclusions)])
+        return tuple(lists[0] if len(lists) == 1 else sorted(chain.from_iterable(lists), key=_id))
 
     def _remove(self, endpoint_id: int) -> None:
         endpoint = self._endpoints.pop(endpoint_id, None)
@@ -210,13 +213,13 @@ class Matcher:
             self._remembered -= len(answer.found) + _ANSWER_SIZE
 
 
-def _keys(endpoint: Endpoint) -> list[tuple[str, str]]:
+def _keys(endpoint: Endpoint) -> list[_Key]:
     """Of the lists it stands in: those of its patterns that no wider one of it includes."""
-    patterns = endpoint.patterns
+    workspace_id, patterns, excludes = endpoint.workspace_id, endpoint.patterns, bool(endpoint.exclusions)
     if len(patterns) == 1:
-        return [(endpoint.workspace_id, patterns[0])]
+        return [(workspace_id, patterns[0], excludes)]
     return [
-        (endpoint.workspace_id, pattern)
+        (workspace_id, pattern, excludes)
         for pattern in set(patterns)
         if (matching_patterns(pattern) - {pattern}).isdisjoint(patterns)
     ]
