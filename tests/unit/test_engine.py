@@ -79,7 +79,7 @@ class Store(MadeUpDatabase):
     def match(self, workspace: str, _event_type: str) -> list[Endpoint]:
         return self.of[workspace]
 
-    def retry_policy(self, _endpoint: Endpoint) -> RetryPolicy:
+    def retry_policy(self, _dialect: str) -> RetryPolicy:
         return RetryPolicy()
 
     async def reach(self, _version: UUID) -> None:
@@ -260,7 +260,7 @@ class Engine:
         fan_outs = FanOuts(
             FanOutTuning(),
             database=anything,
-            subscriptions=anything,
+            rules=anything,
             lanes=self.lanes,
             keeper=self.keeper,
             recorder=self.recorder,
@@ -273,7 +273,7 @@ class Engine:
             DispatcherTuning(),
             database=anything,
             pending=cast(Any, Pending(store)),
-            subscriptions=anything,
+            endpoints=anything,
             lanes=self.lanes,
             fan_outs=fan_outs,
             recorder=self.recorder,
@@ -286,6 +286,7 @@ class Engine:
         self.sent: Counter[Key] = Counter()
         self.workers = workers
         self.takes_s: Callable[[Job], float] = lambda _job: 0.0
+        self.at_end: Callable[[], None] = lambda: None
 
     async def _work(self) -> None:
         while (job := await self.keeper.take()) is not None:
@@ -317,6 +318,7 @@ class Engine:
         finally:
             for task in tasks:
                 task.cancel()
+            self.at_end()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def settled(self) -> bool:
@@ -445,8 +447,11 @@ async def test_an_engine_whose_results_can_not_be_recorded_hardly_turns() -> Non
     locked = asyncio.Event()
 
     async def record(*_arguments: object, **_named: object) -> None:
+        locked.clear()
         await locked.wait()
+        raise DatabaseUnavailable("away")
 
+    engine.at_end = locked.set
     engine.store.record = record  # type: ignore[method-assign,assignment]
     for _ in range(20):
         engine.store.emit("a")

@@ -15,8 +15,10 @@ from postrider.edges.metrics import Metrics
 from postrider.edges.randomness import random_id
 from postrider.edges.settings import retry_settings
 from postrider.edges.systemd import Notifier
+from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.disabler import Disabler, OutcomeBook
 from postrider.engine.dispatcher import Dispatcher
+from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.failures import Failures
 from postrider.engine.fan_outs import FanOuts
 from postrider.engine.identity import Identity
@@ -33,9 +35,9 @@ from postrider.engine.recoverer import Recoverer
 from postrider.engine.reporter import Reporter
 from postrider.engine.scheduler import Scheduler
 from postrider.engine.schema_watch import SchemaWatch
+from postrider.engine.secret_sealer import SecretSealer
 from postrider.engine.sender import Sender, SendSettings
 from postrider.engine.signals import EngineSignals
-from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.supervisor import Supervisor
 from postrider.store.captures import Captures
 from postrider.store.database import Database
@@ -68,7 +70,9 @@ class Services:
     endpoints: Endpoints
     failures: Failures
     recorder: Recorder
-    subscriptions: Subscriptions
+    rules: DialectRules
+    snapshot: EndpointSnapshot
+    secret_sealer: SecretSealer
     sender: Sender
     scheduler: Scheduler
     dispatcher: Dispatcher
@@ -121,18 +125,21 @@ def compose(
         refill=signals.schedule,
         clock=clock,
     )
-    subscriptions = Subscriptions(
-        endpoints=endpoints,
-        keeper=keeper,
-        dialects=settings.dialects,
-        retry=retry_settings(config),
-        wake=signals.endpoints,
+    rules = DialectRules(settings.dialects, retry_settings(config))
+    snapshot = EndpointSnapshot(
+        database=database,
+        sealer=sealer,
+        rules=rules,
+        changed=signals.endpoints,
+        on_change=keeper.update,
+        read_anew=signals.unsealed,
         clock=clock,
+        tuning=tuning.endpoints,
     )
     fan_outs = FanOuts(
         tuning.fan_outs,
         database=database,
-        subscriptions=subscriptions,
+        rules=rules,
         lanes=lanes,
         keeper=keeper,
         recorder=recorder,
@@ -149,11 +156,13 @@ def compose(
         endpoints=endpoints,
         failures=around.failures,
         recorder=recorder,
-        subscriptions=subscriptions,
+        rules=rules,
+        snapshot=snapshot,
+        secret_sealer=SecretSealer(database=database, sealer=sealer, due=signals.unsealed, clock=clock),
         sender=Sender(
             tuning.sender,
             settings=settings,
-            subscriptions=subscriptions,
+            rules=rules,
             lanes=lanes,
             keeper=keeper,
             ledger=ledger,
@@ -180,7 +189,7 @@ def compose(
             tuning.dispatcher,
             database=database,
             pending=Pending(clock.monotonic, random_id),
-            subscriptions=subscriptions,
+            endpoints=snapshot,
             lanes=lanes,
             fan_outs=fan_outs,
             recorder=recorder,
@@ -193,7 +202,7 @@ def compose(
         disabler=Disabler(
             endpoints=endpoints,
             book=outcomes,
-            policy_of=subscriptions.policy_of,
+            policy_of=rules.retry_policy,
             clock=clock,
             tuning=tuning.disabler,
         ),
@@ -242,7 +251,7 @@ def compose(
             captures=captures,
             ledger=ledger,
             lanes=lanes,
-            subscriptions=subscriptions,
+            endpoints=snapshot,
             slots=config.delivery.concurrency,
             clock=clock,
             metrics=metrics,

@@ -105,7 +105,7 @@ class Daemon:
         self._opened.push_async_callback(services.listener.stop)
         await self._patiently(services.listener.start)  # measures the database's clock, too
         await self._patiently(services.janitor.rescue)
-        await self._patiently(services.subscriptions.run_once)
+        await self._patiently(services.snapshot.run_once)
         # Last: what emit() accepts changes only for a daemon that can run.
         catalogue = CatalogueStore(self.database)
         await self._patiently(lambda: catalogue.publish(spoken))

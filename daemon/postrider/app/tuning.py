@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from postrider.engine.disabler import DisablerTuning
 from postrider.engine.dispatcher import DispatcherTuning
+from postrider.engine.endpoints import EndpointTuning
 from postrider.engine.failures import FailuresTuning
 from postrider.engine.fan_outs import FanOutTuning
 from postrider.engine.janitor import JanitorTuning
@@ -36,6 +37,7 @@ class Tuning:
     fan_outs: FanOutTuning = field(default_factory=FanOutTuning)
     dispatcher: DispatcherTuning = field(default_factory=DispatcherTuning)
     scheduler: SchedulerTuning = field(default_factory=SchedulerTuning)
+    endpoints: EndpointTuning = field(default_factory=EndpointTuning)
     disabler: DisablerTuning = field(default_factory=DisablerTuning)
     failures: FailuresTuning = field(default_factory=FailuresTuning)
     janitor: JanitorTuning = field(default_factory=JanitorTuning)

@@ -182,6 +182,8 @@ class Recorder:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait({writing})
+            if (error := writing.exception()) is not None:
+                log.info("recorder.interrupted", reason=str(error))  # what it was about to write stays queued
             raise
 
     async def run_once(self) -> RecordCounts:

@@ -63,6 +63,8 @@ class EngineSignals:
         """Memory and database may differ about claims of deliveries."""
         self.endpoints = Signal()
         """Endpoints may have changed."""
+        self.unsealed = Signal()
+        """All endpoints were read anew: some may hold secrets in clear text."""
         self.failed = Signal()
         """A service failed, and not for want of the database."""
 

@@ -1,33 +1,16 @@
-"""Endpoints: the snapshot that daemons match against, their secrets, and what people change."""
+"""Endpoints: what people change of them, their secrets, and how they fare."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
-from uuid import UUID
-
-import asyncpg
+from typing import NamedTuple
 
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.policy import AttemptNote
 from postrider.domain.sealing import Sealer
 from postrider.store.database import Connection, Database
-from postrider.store.endpoint_rows import (
-    COLUMNS,
-    LISTED,
-    EndpointRow,
-    read_endpoint,
-    read_row,
-    seal_headers,
-)
-from postrider.store.endpoint_sealing import demand_fitting_key, seal_plain
-
-if TYPE_CHECKING:
-    Cursor = asyncpg.cursor.Cursor[asyncpg.Record]
-else:
-    Cursor = object  # generic in its stubs only
+from postrider.store.endpoint_rows import LISTED, EndpointRow, read_row, seal_headers
+from postrider.store.endpoint_sealing import demand_fitting_key
 
 _DISABLE = """
 WITH disabled AS (
@@ -41,16 +24,6 @@ FROM disabled
 """
 
 
-PAGE = 64
-"""Endpoints that are read in one piece, while others wait for the event loop."""
-
-_ALL = f"""
-SELECT {COLUMNS} FROM postrider.endpoint AS e WHERE state <> 'deleted' ORDER BY e.id
-"""  # noqa: S608 (constant)
-_CHANGED = f"""
-SELECT {COLUMNS} FROM postrider.endpoint AS e WHERE e.revision > $1 ORDER BY e.revision, e.id
-"""  # noqa: S608 (constant)
-
 # An attempt that failed counts from the first one after the last success, whoever saw that; what another
 # daemon noted after our success stands.
 _NOTE_ATTEMPTS = """
@@ -63,14 +36,6 @@ WHERE e.id = note.id
 """
 
 
-class Version(NamedTuple):
-    """What the tables of endpoints hold at a moment."""
-
-    id: UUID
-    """Random: never given twice, whatever a crash of the database undoes."""
-    revision: int
-
-
 class Failing(NamedTuple):
     """An endpoint whose every attempt failed."""
 
@@ -78,48 +43,11 @@ class Failing(NamedTuple):
     dialect: str
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What leads to a version: endpoints that changed, deleted ones among them."""
-
-    version: Version
-    complete: bool
-    """They are all there are: what is known besides is gone."""
-    pages: AsyncIterator[list[Endpoint]]
-
-
 class Endpoints:
     def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
         self.sealer = sealer
         """A reload of the configuration may exchange it."""
-
-    async def version(self) -> UUID:
-        """It changes with every change of an endpoint."""
-        async with self._database.connection() as connection:
-            version: UUID = await connection.fetchval("SELECT version FROM postrider.endpoint_revision")
-        return version
-
-    @asynccontextmanager
-    async def changes(self, since: Version | None) -> AsyncIterator[Changes]:
-        """What changed since a version, as of one moment; all endpoints where nothing leads on from it,
-        because it is too old, or was undone."""
-        async with self._database.snapshot() as connection:
-            row = await connection.fetchrow(
-                "SELECT version, revision, recent FROM postrider.endpoint_revision"
-            )
-            assert row is not None
-            version = Version(row["version"], row["revision"])
-            if since is not None and since.id in (version.id, *row["recent"]):
-                cursor = await connection.cursor(_CHANGED, since.revision)
-                yield Changes(version, False, self._pages(cursor))
-            else:
-                cursor = await connection.cursor(_ALL)
-                yield Changes(version, True, self._pages(cursor))
-
-    async def _pages(self, cursor: Cursor) -> AsyncIterator[list[Endpoint]]:
-        while rows := await cursor.fetch(PAGE):
-            yield [read_endpoint(row, self.sealer) for row in rows]
 
     async def list_endpoints(
         self, *, workspace_id: str | None = None, include_deleted: bool = False
@@ -332,13 +260,6 @@ class Endpoints:
                 [notes[each].succeeded_at for each in ids],
                 [notes[each].failing_since for each in ids],
             )
-
-    async def seal_plain(self, limit: int) -> int:
-        """Seal headers and secrets that lie in clear text, where there is a key; return how many were."""
-        if not self.sealer.seals:
-            return 0
-        async with self._database.transaction() as connection:
-            return await seal_plain(connection, self.sealer, limit)
 
     async def secret(self, endpoint_id: int) -> str:
         """The newest signing secret, as it was given."""
