@@ -34,7 +34,7 @@ from postrider.engine.janitor import Janitor
 from postrider.engine.lane_keeper import KeeperTuning, LaneKeeper
 from postrider.engine.lane_room import LanesTuning
 from postrider.engine.lanes import Lanes
-from postrider.engine.ledger import Ledger
+from postrider.engine.ledger import Ledger, LedgerTuning
 from postrider.engine.listener import Listener
 from postrider.engine.partitions import PartitionKeeper, Retention
 from postrider.engine.recorded import LeftWaiting
@@ -71,6 +71,7 @@ log = structlog.get_logger()
 class Tuning:
     """What the configuration leaves to the program."""
 
+    ledger: LedgerTuning = field(default_factory=LedgerTuning)
     lanes: LanesTuning = field(default_factory=LanesTuning)
     keeper: KeeperTuning = field(default_factory=KeeperTuning)
     recorder: RecorderTuning = field(default_factory=RecorderTuning)
@@ -180,7 +181,7 @@ class Daemon:
         self._pending = Pending(clock.monotonic, lambda: secrets.randbits(63))
         self._endpoints = endpoints = Endpoints(self.database, sealer)
         self._daemons = Daemons(self.database)
-        self.ledger = Ledger()
+        self.ledger = Ledger(tuning.ledger)
         self.lanes = Lanes(
             tuning.lanes,
             concurrency=config.delivery.concurrency,
