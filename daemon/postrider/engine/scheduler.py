@@ -1,7 +1,7 @@
 """From the database back to the lanes: retries that are due become waiting, and waiting deliveries go into
 their lanes as there is room.
 
-Woken when a retry falls due, when deliveries were left waiting and when a lane that is behind runs low. It
+Woken when a retry falls due, when deliveries were left waiting and when a lane with a backlog runs low. It
 works in small steps, so that a herd of retries and the refill of one lane don't hold up the others.
 """
 
@@ -109,7 +109,7 @@ class Scheduler:
             await self._wake.wait(self._clock, self._seconds_to_next())
 
     async def run_once(self) -> ScheduleCounts:
-        """A step of each kind: find what waits, promote what is due, refill lanes that are behind."""
+        """A step of each kind: find what waits, promote what is due, refill lanes that have a backlog."""
         try:
             if self._doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
