@@ -113,8 +113,8 @@ class Store(MadeUpDatabase):
         self,
         _owner: int,
         *,
-        first: Sequence[DeliveryResult],
-        later: Sequence[DeliveryResult],
+        first_results: Sequence[DeliveryResult],
+        later_results: Sequence[DeliveryResult],
         claims: Sequence[ClaimProgress],
         now: datetime,
     ) -> tuple[set[Key], set[int]]:
@@ -126,13 +126,13 @@ class Store(MadeUpDatabase):
             self.held[each.claim_id] = events, each.after
             if each.finished:
                 del self.held[each.claim_id]
-        for result in first:
+        for result in first_results:
             assert (result.event_id, result.endpoint_id) not in self.states
-        for result in later:
+        for result in later_results:
             assert self.states[result.event_id, result.endpoint_id] == "sending"
-        for result in (*first, *later):
+        for result in (*first_results, *later_results):
             self.states[result.event_id, result.endpoint_id] = result.state
-        return {(each.event_id, each.endpoint_id) for each in (*first, *later)}, counted
+        return {(each.event_id, each.endpoint_id) for each in (*first_results, *later_results)}, counted
 
     async def claim_waiting(
         self,

@@ -96,7 +96,7 @@ def compose(
     outcomes, last_deliveries = OutcomeBook(), LastDeliveryBook()
 
     captures, endpoints = Captures(database), Endpoints(database, sealer)
-    ledger = Ledger()
+    ledger = Ledger(tuning.ledger)
     lanes = Lanes(
         tuning.lanes,
         concurrency=config.delivery.concurrency,

@@ -11,6 +11,7 @@ from postrider.engine.janitor import JanitorTuning
 from postrider.engine.lane_keeper import KeeperTuning
 from postrider.engine.lane_room import LanesTuning
 from postrider.engine.last_deliveries import LastDeliveryTuning
+from postrider.engine.ledger import LedgerTuning
 from postrider.engine.listener import ListenerTuning
 from postrider.engine.partitions import PartitionTuning
 from postrider.engine.recorder import RecorderTuning
@@ -30,6 +31,7 @@ class Tuning:
     """A claim loop that has not turned for so long hangs; /healthz and the watchdog say so."""
     drain_look_s: float = 0.02
     """Between two looks whether the last request has ended."""
+    ledger: LedgerTuning = field(default_factory=LedgerTuning)
     lanes: LanesTuning = field(default_factory=LanesTuning)
     keeper: KeeperTuning = field(default_factory=KeeperTuning)
     recorder: RecorderTuning = field(default_factory=RecorderTuning)

@@ -175,7 +175,7 @@ class FanOuts:
                 stuck = 0 if self._go_on(fan_out, progress, patient=False) else stuck + 1
             finally:
                 if not fan_out.over:
-                    self._large.append(fan_out.workspace_id, fan_out, first=True)
+                    self._large.append(fan_out.workspace_id, fan_out, ahead=True)
             await asyncio.sleep(0)
             if self._wake or self._clock.monotonic() >= ends_at:
                 break
