@@ -21,8 +21,10 @@ import structlog
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
 from postrider.store.migrations import migrate, read_migrations
+from tests.support.leaks import nothing_left, wait_for_no_sessions, watch_event_loops
 
 _numbers = itertools.count()
+watch_event_loops()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,6 +40,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_xdist_auto_num_workers() -> int:
     """Two test files at a time, each with a server of its own; roles are of a whole server."""
     return 0 if os.environ.get("POSTRIDER_TEST_DSN") else 2
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """A test that leaves a task, a socket or a process behind fails."""
+    with nothing_left():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +98,21 @@ def execute(dsn: str, *statements: str) -> None:
     asyncio.run(run())
 
 
+def drop_unused(dsn: str, name: str) -> None:
+    """Drop a test's database; fail where the test left sessions in it."""
+
+    async def run() -> list[str]:
+        connection = await asyncpg.connect(dsn)
+        try:
+            left = await wait_for_no_sessions(connection, name)
+            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            return left
+        finally:
+            await connection.close()
+
+    assert not (left := asyncio.run(run())), f"sessions that never ended: {left}"
+
+
 @pytest.fixture(scope="session")
 def template_database(server_dsn: str) -> Iterator[str]:
     """A migrated database that tests copy."""
@@ -113,7 +137,7 @@ def empty_database_dsn(server_dsn: str) -> Iterator[str]:
     name = f"postrider_test_{os.getpid()}_{next(_numbers)}"
     execute(server_dsn, f"CREATE DATABASE {name}")
     yield on_database(server_dsn, name)
-    execute(server_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+    drop_unused(server_dsn, name)
 
 
 @pytest.fixture
@@ -122,7 +146,7 @@ def database_dsn(server_dsn: str, template_database: str) -> Iterator[str]:
     name = f"postrider_test_{os.getpid()}_{next(_numbers)}"
     execute(server_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}")
     yield on_database(server_dsn, name)
-    execute(server_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+    drop_unused(server_dsn, name)
 
 
 @pytest.fixture

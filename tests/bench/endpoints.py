@@ -31,6 +31,7 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.config import load_config
 from postrider.edges.dialect_files import load_dialects
+from postrider.edges.randomness import random_bytes
 from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.signals import Signal
@@ -75,7 +76,7 @@ async def endpoints(stage: Stage, rounds: int, seconds: float) -> list[Row]:
 
 
 async def _fill(stage: Stage, count: int) -> None:
-    sealer, numbers = Sealer(KEY), range(1, count + 1)
+    sealer, numbers = Sealer(KEY, random_bytes), range(1, count + 1)
     async with stage.connection.transaction():
         await stage.connection.executemany(
             """INSERT INTO postrider.endpoint
@@ -129,7 +130,7 @@ async def _load(dsn: str) -> dict[str, Any]:
     connection = await asyncpg.connect(dsn)
     database = Database(dsn, pool_size=2, synchronous_commit=False)
     await database.open()
-    sealer = Sealer(KEY)
+    sealer = Sealer(KEY, random_bytes)
     snapshot = EndpointSnapshot(
         database=database,
         sealer=sealer,
@@ -187,7 +188,7 @@ async def _change(dsn: str, rounds: int) -> dict[str, Any]:
         watch = Watch()
         for number in range(rounds):
             for event_type in TYPES:
-                daemon.endpoints.match(MOST, event_type)
+                daemon.services.snapshot.match(MOST, event_type)
             await asyncio.sleep(0.2)
             await watch.longest_ms()
             # One of a large workspace: known to every answer that was remembered.
@@ -195,11 +196,11 @@ async def _change(dsn: str, rounds: int) -> dict[str, Any]:
                 url = f"http://127.0.0.1:{port}/unused/{number}"
                 await connection.execute("UPDATE postrider.endpoint SET url = $2 WHERE id = $1", CHANGED, url)
                 committed_at = time.monotonic()
-                while _url(daemon.endpoints.match(MOST, TYPES[0]), CHANGED) != url:
+                while _url(daemon.services.snapshot.match(MOST, TYPES[0]), CHANGED) != url:
                     await asyncio.sleep(0)
                 found["effective_ms"].append((time.monotonic() - committed_at) * 1000)
                 for event_type in TYPES:
-                    daemon.endpoints.match(MOST, event_type)
+                    daemon.services.snapshot.match(MOST, event_type)
                 while not (
                     read := [each["read"] for each in logs if each["event"] == "subscriptions.loaded"]
                 ):

@@ -59,7 +59,7 @@ async def test_attempts_come_at_exactly_the_documented_delays(
                 )
                 assert (due - before).total_seconds() == pytest.approx(delay, abs=1)
                 clock.advance((due - clock.now()).total_seconds() - 0.01)
-                await stage.daemon.scheduler.run_once()
+                await stage.daemon.services.scheduler.run_once()
                 assert (await asyncio.to_thread(receiver.stats))["received"] == number - 1
                 clock.advance(0.02)
                 await until(stage, clock, attempts, number)

@@ -40,7 +40,8 @@ async def answered(
     """An event for an endpoint of that CRM, which gives that answer, up to the end of its first attempt."""
     async with receiver(said) as server:
         await asyncio.to_thread(add_endpoint, dsn, server.url, dialect=crm)
-        async with staged(dsn, directory, clock, **{k: dict(v) for k, v in sections.items()}) as stage:
+        given: dict[str, Any] = {name: dict(section) for name, section in sections.items()}
+        async with staged(dsn, directory, clock, **given) as stage:
             await stage.emit("deal.updated")
 
             async def attempts() -> object:
@@ -64,7 +65,7 @@ async def test_no_answer_changes_a_promised_schedule(
         (row,) = await stage.connection.fetch(ONE)
         assert (row["state"], row["wait"]) == ("retrying", pytest.approx(PROMISED[crm], abs=1))
         assert await stage.connection.fetchval("SELECT state FROM postrider.endpoint") == "active"
-        (lane,) = stage.daemon.lanes._lanes.values()
+        (lane,) = stage.daemon.services.lanes._lanes.values()
         assert not lane.pace.resting(clock.monotonic())
 
 
@@ -74,9 +75,9 @@ async def test_an_endpoint_that_fails_for_days_stays_where_the_document_only_fai
 ) -> None:
     clock = FakeClock()
     async with answered(database_dsn, tmp_path, crm, answer(500), clock) as stage:
-        await stage.daemon.health.run_once()
+        await stage.daemon.services.disabler.run_once()
         clock.advance(6 * 86_400)
-        await stage.daemon.health.run_once()
+        await stage.daemon.services.disabler.run_once()
         assert await stage.connection.fetchval("SELECT state FROM postrider.endpoint") == state
 
 

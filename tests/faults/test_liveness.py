@@ -11,7 +11,9 @@ import asyncpg
 import pytest
 
 from postrider.edges.clock import DatabaseClock, SystemClock
-from postrider.store.daemons import LOCK_CLASS, Daemons
+from postrider.engine.rescue import rescue
+from postrider.store import daemons
+from postrider.store.daemons import LOCK_CLASS
 from postrider.store.database import Database
 from tests.support.daemon_process import (
     SECRET,
@@ -22,6 +24,7 @@ from tests.support.daemon_process import (
     query,
     write_config,
 )
+from tests.support.daemons import all_daemons, identity, rescued
 from tests.support.logins import login
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import staged
@@ -119,17 +122,16 @@ def test_a_daemon_whose_lock_was_taken_comes_back_and_lives_by_its_heartbeat(dat
     async def story(neighbour_dsn: str) -> None:
         database = Database(database_dsn, pool_size=2)
         await database.open()
-        daemons = Daemons(database)
         first = await database.dedicated()
-        own = await daemons.register(first, "0", 0, pooled=False)
+        own = await identity(database).register(first)
         await first.close()
         thief = await asyncpg.connect(neighbour_dsn)
         await thief.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, own)
         second = await database.dedicated()
         async with asyncio.timeout(10):
-            assert await daemons.resume(second, own)
-        assert await daemons.rescue(0, datetime.now(UTC)) == []
-        assert [row.alive for row in await daemons.list_daemons()] == [True]
+            assert await identity(database).resume(second, own, SystemClock())
+        assert await rescued(database) == []
+        assert [row.alive for row in await all_daemons(database)] == [True]
         await thief.close()
         await second.close()
         await database.close()
@@ -142,14 +144,13 @@ def test_a_session_that_the_server_still_thinks_alive_is_ended_by_its_own_daemon
     async def story() -> None:
         database = Database(database_dsn, pool_size=2)
         await database.open()
-        daemons = Daemons(database)
         first = await database.dedicated()
-        own = await daemons.register(first, "0", 0, pooled=False)
+        own = await identity(database).register(first)
         second = await database.dedicated()
         async with asyncio.timeout(10):
-            assert await daemons.resume(second, own)
-        assert not (await daemons.list_daemons())[0].pooled
-        assert await daemons.rescue(0, datetime.now(UTC)) == []
+            assert await identity(database).resume(second, own, SystemClock())
+        assert not (await all_daemons(database))[0].pooled
+        assert await rescued(database) == []
         first.terminate()
         await second.close()
         await database.close()
@@ -163,16 +164,15 @@ def test_an_id_does_not_come_back_after_a_crash_that_undid_it(database_dsn: str)
     async def story() -> None:
         database = Database(database_dsn, pool_size=2)
         await database.open()
-        daemons = Daemons(database)
         first = await database.dedicated()
-        undone = await daemons.register(first, "0", 0, pooled=False)
+        undone = await identity(database).register(first)
         await first.close()
         async with database.connection() as connection:
             await connection.execute("DELETE FROM postrider.daemon")
             await connection.execute("ALTER TABLE postrider.daemon ALTER id RESTART")
         second, third = await database.dedicated(), await database.dedicated()
-        assert await daemons.register(second, "0", 0, pooled=False) != undone
-        assert not await daemons.resume(third, undone)
+        assert await identity(database).register(second) != undone
+        assert not await identity(database).resume(third, undone, SystemClock())
         await second.close()
         await third.close()
         await database.close()
@@ -210,9 +210,9 @@ def test_a_wrong_clock_neither_robs_nor_postpones(database_dsn: str, tmp_path: P
                     "SELECT extract(epoch FROM due - clock_timestamp())::float FROM postrider.delivery"
                 )
                 assert 0 < ahead <= 20
-                owners = {skewed.daemon.ledger.owner, right.daemon.ledger.owner}
+                owners = {skewed.daemon.services.ledger.owner, right.daemon.services.ledger.owner}
                 for each in (skewed, right):
-                    assert await each.daemon.janitor.rescue() == 0
+                    assert await each.daemon.services.janitor.rescue() == 0
                 rows = await skewed.connection.fetch("SELECT id FROM postrider.daemon")
                 assert {row["id"] for row in rows} == owners
 
@@ -223,18 +223,18 @@ def test_a_daemon_behind_a_pooler_lives_by_the_databases_clock(database_dsn: str
     async def story() -> None:
         database = Database(database_dsn, pool_size=2)
         await database.open()
-        daemons = Daemons(database)
         async with database.connection() as connection:
-            own = await daemons.register(connection, "0", 0, pooled=True)
+            own = await identity(database, pooled=True).register(connection)
         # Whatever the rescuer's clock says.
         for off in (-3600, 31, 3600):
-            assert await daemons.rescue(0, datetime.now(UTC) + timedelta(seconds=off)) == []
+            assert await rescue(database, 0, datetime.now(UTC) + timedelta(seconds=off)) == []
         query_stale = "UPDATE postrider.daemon SET heartbeat_at = clock_timestamp() - interval '26 s'"
         async with database.connection() as connection:
             await connection.execute(query_stale)
-        rescued = await daemons.rescue(0, datetime.now(UTC) - timedelta(hours=1))
-        assert [each.daemon_id for each in rescued] == [own]
-        assert await daemons.beat(own) is None
+        found = await rescue(database, 0, datetime.now(UTC) - timedelta(hours=1))
+        assert [each.daemon_id for each in found] == [own]
+        async with database.connection() as connection:
+            assert await daemons.beat(connection, own) is None
         await database.close()
 
     asyncio.run(story())
@@ -246,7 +246,6 @@ def test_daemons_of_the_last_release_are_judged_by_their_lock(database_dsn: str)
     async def story() -> None:
         database = Database(database_dsn, pool_size=2)
         await database.open()
-        daemons = Daemons(database)
         session = await database.dedicated()
         await session.execute(
             """INSERT INTO postrider.daemon (hostname, pid, version, started_at, heartbeat_at)
@@ -254,14 +253,14 @@ def test_daemons_of_the_last_release_are_judged_by_their_lock(database_dsn: str)
         )
         old = await session.fetchval("SELECT id FROM postrider.daemon")
         await session.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, old)
-        assert await daemons.rescue(0, datetime.now(UTC)) == []
+        assert await rescued(database) == []
         await session.close()
 
-        async def rescued() -> bool:
-            return [each.daemon_id for each in await daemons.rescue(0, datetime.now(UTC))] == [old]
+        async def is_rescued() -> bool:
+            return [each.daemon_id for each in await rescued(database)] == [old]
 
         async with asyncio.timeout(10):
-            while not await rescued():
+            while not await is_rescued():
                 await asyncio.sleep(0.01)
         await database.close()
 
@@ -285,7 +284,7 @@ def test_on_a_copy_of_a_database_the_originals_daemons_keep_their_sessions(
                      (hostname, pid, version, started_at, heartbeat_at, application_name)
                    VALUES ('copied', 1, '0', now(), now() - interval '1 day', 'postrider 0123456789ab')"""
             )
-        assert len(await Daemons(copy).rescue(0, datetime.now(UTC))) == 1
+        assert len(await rescued(copy)) == 1
         assert await original.fetchval("SELECT 1") == 1
         await original.close()
         await copy.close()

@@ -508,6 +508,6 @@ async def test_rejected_rows_are_logged_once(database_dsn: str, tmp_path: Path) 
     async with crm_of(database_dsn) as crm, staged(database_dsn, tmp_path) as stage:
         await crm.apply(SIMPLE)
         await crm.does("INSERT INTO crm.deals (id, title) VALUES (9, repeat('x', 2000000))")
-        first, second = [await stage.daemon.janitor.tell_rejections() for _ in range(2)]
+        first, second = [await stage.daemon.services.janitor.tell_rejections() for _ in range(2)]
         assert (first <= 1, second) == (True, 0)
         assert await crm.connection.fetchval("SELECT bool_and(logged) FROM postrider.capture_rejected")

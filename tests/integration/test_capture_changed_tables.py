@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from postrider.app.tuning import Tuning
+from postrider.engine.reporter import ReporterTuning
 from postrider.store import captures as captures_module
 from tests.integration.test_capture import SIMPLE, crm_of, types
 from tests.support.cli import Cli
@@ -68,11 +70,11 @@ async def test_only_columns_that_a_section_names_are_kept_where_all_of_them_are_
 
 
 async def test_everybody_is_told_until_the_rows_are_events(
-    database_dsn: str, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_dsn: str, config_file: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("postrider.engine.reporter.REPORT_S", 0.2)
+    tuning = Tuning(reporter=ReporterTuning(interval_s=0.2))
     cli = Cli(config_file)
-    async with crm_of(database_dsn) as crm, staged(database_dsn, tmp_path) as stage:
+    async with crm_of(database_dsn) as crm, staged(database_dsn, tmp_path, tuning=tuning) as stage:
 
         async def gauge() -> float | None:
             return stage.daemon.metrics.registry.get_sample_value("postrider_database_set_aside_rows")

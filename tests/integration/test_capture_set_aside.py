@@ -422,5 +422,5 @@ async def test_rescue_does_not_wait_for_recovery(database_dsn: str, tmp_path: Pa
         evaluating += "AND state = 'active' AND pid <> pg_backend_pid() AND datname = current_database()"
         await eventually(lambda: crm.connection.fetchval(evaluating), True, timeout=30)
         async with asyncio.timeout(8):
-            await stage.daemon.janitor.run_once()
+            await stage.daemon.services.janitor.run_once()
         assert await crm.connection.fetchval(evaluating), "recovery was over"

@@ -1,7 +1,9 @@
 """Who owns what: claims, fences, rescue, and answers that got lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +13,15 @@ import asyncpg
 
 from postrider.domain.model import Attempt, DeliveryState, Reply, parse_event_id
 from postrider.domain.timeshare import TimeShare
-from postrider.store.daemons import Daemons
+from postrider.edges.clock import SystemClock
+from postrider.engine.rescue import leave, rescue
+from postrider.store import deliveries, outbox
 from postrider.store.database import Database
-from postrider.store.deliveries import ClaimProgress, Deliveries, DeliveryResult, WaitingWanted
-from postrider.store.outbox import ClaimedEvents, Outbox
+from postrider.store.deliveries import ClaimProgress, DeliveryResult, WaitingWanted
+from postrider.store.outbox import ClaimedEvents, Outbox, Pending
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import SECRET, add_endpoint, emit, query
+from tests.support.daemons import all_daemons, identity
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import eventually, staged
 
@@ -30,28 +35,45 @@ class Stores:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.outbox = Outbox(database)
-        self.deliveries = Deliveries(database)
-        self.daemons = Daemons(database)
+        self.pending = Pending(time.monotonic, lambda: secrets.randbits(63))
 
     async def claim(self, owner: int, limit: int = 10) -> ClaimedEvents:
-        claimed = await self.outbox.claim(owner, limit, BYTES)
+        claimed = await self.claim_if_any(owner, limit)
         assert claimed is not None
         return claimed
+
+    async def claim_if_any(
+        self, owner: int, limit: int = 10, most_bytes: int = BYTES
+    ) -> ClaimedEvents | None:
+        async with self.database.connection() as connection:
+            return await self.pending.claim(connection, owner, limit, most_bytes)
+
+    async def release(self, owner: int, claim_ids: Iterable[int]) -> int:
+        async with self.database.transaction() as connection:
+            return await outbox.release(connection, owner, claim_ids)
+
+    async def claims(self, owner: int) -> dict[int, int]:
+        async with self.database.connection() as connection:
+            return await outbox.claims(connection, owner)
 
     async def record(
         self, owner: int, event_id: UUID, claim_id: int, *, before: int = 0, finished: bool = True
     ) -> int:
         result = DeliveryResult(event_id, 7, "default", DeliveryState.FAILED, attempts=1, claim_id=claim_id)
         progress = ClaimProgress(claim_id, before, before + 1, finished)
-        written, _ = await self.deliveries.record(owner, first=[result], again=[], claims=[progress], now=NOW)
+        async with self.database.transaction() as connection:
+            written, _ = await deliveries.record(
+                connection, owner, first=[result], later=[], claims=[progress], now=NOW
+            )
         return len(written)
 
     async def claim_waiting(self, owner: int, room: int = 10, most_bytes: int = BYTES) -> list[UUID]:
         """Events of the deliveries that endpoint 7 gets."""
-        wanted = [WaitingWanted(7, room, UUID(int=0))]
-        claimed = await self.deliveries.claim_waiting(
-            owner, wanted, NOW, most_bytes=most_bytes, most_bytes_each=BYTES
-        )
+        wanted = [WaitingWanted(7, "default", room, UUID(int=0))]
+        async with self.database.connection() as connection:
+            claimed = await deliveries.claim_waiting(
+                connection, owner, wanted, NOW, most_bytes=most_bytes, most_bytes_each=BYTES
+            )
         return [each.event_id for each in claimed]
 
 
@@ -88,7 +110,7 @@ async def tick(clock: FakeClock) -> None:
 
 async def eventually_claimed(stores: Stores, owner: int, most_bytes: int = BYTES) -> ClaimedEvents:
     """What was given back lies behind the newest, where not every claim looks."""
-    while (claimed := await stores.outbox.claim(owner, 10, most_bytes)) is None:
+    while (claimed := await stores.claim_if_any(owner, 10, most_bytes)) is None:
         await asyncio.sleep(0.01)
     return claimed
 
@@ -99,7 +121,7 @@ def test_no_event_is_claimed_twice(database_dsn: str) -> None:
     async def story(stores: Stores) -> None:
         async def claim_all(owner: int) -> list[UUID]:
             mine = []
-            while claimed := await stores.outbox.claim(owner, 17, BYTES):
+            while claimed := await stores.claim_if_any(owner, 17):
                 mine += [each.id for each in claimed.events]
             return mine
 
@@ -117,9 +139,9 @@ def test_a_released_event_can_be_claimed_again_and_is_marked(database_dsn: str) 
     async def story(stores: Stores) -> None:
         claimed = await stores.claim(1)
         assert ([each.id for each in claimed.events], claimed.redo) == ([event_id], [])
-        assert await stores.outbox.release(2, [claimed.claim_id]) == 0
-        assert await stores.outbox.claim(2, 10, BYTES) is None
-        assert await stores.outbox.release(1, [claimed.claim_id]) == 1
+        assert await stores.release(2, [claimed.claim_id]) == 0
+        assert await stores.claim_if_any(2) is None
+        assert await stores.release(1, [claimed.claim_id]) == 1
         again = await eventually_claimed(stores, 2)
         assert ([each.id for each in again.events], again.redo) == ([event_id], [event_id])
 
@@ -131,7 +153,7 @@ def test_who_lost_an_event_can_not_record_it(database_dsn: str) -> None:
 
     async def story(stores: Stores) -> None:
         lost = (await stores.claim(1)).claim_id
-        await stores.outbox.release(1, [lost])
+        await stores.release(1, [lost])
         held = (await eventually_claimed(stores, 2)).claim_id
         assert await stores.record(1, event_id, lost) == 0
         assert await stores.record(1, event_id, lost, finished=False) == 0
@@ -158,11 +180,15 @@ def test_who_lost_a_delivery_can_not_record_it(database_dsn: str) -> None:
     async def story(stores: Stores) -> None:
         async def record(owner: int, state: DeliveryState) -> int:
             result = DeliveryResult(event_id, 7, "default", state, attempts=2, attempt=attempt)
-            written, _ = await stores.deliveries.record(owner, first=[], again=[result], claims=[], now=NOW)
+            async with stores.database.transaction() as connection:
+                written, _ = await deliveries.record(
+                    connection, owner, first=[], later=[result], claims=[], now=NOW
+                )
             return len(written)
 
         assert await stores.claim_waiting(1) == [event_id]
-        await stores.deliveries.release(1, [(event_id, 7)])
+        async with stores.database.connection() as connection:
+            await deliveries.release(connection, 1, {(event_id, 7): "default"})
         assert await stores.claim_waiting(2) == [event_id]
         assert await record(1, DeliveryState.SUCCEEDED) == 0
         assert await record(2, DeliveryState.FAILED) == 1
@@ -177,19 +203,19 @@ def test_the_dead_are_rescued_and_the_living_left_alone(database_dsn: str) -> No
 
     async def story(stores: Stores) -> None:
         sessions = [await asyncpg.connect(database_dsn) for _ in range(2)]
-        dead, living = [await stores.daemons.register(session, "0", 0, pooled=False) for session in sessions]
-        await stores.outbox.claim(dead, 2, BYTES)
-        await stores.outbox.claim(living, 1, BYTES)
-        assert await stores.daemons.rescue(0, NOW) == []
+        dead, living = [await identity().register(session) for session in sessions]
+        await stores.claim(dead, 2)
+        await stores.claim(living, 1)
+        assert await rescue(stores.database, 0, NOW) == []
         await sessions[0].close()
 
         async def rescued() -> list[tuple[int, int]]:
-            return [(each.daemon_id, each.events) for each in await stores.daemons.rescue(0, NOW)]
+            return [(each.daemon_id, each.events) for each in await rescue(stores.database, 0, NOW)]
 
         await eventually(rescued, [(dead, 2)])
-        assert len(await stores.outbox.claims(living)) == 1
-        assert {row.id for row in await stores.daemons.list_daemons()} == {living, *FAKES}
-        assert not await stores.daemons.resume(sessions[1], dead)
+        assert len(await stores.claims(living)) == 1
+        assert {row.id for row in await all_daemons(stores.database)} == {living, *FAKES}
+        assert not await identity().resume(sessions[1], dead, SystemClock())
         await sessions[1].close()
 
     run(database_dsn, story)
@@ -199,14 +225,15 @@ def test_a_daemon_that_was_struck_out_claims_nothing_and_what_it_held_is_rescued
     emit(database_dsn, 2)
 
     async def story(stores: Stores) -> None:
-        assert await stores.outbox.claim(4711, 10, BYTES) is None
+        assert await stores.claim_if_any(4711) is None
         async with stores.database.connection() as connection:
             await connection.execute(
                 """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
                    INSERT INTO postrider.claim (id, owner, event_ids)
                    SELECT 1, 4711, array_agg(event_id) FROM gone"""
             )
-        assert [(each.daemon_id, each.events) for each in await stores.daemons.rescue(0, NOW)] == [(4711, 2)]
+        freed = await rescue(stores.database, 0, NOW)
+        assert [(each.daemon_id, each.events) for each in freed] == [(4711, 2)]
         assert len((await eventually_claimed(stores, 1)).events) == 2
 
     run(database_dsn, story)
@@ -220,11 +247,13 @@ def test_who_leaves_gives_back_every_event_of_what_is_not_complete(database_dsn:
         begun = await stores.claim(1, 2)
         await stores.claim(1, 1)
         assert await stores.record(1, begun.events[0].id, begun.claim_id, finished=False) == 1
-        left = await stores.daemons.leave(1, NOW)
+        async with stores.database.transaction() as connection:
+            left = await leave(connection, 1, NOW)
         assert left.events == 3
         again = await eventually_claimed(stores, 2)
         assert len(again.redo) == 3
-        assert await stores.deliveries.recorded(again.redo) == {(begun.events[0].id, 7)}
+        async with stores.database.connection() as connection:
+            assert await deliveries.recorded(connection, again.events) == {(begun.events[0].id, 7)}
 
     run(database_dsn, story)
 
@@ -241,11 +270,11 @@ def test_a_claim_ends_only_by_the_count_in_the_database(database_dsn: str) -> No
             await connection.execute("DELETE FROM postrider.delivery")
             await connection.execute("UPDATE postrider.claim SET recorded = 0")
         assert await stores.record(1, second, claimed.claim_id, before=1) == 0
-        assert await stores.outbox.claims(1) == {claimed.claim_id: 0}
+        assert await stores.claims(1) == {claimed.claim_id: 0}
         # Nor does a record count twice whose answer got lost.
         assert await stores.record(1, first, claimed.claim_id, finished=False) == 1
         assert await stores.record(1, first, claimed.claim_id, finished=False) == 0
-        assert await stores.outbox.claims(1) == {claimed.claim_id: 1}
+        assert await stores.claims(1) == {claimed.claim_id: 1}
 
     run(database_dsn, story)
 
@@ -259,10 +288,10 @@ def test_a_claim_reads_no_more_bytes_than_it_may_but_always_one_event(database_d
 
     async def story(stores: Stores) -> None:
         sizes = []
-        while claimed := await stores.outbox.claim(1, 512, 120_000):
+        while claimed := await stores.claim_if_any(1, 512, 120_000):
             sizes.append(len(claimed.events))
         assert sizes == [3, 3]
-        await stores.outbox.release(1, await stores.outbox.claims(1))
+        await stores.release(1, await stores.claims(1))
         assert len((await eventually_claimed(stores, 2, most_bytes=1)).events) == 1
 
     run(database_dsn, story)
@@ -281,7 +310,8 @@ def test_a_large_event_is_claimed_without_its_json(database_dsn: str) -> None:
         assert (small.data, small.data_bytes) == ("{}", 22)
         assert (large.data, large.related) == (None, None)
         assert large.data_bytes > 70_000
-        (whole,) = await stores.outbox.read([large.id])
+        async with stores.database.connection() as connection:
+            (whole,) = await outbox.read(connection, [large.id])
         assert (whole.data, whole.data_bytes) == ("{}", large.data_bytes)
 
     run(database_dsn, story)
@@ -315,12 +345,12 @@ def test_an_event_from_a_clock_that_runs_ahead_does_not_hide_those_after_it(data
 
     async def story(stores: Stores) -> None:
         await stores.claim(1)
-        stores.outbox._full_looks = TimeShare(0.0001, 1e9)
-        stores.outbox._full_looks.spent(0, 1e9)  # no look at all of the queue comes to help
+        stores.pending._full_looks = TimeShare(0.0001, 1e9)
+        stores.pending._full_looks.spent(0, 1e9)  # no look at all of the queue comes to help
         missed = 0
         for _ in range(20):
             await asyncio.to_thread(emit, database_dsn)
-            missed += await stores.outbox.claim(1, 10, BYTES) is None
+            missed += await stores.claim_if_any(1) is None
         # The first claims still begin at the event from ahead, until others have ended before it.
         assert missed <= 1
 
@@ -385,11 +415,11 @@ def test_claims_that_the_daemon_does_not_know_are_given_back_by_and_by(
                         """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
                            INSERT INTO postrider.claim (id, owner, event_ids)
                            SELECT 4711, $1, array_agg(event_id) FROM gone""",
-                        stage.daemon.ledger.owner,
+                        stage.daemon.services.ledger.owner,
                     )
                     await stage.connection.execute(
                         "UPDATE postrider.delivery SET state = 'sending', owner = $1",
-                        stage.daemon.ledger.owner,
+                        stage.daemon.services.ledger.owner,
                     )
                 await stage.wait_for_states("succeeded", "succeeded")
                 ticking.cancel()
@@ -411,14 +441,15 @@ def test_a_claim_whose_answer_got_lost_is_given_back(database_dsn: str, tmp_path
                         """WITH gone AS (DELETE FROM postrider.pending RETURNING event_id)
                            INSERT INTO postrider.claim (id, owner, event_ids)
                            SELECT 4711, $1, array_agg(event_id) FROM gone""",
-                        stage.daemon.ledger.owner,
+                        stage.daemon.services.ledger.owner,
                     )
-                stage.daemon.dispatcher.doubt()
+                stage.daemon.services.signals.events_doubt.set()
                 await stage.wait_for_states("succeeded")
                 await stage.connection.execute(
-                    "UPDATE postrider.delivery SET state = 'sending', owner = $1", stage.daemon.ledger.owner
+                    "UPDATE postrider.delivery SET state = 'sending', owner = $1",
+                    stage.daemon.services.ledger.owner,
                 )
-                stage.daemon.scheduler.doubt()
+                stage.daemon.services.signals.deliveries_doubt.set()
                 await stage.wait_for_states("succeeded")
 
         asyncio.run(story())

@@ -11,8 +11,10 @@ import msgspec
 import pytest
 from standardwebhooks.webhooks import Webhook
 
+from postrider.app import Tuning
 from postrider.domain.model import EndpointState, Reply
 from postrider.edges.network import WebhookClient
+from postrider.engine.lane_room import LanesTuning
 from postrider.store.history import DeliveryHistory
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import SECRET, add_endpoint, emit, open_endpoints, query
@@ -105,17 +107,15 @@ def test_one_event_reaches_three_hundred_endpoints(database_dsn: str, tmp_path: 
         assert receiver.stats()["distinct"] == 300
 
 
-def test_what_a_slow_lane_can_not_hold_waits_in_the_database(
-    database_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("postrider.engine.lanes.SLOW_AFTER_S", 0.0)
+def test_what_a_slow_lane_can_not_hold_waits_in_the_database(database_dsn: str, tmp_path: Path) -> None:
+    tuning = Tuning(lanes=LanesTuning(slow_after_s=0.0))
     with ReceiverProcess(SECRET, mode="slow:0.05") as receiver:
         add_endpoint(database_dsn, receiver.url("/slow"), "deal.*", concurrency=2)
         add_endpoint(database_dsn, receiver.url("/healthy"), "contact.*")
         receiver.set_mode("ok", "/healthy")
 
         async def story() -> None:
-            async with staged(database_dsn, tmp_path) as stage:
+            async with staged(database_dsn, tmp_path, tuning=tuning) as stage:
                 await stage.connection.execute(
                     "SELECT postrider.emit('deal.updated', '{}') FROM generate_series(1, 60)"
                 )
@@ -171,7 +171,7 @@ def test_deleting_an_endpoint_cancels_what_waits(database_dsn: str, tmp_path: Pa
 
 async def reloaded(stage: Stage) -> None:
     """Wait until the running daemon has taken over the latest change of endpoints."""
-    await stage.daemon.endpoints.run_once()
+    await stage.daemon.services.snapshot.run_once()
 
 
 def test_a_new_endpoint_reaches_a_running_daemon_within_a_second(database_dsn: str, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_new_endpoint_reaches_a_running_daemon_within_a_second(database_dsn: s
                 await asyncio.to_thread(add_endpoint, database_dsn, receiver.url("/late"))
 
                 async def known() -> bool:
-                    return bool(stage.daemon.endpoints.match("default", "deal.updated"))
+                    return bool(stage.daemon.services.snapshot.match("default", "deal.updated"))
 
                 await eventually(known, True, timeout=1)
 
@@ -280,7 +280,7 @@ def test_a_failing_endpoint_is_tried_at_exactly_the_scheduled_times_across_resta
                     due = await stage.connection.fetchval("SELECT due FROM postrider.delivery")
                     # Until a moment before, nothing happens, whatever the daemon is asked to do.
                     clock.advance((due - clock.now()).total_seconds() - 0.01)
-                    await stage.daemon.scheduler.run_once()
+                    await stage.daemon.services.scheduler.run_once()
                     assert receiver.stats()["received"] == number - 1
                     clock.advance(0.02)
                 await until(
@@ -372,7 +372,7 @@ def test_large_events_take_memory_only_while_they_are_sent(database_dsn: str, tm
                        FROM generate_series(1, 3)"""
                 )
                 await stage.wait_for_states(*["succeeded"] * 3)
-                assert stage.daemon.ledger.bytes == 0
-                assert set(stage.daemon.ledger.share_bytes.values()) == {0}
+                assert stage.daemon.services.ledger.bytes == 0
+                assert set(stage.daemon.services.ledger.share_bytes.values()) == {0}
 
         asyncio.run(story())

@@ -16,20 +16,14 @@ from postrider.domain.promises import RetrySettings
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
-from postrider.edges.metrics import Metrics
 from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.endpoints import EndpointSnapshot
-from postrider.engine.failures import Failures
-from postrider.engine.lane_changes import LaneChanges
-from postrider.engine.lanes import Lanes
-from postrider.engine.ledger import Ledger
-from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
 from postrider.store.database import Connection, Database
-from postrider.store.deliveries import Deliveries
 from postrider.store.endpoint_changes import PAGE
 from postrider.store.endpoints import Endpoints
 from tests.support.daemon_process import SECRET, add_endpoint
+from tests.support.lanes import kept_lanes
 from tests.support.stage import staged
 
 MANY = 30_000
@@ -57,22 +51,15 @@ class Memory:
         clock = SystemClock()
         self.connection = connection
         self.endpoints = Endpoints(database, Sealer())
-        ledger = Ledger()
-        self.lanes = Lanes(capacity=100, concurrency=8, endpoint_concurrency=4, ledger=ledger, clock=clock)
-        recorder = Recorder(
-            deliveries=Deliveries(database),
-            ledger=ledger,
-            clock=clock,
-            metrics=Metrics("test"),
-            failures=Failures(clock),
-        )
+        kept = kept_lanes(database, clock)
+        self.lanes = kept.lanes
         self.read_anew = Signal()
         self.snapshot = EndpointSnapshot(
             database=database,
             sealer=Sealer(),
             rules=DialectRules(load_dialects([]), RetrySettings(None, None, 432_000.0)),
             changed=Signal(),
-            on_change=LaneChanges(self.lanes, recorder),
+            on_change=kept.keeper.update,
             read_anew=self.read_anew,
             clock=clock,
         )
@@ -327,6 +314,6 @@ def test_a_reload_reads_all_endpoints_anew(database_dsn: str, tmp_path: Path) ->
                     await asyncio.sleep(0.01)
                 reload.cancel()
             assert [line["complete"] for line in logs if line["event"] == "subscriptions.loaded"] == [True]
-            assert stage.daemon.lanes.lane(endpoint_id) is not None
+            assert stage.daemon.services.lanes.lane(endpoint_id) is not None
 
     asyncio.run(story())

@@ -4,7 +4,7 @@ import asyncio
 import re
 from pathlib import Path
 
-from postrider.engine import chronicler
+from postrider.engine.last_deliveries import LastDeliveryKeeper, LastDeliveryTuning
 from postrider.store.endpoint_rows import LISTED
 from tests.support.cli import Cli
 from tests.support.clock import FakeClock
@@ -65,8 +65,8 @@ def test_an_endpoint_costs_a_row_every_few_seconds_whatever_it_gets(
                     return await stage.connection.fetchval(count)
 
                 await eventually(delivered, burst * 50)
-                clock.advance(chronicler.INTERVAL_S)
-                await eventually(lambda: _written(stage.daemon.chronicler), True)
+                clock.advance(LastDeliveryTuning().interval_s)
+                await eventually(lambda: _written(stage.daemon.services.last_deliveries), True)
 
     with ReceiverProcess() as receiver:
         add_endpoint(database_dsn, receiver.url("/a"))
@@ -82,8 +82,8 @@ def test_an_endpoint_costs_a_row_every_few_seconds_whatever_it_gets(
     assert written() <= 10
 
 
-async def _written(service: chronicler.Chronicler) -> bool:
-    return repr(service) == "<Chronicler 0 to write>"
+async def _written(service: LastDeliveryKeeper) -> bool:
+    return repr(service) == "<LastDeliveryKeeper 0 to write>"
 
 
 def test_an_attempt_that_can_not_be_recorded_is_left_out_and_its_delivery_is_told(

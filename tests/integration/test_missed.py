@@ -15,12 +15,13 @@ from postrider.domain.model import EndpointState, endpoint_public_id, parse_even
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.resources import sql_dir
+from postrider.engine.partitions import PartitionKeeper, Retention
 from postrider.engine.resending import Tally, count_missed, recover_missed, spans
+from postrider.store.captures import Captures
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import read_migrations
 from postrider.store.missed import MissedEvents, Period
-from postrider.store.partitions import Partitions
 from tests.support.cli import Cli
 from tests.support.daemon_process import (
     QUEUED,
@@ -376,7 +377,13 @@ def test_retention_forgets_periods_with_their_events(database_dsn: str) -> None:
     async def story() -> None:
         database = Database(database_dsn, pool_size=2)
         await database.open()
-        await Partitions(database).drop_before("outbox", timedelta(days=7))
+        keeper = PartitionKeeper(
+            database=database,
+            captures=Captures(database),
+            retention=Retention(7 * 86_400.0, 7 * 86_400.0),
+            clock=SystemClock(),
+        )
+        await keeper.drop_before("outbox", timedelta(days=7))
         await database.close()
 
     asyncio.run(story())

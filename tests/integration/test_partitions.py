@@ -13,11 +13,11 @@ import pytest
 
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.edges.clock import Clock, SystemClock
-from postrider.engine.partitions import PartitionKeeper, Retention
-from postrider.store import partitions
+from postrider.engine.partitions import PartitionKeeper, PartitionTuning, Retention
+from postrider.store import partitions, retention
 from postrider.store.captures import Captures
-from postrider.store.database import Database
-from postrider.store.partitions import DAYS_AHEAD, PARTITIONED, Busy, Partitions
+from postrider.store.database import Busy, Database
+from postrider.store.partitions import PARTITIONED
 from tests.conftest import execute
 from tests.support.cli import Cli
 from tests.support.daemon_process import add_endpoint, query, write_config
@@ -26,29 +26,36 @@ TODAY = datetime.now(UTC).date()
 OLD = TODAY - timedelta(days=90)
 RETENTION = Retention(30 * 86_400.0, 30 * 86_400.0)
 EMIT = "SELECT postrider.emit('deal.updated', '{}'::json)"
+DAYS_AHEAD = PartitionTuning().days_ahead
 BOUND_S = 3.0
 """Six times the lock timeout: a slow machine, not a scan or a queue."""
 
 
 def keeping(
-    dsn: str, act: Callable[[PartitionKeeper, Partitions], Awaitable[Any]], clock: Clock | None = None
+    dsn: str,
+    act: Callable[[PartitionKeeper], Awaitable[Any]],
+    clock: Clock | None = None,
+    tuning: PartitionTuning | None = None,
 ) -> Any:
     async def run() -> Any:
         database = Database(dsn, pool_size=3)
         await database.open()
-        store = Partitions(database)
         keeper = PartitionKeeper(
-            partitions=store, captures=Captures(database), retention=RETENTION, clock=clock or SystemClock()
+            database=database,
+            captures=Captures(database),
+            retention=RETENTION,
+            clock=clock or SystemClock(),
+            tuning=tuning,
         )
         try:
-            return await act(keeper, store)
+            return await act(keeper)
         finally:
             await database.close()
 
     return asyncio.run(run())
 
 
-async def _keep_until_done(keeper: PartitionKeeper, _: object = None) -> int:
+async def _keep_until_done(keeper: PartitionKeeper) -> int:
     """Return how many passes it took."""
     passes = 1
     while not (await keeper.run_once()).complete:
@@ -96,12 +103,12 @@ def test_a_week_of_partitions_is_made_a_few_at_a_time(database_dsn: str) -> None
 
 
 def test_two_daemons_that_make_the_same_partitions_disturb_each_other_not(database_dsn: str) -> None:
-    async def at_once(keeper: PartitionKeeper, store: Partitions) -> list[list[str]]:
+    async def at_once(keeper: PartitionKeeper) -> list[list[str]]:
         made: list[list[str]] = []
 
         async def make() -> None:
             while True:
-                created = await store.create_ahead()
+                created = await keeper.create_ahead()
                 made.append(created.names)
                 if created.complete:
                     return
@@ -123,7 +130,7 @@ def test_emit_does_not_wait_while_partitions_are_made_beside_a_filled_default(da
     large = "SELECT pg_relation_size('postrider.outbox_default') > 8 * 1024 * 1024"
     assert query(database_dsn, large)[0][0]
 
-    async def beside_a_writer(keeper: PartitionKeeper, _: Partitions) -> float:
+    async def beside_a_writer(keeper: PartitionKeeper) -> float:
         connection = await asyncpg.connect(database_dsn)
         done = asyncio.Event()
 
@@ -151,8 +158,8 @@ def test_emit_does_not_wait_while_partitions_are_made_beside_a_filled_default(da
     # The next hour there is nothing to prove, and nobody looks through the default partition again.
     execute(database_dsn, "DROP FUNCTION postrider.guard_default")
 
-    async def again(_: PartitionKeeper, store: Partitions) -> list[str]:
-        return (await store.create_ahead()).names
+    async def again(keeper: PartitionKeeper) -> list[str]:
+        return (await keeper.create_ahead()).names
 
     assert keeping(database_dsn, again) == []
 
@@ -173,8 +180,8 @@ def test_a_guard_that_a_dead_daemon_left_is_taken_away(database_dsn: str) -> Non
     with pytest.raises(asyncpg.CheckViolationError):
         query(database_dsn, insert, day)
 
-    async def make(_: PartitionKeeper, store: Partitions) -> None:
-        await store.create_ahead()
+    async def make(keeper: PartitionKeeper) -> None:
+        await keeper.create_ahead()
 
     keeping(database_dsn, make)
     query(database_dsn, insert, day)
@@ -223,13 +230,10 @@ def test_a_guard_never_refuses_the_events_of_these_days(database_dsn: str) -> No
         query(database_dsn, "SELECT postrider.guard_default('outbox', $1, $1)", TODAY + timedelta(days=2))
 
 
-def test_a_lock_that_is_not_to_be_had_postpones_the_work(
-    database_dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_is_not_to_be_had_postpones_the_work(database_dsn: str) -> None:
     """A transaction reads the default partition, as a dump does; emit goes on beside it."""
-    monkeypatch.setattr(partitions, "LOCK_MS", 100)
 
-    async def beside_a_reader(keeper: PartitionKeeper, _: Partitions) -> None:
+    async def beside_a_reader(keeper: PartitionKeeper) -> None:
         reading, writing = [await asyncpg.connect(database_dsn) for _ in range(2)]
         try:
             transaction = reading.transaction()
@@ -244,7 +248,7 @@ def test_a_lock_that_is_not_to_be_had_postpones_the_work(
             await reading.close()
             await writing.close()
 
-    keeping(database_dsn, beside_a_reader)
+    keeping(database_dsn, beside_a_reader, tuning=PartitionTuning(lock_ms=100))
     assert len(days(database_dsn)) == DAYS_AHEAD + 1
 
 
@@ -253,8 +257,8 @@ def test_what_waits_for_a_disabled_endpoint_fails_when_retention_ends(database_d
     endpoint_id = add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
     old_day(database_dsn, state=state, endpoint_id=endpoint_id)
 
-    async def end(_: PartitionKeeper, store: Partitions) -> Any:
-        return await store.drop_before("delivery", timedelta(days=100)), await store.drop_before(
+    async def end(keeper: PartitionKeeper) -> Any:
+        return await keeper.drop_before("delivery", timedelta(days=100)), await keeper.drop_before(
             "delivery", timedelta(days=30)
         )
 
@@ -274,8 +278,8 @@ def test_it_says_why_such_a_delivery_failed(database_dsn: str) -> None:
             SELECT event_id, {paused}, 'default', 'waiting', now() FROM postrider.delivery""",
     )
 
-    async def end(_: PartitionKeeper, store: Partitions) -> Any:
-        return await store.drop_before("outbox", timedelta(days=30))
+    async def end(keeper: PartitionKeeper) -> Any:
+        return await keeper.drop_before("outbox", timedelta(days=30))
 
     result = keeping(database_dsn, end)
     assert result.kept == [f"outbox_{OLD:%Y%m%d}"]
@@ -300,7 +304,7 @@ def test_retention_goes_by_the_databases_clock(database_dsn: str) -> None:
 
 
 def test_old_rows_of_the_default_partitions_and_their_keys_go(database_dsn: str) -> None:
-    fill_default(database_dsn, OLD, 2 * partitions.SWEEP_ROWS + 10)
+    fill_default(database_dsn, OLD, 2 * retention.ROWS + 10)
     execute(
         database_dsn,
         """INSERT INTO postrider.idempotency SELECT 'default', id::text, id FROM postrider.outbox_default""",
@@ -338,7 +342,7 @@ def test_whether_a_day_is_settled_is_read_from_indexes_that_are_empty(database_d
         "ANALYZE postrider.delivery",
     )
 
-    async def explain(_: PartitionKeeper, __: Partitions) -> int:
+    async def explain(_: PartitionKeeper) -> int:
         database = Database(database_dsn, pool_size=1)
         await database.open()
         async with database.connection() as connection:

@@ -32,7 +32,7 @@ def server() -> Iterator[OwnServer]:
 async def idle_daemon(dsn: str, directory: Path, name: str = "a", **database: Any) -> AsyncIterator[Stage]:
     (directory / name).mkdir()
     async with staged(dsn, directory / name, database=database) as stage:
-        await eventually(lambda: asyncio.sleep(0, stage.daemon.dispatcher._idle), True)
+        await eventually(lambda: asyncio.sleep(0, stage.daemon.services.dispatcher._idle), True)
         yield stage
 
 

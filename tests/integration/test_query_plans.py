@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from postrider.domain.model import DeliveryState
-from postrider.store import deliveries, missed, outbox, status
+from postrider.store import deliveries, missed, outbox, status, totals
 from postrider.store.database import Database
 from postrider.store.delivery_search import DeliveryFilter, reach_statement, search_statement
 from tests.support.daemon_process import query
@@ -29,8 +29,8 @@ HOT = {
         " ARRAY[]::integer[], ARRAY[]::integer[], ARRAY[]::bigint[], ARRAY[]::integer[], ARRAY[]::integer[],"
         " now()",
     ),
-    "record again": (
-        deliveries._RECORD_AGAIN,
+    "record later": (
+        deliveries._RECORD_LATER,
         "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
         " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::timestamptz[], ARRAY[]::real[], ARRAY[]::real[],"
         " ARRAY[]::smallint[], ARRAY[]::text[], ARRAY[]::text[], now()",
@@ -38,7 +38,16 @@ HOT = {
     "claim waiting": (
         deliveries._CLAIM_WAITING,
         "1, ARRAY[7]::bigint[], ARRAY[100], ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[],"
-        " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000000, 1000000, now()",
+        " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000000, 1000000, now(), ARRAY['default']",
+    ),
+    "recorded": (
+        deliveries._RECORDED,
+        "ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[], ARRAY['default']",
+    ),
+    "owned": (deliveries._OWNED, "1"),
+    "release": (
+        deliveries._RELEASE,
+        "1, ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[], ARRAY[7]::bigint[], ARRAY['default']",
     ),
     "missed: of an event": (
         missed._OF_EVENT,
@@ -56,8 +65,8 @@ HOT = {
     "backlog": (outbox.BACKLOG, ""),
     "status: queued": (status._QUEUED, ""),
     "status: progress": (status._PROGRESS, "'019a8f6e-0000-7000-8000-000000000000'::uuid"),
-    "totals: waiting": (status._ALL_WAITING, ""),
-    "totals: retrying": (status._ALL_RETRYING, ""),
+    "totals: waiting": (totals._ALL_WAITING, ""),
+    "totals: retrying": (totals._ALL_RETRYING, ""),
     "status: paused": (status._PAUSED, ""),
     "status: deliveries": (status._DELIVERIES, ""),
     "status: oldest waiting": (status._OLDEST_WAITING, ""),

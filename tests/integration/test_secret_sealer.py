@@ -9,6 +9,7 @@ import pytest
 
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
+from postrider.edges.randomness import random_bytes
 from postrider.engine.secret_sealer import SecretSealer, SecretSealerTuning
 from postrider.engine.signals import Signal
 from postrider.store.database import Connection, Database, DatabaseError
@@ -46,7 +47,7 @@ def test_it_seals_all_there_is_in_batches(database_dsn: str) -> None:
         add_endpoint(database_dsn, f"http://127.0.0.1:9/{number}", secret=SECRET)
 
     async def story() -> None:
-        async with service(database_dsn, Sealer(bytes(32))) as (secret_sealer, _, connection):
+        async with service(database_dsn, Sealer(bytes(32), random_bytes)) as (secret_sealer, _, connection):
             assert await connection.fetchval(OPEN) == 5
             assert await secret_sealer.run_once() == 5
             assert await connection.fetchval(OPEN) == 0
@@ -70,7 +71,7 @@ def test_what_could_not_be_sealed_stays_due(database_dsn: str) -> None:
     add_endpoint(database_dsn, "http://127.0.0.1:9/", secret=SECRET)
 
     async def story() -> None:
-        async with service(database_dsn, Sealer(bytes(32))) as (secret_sealer, due, connection):
+        async with service(database_dsn, Sealer(bytes(32), random_bytes)) as (secret_sealer, due, connection):
             await connection.execute("ALTER TABLE postrider.endpoint_secret RENAME TO elsewhere")
             due.set()
             with pytest.raises(DatabaseError):

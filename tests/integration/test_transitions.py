@@ -22,13 +22,13 @@ from postrider.domain.model import (
 )
 from postrider.domain.sealing import Sealer
 from postrider.domain.transitions import DELIVERY, ENDPOINT, Transitions
-from postrider.store.daemons import Daemons
+from postrider.engine import rescue
+from postrider.store import deliveries, retention
 from postrider.store.database import Connection, Database
-from postrider.store.deliveries import ClaimProgress, Deliveries, DeliveryResult, WaitingWanted
+from postrider.store.deliveries import ClaimProgress, DeliveryResult, WaitingWanted
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
 from postrider.store.missed import MissedEvents
-from postrider.store.partitions import Partitions
 from tests.support.daemon_process import ROOT, SECRET
 from tests.support.endpoints import endpoint
 
@@ -90,9 +90,18 @@ class Case:
                 NOW if delivery is DeliveryState.RETRYING else None,
             )
 
+    async def run(self, verb: "Verb") -> None:
+        # What is there already can't be added.
+        with suppress(asyncpg.UniqueViolationError):
+            async with self.connection.transaction():
+                await verb.run(self)
+
     async def state_of(self, table: str) -> str | None:
         state: str | None = await self.connection.fetchval(f"SELECT state FROM postrider.{table}")
         return state
+
+
+Run = Callable[[Case], Awaitable[object]]
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class Verb:
     """Something of the store that changes states, and what it is in the domain's table."""
 
     move: str
-    run: Callable[[Case], Awaitable[object]]
+    run: Run
     after: str
     before: frozenset[str | None] | None = None
     """Where it makes the move, if not wherever the table permits it."""
@@ -121,38 +130,42 @@ def result(state: DeliveryState) -> DeliveryResult:
     )  # fmt: skip
 
 
-def record(state: DeliveryState, *, first: bool) -> Callable[[Case], Awaitable[object]]:
-    results = [result(state)]
-    progress = [ClaimProgress(CLAIM, 0, 1, True)]
+def record(state: DeliveryState, *, first: bool) -> Run:
+    made = [result(state)]
 
-    def run(case: Case) -> Awaitable[object]:
-        deliveries = Deliveries(case.database)
-        if first:
-            return deliveries.record(OWNER, first=results, again=[], claims=progress, now=NOW)
-        return deliveries.record(OWNER, first=[], again=results, claims=[], now=NOW)
+    async def run(case: Case) -> None:
+        await deliveries.record(
+            case.connection,
+            OWNER,
+            first=made if first else [],
+            later=[] if first else made,
+            claims=[ClaimProgress(CLAIM, 0, 1, True)] if first else [],
+            now=NOW,
+        )
 
     return run
 
 
-async def record_test(case: Case) -> None:
-    event = Event(EVENT, "default", "a.b", "{}", 2, None, None, None, None, None, NOW, test=True)
-    await case.connection.execute("DELETE FROM postrider.outbox")
-    with suppress(asyncpg.UniqueViolationError):
-        await Deliveries(case.database).record_test(event, result(DeliveryState.SUCCEEDED), NOW)
+def record_test(state: DeliveryState) -> Run:
+    async def run(case: Case) -> None:
+        event = Event(EVENT, "default", "a.b", "{}", 2, None, None, None, None, None, NOW, test=True)
+        await case.connection.execute("DELETE FROM postrider.outbox")
+        await deliveries.record_test(case.connection, event, result(state), NOW)
 
-
-async def fail_test(case: Case) -> None:
-    event = Event(EVENT, "default", "a.b", "{}", 2, None, None, None, None, None, NOW, test=True)
-    await case.connection.execute("DELETE FROM postrider.outbox")
-    with suppress(asyncpg.UniqueViolationError):
-        await Deliveries(case.database).record_test(event, result(DeliveryState.FAILED), NOW)
+    return run
 
 
 def claim_waiting(case: Case) -> Awaitable[object]:
-    wanted = [WaitingWanted(1, 5, first_event_id(NOW - timedelta(days=30)))]
-    return Deliveries(case.database).claim_waiting(
-        OWNER, wanted, NOW, most_bytes=2**30, most_bytes_each=2**30
+    floor = first_event_id(NOW - timedelta(days=30))
+    wanted = [WaitingWanted(1, "default", 5, floor)]
+    return deliveries.claim_waiting(
+        case.connection, OWNER, wanted, NOW, most_bytes=2**30, most_bytes_each=2**30
     )
+
+
+async def end_disabled(case: Case) -> None:
+    for state in ("waiting", "retrying"):
+        await retention.end_disabled(case.connection, NOW.date(), state)
 
 
 NEW = frozenset[str | None]({None})
@@ -165,21 +178,23 @@ DELIVERY_VERBS = {
     "record first: failed": Verb("record", record(DeliveryState.FAILED, first=True), "failed", NEW),
     "record first: retrying": Verb("record", record(DeliveryState.RETRYING, first=True), "retrying", NEW),
     "record first: cancelled": Verb("cancel", record(DeliveryState.CANCELLED, first=True), "cancelled", NEW),
-    "record again: waiting": Verb("give back", record(DeliveryState.WAITING, first=False), "waiting"),
-    "record again: succeeded": Verb(
+    "record later: waiting": Verb("give back", record(DeliveryState.WAITING, first=False), "waiting"),
+    "record later: succeeded": Verb(
         "record", record(DeliveryState.SUCCEEDED, first=False), "succeeded", SENDING
     ),
-    "record again: failed": Verb("record", record(DeliveryState.FAILED, first=False), "failed", SENDING),
-    "record again: retrying": Verb(
+    "record later: failed": Verb("record", record(DeliveryState.FAILED, first=False), "failed", SENDING),
+    "record later: retrying": Verb(
         "record", record(DeliveryState.RETRYING, first=False), "retrying", SENDING
     ),
-    "record again: cancelled": Verb(
+    "record later: cancelled": Verb(
         "cancel", record(DeliveryState.CANCELLED, first=False), "cancelled", SENDING
     ),
     "claim_waiting": Verb("claim", claim_waiting, "sending"),
-    "promote_due": Verb("promote", lambda case: Deliveries(case.database).promote_due(NOW, 10), "waiting"),
-    "release": Verb("give back", lambda case: Deliveries(case.database).release(OWNER, [KEY]), "waiting"),
-    "leave": Verb("give back", lambda case: Daemons(case.database).leave(OWNER, NOW), "waiting"),
+    "promote_due": Verb("promote", lambda case: deliveries.promote_due(case.connection, NOW, 10), "waiting"),
+    "release": Verb(
+        "give back", lambda case: deliveries.release(case.connection, OWNER, {KEY: "default"}), "waiting"
+    ),
+    "leave": Verb("give back", lambda case: rescue.leave(case.connection, OWNER, NOW), "waiting"),
     "cancel_deleted": Verb(
         "cancel",
         lambda case: Endpoints(case.database, Sealer()).cancel_deleted(1, NOW),
@@ -187,28 +202,27 @@ DELIVERY_VERBS = {
         STORED,
         EndpointState.DELETED,
     ),
-    "drop_before": Verb(
+    "end_disabled": Verb(
         "expire",
-        lambda case: Partitions(case.database).drop_before("delivery", timedelta()),
+        end_disabled,
         "failed",
         endpoint=EndpointState.DISABLED,
     ),
     "retry": Verb("retry", lambda case: DeliveryHistory(case.database).retry([KEY], NOW), "waiting"),
     "send missed": Verb("replay", lambda case: MissedEvents(case.database).send(1, [EVENT], NOW), "waiting"),
-    "record_test: succeeded": Verb("test", record_test, "succeeded"),
-    "record_test: failed": Verb("test", fail_test, "failed"),
+    "record_test: succeeded": Verb("test", record_test(DeliveryState.SUCCEEDED), "succeeded"),
+    "record_test: failed": Verb("test", record_test(DeliveryState.FAILED), "failed"),
 }
 
 
-def add(state: EndpointState) -> Callable[[Case], Awaitable[object]]:
+def add(state: EndpointState) -> Run:
     async def run(case: Case) -> None:
-        with suppress(asyncpg.UniqueViolationError):
-            await Endpoints(case.database, Sealer()).add(replace(endpoint(1), state=state), [SECRET], NOW)
+        await Endpoints(case.database, Sealer()).add(replace(endpoint(1), state=state), [SECRET], NOW)
 
     return run
 
 
-def set_state(state: EndpointState) -> Callable[[Case], Awaitable[object]]:
+def set_state(state: EndpointState) -> Run:
     return lambda case: Endpoints(case.database, Sealer()).set_state(1, state, NOW)
 
 
@@ -246,7 +260,7 @@ async def run_all(dsn: str) -> tuple[dict[str, set[tuple[str | None, str]]], lis
             found[name] = set()
             for state in (None, *DeliveryState):
                 await case.prepare(state, verb.endpoint)
-                await verb.run(case)
+                await case.run(verb)
                 if (after := await case.state_of("delivery")) != state:
                     assert after is not None
                     found[name].add((state, after))
@@ -254,7 +268,7 @@ async def run_all(dsn: str) -> tuple[dict[str, set[tuple[str | None, str]]], lis
             found[name] = set()
             for of_endpoint in (None, *EndpointState):
                 await case.prepare(None, of_endpoint)
-                await verb.run(case)
+                await case.run(verb)
                 if (after := await case.state_of("endpoint")) != of_endpoint:
                     assert after is not None
                     found[name].add((of_endpoint, after))

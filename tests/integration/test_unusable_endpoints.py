@@ -149,8 +149,8 @@ def test_a_reload_that_is_refused_changes_nothing(database_dsn: str, tmp_path: P
         async with staged(database_dsn, tmp_path) as stage:
             before = await catalogue(stage)
             sealer, settings, config = (
-                stage.daemon._endpoints.sealer,
-                stage.daemon.sender.settings,
+                stage.daemon.services.endpoints.sealer,
+                stage.daemon.services.sender.settings,
                 stage.daemon.config,
             )
             refused = load_config(
@@ -167,8 +167,8 @@ def test_a_reload_that_is_refused_changes_nothing(database_dsn: str, tmp_path: P
                 await stage.daemon.reload(refused)
             assert await catalogue(stage) == before
             assert stage.daemon.config is config
-            assert stage.daemon.sender.settings is settings
-            assert stage.daemon._endpoints.sealer is sealer
+            assert stage.daemon.services.sender.settings is settings
+            assert stage.daemon.services.endpoints.sealer is sealer
             await stage.emit("of.any.type")
 
     asyncio.run(story())
@@ -183,13 +183,13 @@ def test_a_reload_whose_catalogue_can_not_be_published_changes_nothing(
             await stage.connection.execute(
                 "ALTER TABLE postrider.catalogue ADD CHECK (dialect = 'standard') NOT VALID"
             )
-            settings, config = stage.daemon.sender.settings, stage.daemon.config
+            settings, config = stage.daemon.services.sender.settings, stage.daemon.config
             other = write_config(tmp_path, database_dsn, "other", dialect={"default": "workestra"})
             with pytest.raises(asyncpg.CheckViolationError):
                 await stage.daemon.reload(load_config(other, {}))
             assert await catalogue(stage) == before
             assert stage.daemon.config is config
-            assert stage.daemon.sender.settings is settings
+            assert stage.daemon.services.sender.settings is settings
 
     asyncio.run(story())
 

@@ -34,6 +34,9 @@ class FakeClock:
             setting.cancel()
             over.cancel()
 
+    async def sleep(self, seconds: float) -> None:
+        await self.wait(asyncio.Event(), seconds)
+
     def follow(self, theirs: datetime, round_trip: float) -> None:
         """It stands for the database's clock, too."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from postrider.app import Daemon
+from postrider.app import Daemon, Tuning
 from postrider.edges.clock import SharedClock
 from postrider.edges.config import load_config
 from postrider.store.database import Connection
@@ -54,10 +54,15 @@ async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any, timeout: 
 
 @asynccontextmanager
 async def staged(
-    dsn: str, directory: Path, clock: SharedClock | None = None, **sections: dict[str, Any]
+    dsn: str,
+    directory: Path,
+    clock: SharedClock | None = None,
+    tuning: Tuning | None = None,
+    **sections: dict[str, Any],
 ) -> AsyncIterator[Stage]:
     """Run a daemon; `sections` goes into its configuration."""
-    daemon = Daemon(load_config(write_config(directory, dsn, "postrider", **sections), {}), clock=clock)
+    config = load_config(write_config(directory, dsn, "postrider", **sections), {})
+    daemon = Daemon(config, clock=clock, tuning=tuning)
     connection: Connection = await asyncpg.connect(dsn)
     try:
         await daemon.start()

@@ -27,6 +27,9 @@ class HostClock:
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         return event.is_set()
 
+    async def sleep(self, seconds: float) -> None:
+        self.elapsed += seconds
+
 
 def test_until_it_is_measured_it_is_the_hosts() -> None:
     assert DatabaseClock(HostClock()).now() == NOON

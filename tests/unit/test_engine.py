@@ -21,17 +21,24 @@ from postrider.domain.model import Attempt, DeliveryState, Endpoint, EndpointSta
 from postrider.domain.policy import Outcome, RetryPolicy
 from postrider.edges.clock import SystemClock
 from postrider.edges.metrics import Metrics
-from postrider.engine import recorder
-from postrider.engine.dispatcher import BUSY_POLL_S, Dispatcher
+from postrider.engine.decisions import Offer
+from postrider.engine.dispatcher import Dispatcher, DispatcherTuning
 from postrider.engine.failures import Failures
-from postrider.engine.lanes import Lanes, Offer
+from postrider.engine.fan_outs import FanOuts, FanOutTuning
+from postrider.engine.lane_keeper import KeeperTuning, LaneKeeper
+from postrider.engine.lane_room import LanesTuning
+from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Job, Ledger
-from postrider.engine.recorder import Recorder
-from postrider.engine.scheduler import Scheduler
+from postrider.engine.recorded import LeftWaiting
+from postrider.engine.recorder import Readers, Recorder, RecorderTuning
+from postrider.engine.scheduler import Scheduler, SchedulerTuning
+from postrider.engine.signals import EngineSignals
 from postrider.store.database import DatabaseUnavailable
 from postrider.store.deliveries import ClaimedDelivery, ClaimProgress, DeliveryResult, WaitingWanted
 from postrider.store.outbox import ClaimedEvents
 from tests.support.endpoints import endpoint
+from tests.support.lanes import Nobody
+from tests.support.made_up import MadeUpDatabase, answer_verbs
 
 OK = Outcome(DeliveryState.SUCCEEDED, None, None, "HTTP 200", None, throttled=False)
 REPLY = Reply(200, "", "", None, None, 1.0)
@@ -39,7 +46,7 @@ VERSION = UUID(int=7)
 Key = tuple[UUID, int]
 
 
-class Store:
+class Store(MadeUpDatabase):
     """Stands for the outbox, the deliveries and the daemons; `away()` tells whether it is out of reach."""
 
     def __init__(self, endpoints: Iterable[Endpoint], away: Callable[[], bool] = lambda: False) -> None:
@@ -82,9 +89,6 @@ class Store:
         await self._ask("set_idle")
         return True
 
-    def look_at_all(self) -> None:
-        """It always does."""
-
     async def claim(self, _owner: int, limit: int, _most_bytes: int) -> ClaimedEvents | None:
         await self._ask("claim")
         taken = list(self.pending)[:limit]
@@ -100,7 +104,8 @@ class Store:
         await self._ask("claims")
         return {claim_id: recorded for claim_id, (_, recorded) in self.held.items()}
 
-    async def recorded(self, event_ids: Sequence[UUID]) -> set[Key]:
+    async def recorded(self, events: Sequence[Event]) -> set[Key]:
+        event_ids = {event.id for event in events}
         await self._ask("recorded")
         return {key for key in self.states if key[0] in event_ids}
 
@@ -109,7 +114,7 @@ class Store:
         _owner: int,
         *,
         first: Sequence[DeliveryResult],
-        again: Sequence[DeliveryResult],
+        later: Sequence[DeliveryResult],
         claims: Sequence[ClaimProgress],
         now: datetime,
     ) -> tuple[set[Key], set[int]]:
@@ -123,11 +128,11 @@ class Store:
                 del self.held[each.claim_id]
         for result in first:
             assert (result.event_id, result.endpoint_id) not in self.states
-        for result in again:
+        for result in later:
             assert self.states[result.event_id, result.endpoint_id] == "sending"
-        for result in (*first, *again):
+        for result in (*first, *later):
             self.states[result.event_id, result.endpoint_id] = result.state
-        return {(each.event_id, each.endpoint_id) for each in (*first, *again)}, counted
+        return {(each.event_id, each.endpoint_id) for each in (*first, *later)}, counted
 
     async def claim_waiting(
         self,
@@ -160,9 +165,9 @@ class Store:
         waiting = {key[1] for key, state in self.states.items() if state is DeliveryState.WAITING}
         return sorted(each for each in waiting if each > after)[:limit]
 
-    async def owned(self, _owner: int) -> set[Key]:
+    async def owned(self, _owner: int) -> dict[Key, str]:
         await self._ask("owned")
-        return {key for key, state in self.states.items() if state == "sending"}
+        return {key: self.workspace_of[key[1]] for key, state in self.states.items() if state == "sending"}
 
     async def read(self, event_ids: Sequence[UUID]) -> list[Event]:
         await self._ask("read")
@@ -179,59 +184,116 @@ class Store:
         return 0
 
 
+class Pending:
+    """Stands for the queue of events."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def look_at_all(self) -> None:
+        """It always does."""
+
+    async def claim(
+        self, _connection: object, owner: int, limit: int, most_bytes: int
+    ) -> ClaimedEvents | None:
+        return await self._store.claim(owner, limit, most_bytes)
+
+
+@pytest.fixture(autouse=True)
+def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_verbs(monkeypatch)
+
+
 class Engine:
-    def __init__(self, store: Store, *, capacity: int = 64, slots: int = 16, workers: int = 8) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        capacity: int = 64,
+        slots: int = 16,
+        workers: int = 8,
+        recorder: RecorderTuning | None = None,
+    ) -> None:
         self.store = store
         clock = SystemClock()
-        self.ledger = Ledger()
-        self.ledger.owner = 1
+        self.signals = signals = EngineSignals()
+        self.ledger = Ledger(owner=1)
         self.lanes = Lanes(
-            capacity=capacity, concurrency=slots, endpoint_concurrency=4, ledger=self.ledger, clock=clock
+            LanesTuning(capacity=capacity), concurrency=slots, endpoint_concurrency=4, ledger=self.ledger
         )
-        self.lanes.update([each for all_of in store.of.values() for each in all_of])
         anything = cast(Any, store)
+        left_waiting = LeftWaiting(signals.schedule)
         self.recorder = Recorder(
-            deliveries=anything,
+            recorder or RecorderTuning(),
+            database=anything,
             ledger=self.ledger,
             clock=clock,
             metrics=Metrics("test"),
             failures=Failures(clock),
+            readers=Readers(
+                waiting=left_waiting, outcomes=Nobody(), last_deliveries=Nobody(), doubt=signals.events_doubt
+            ),
         )
+        self.keeper = LaneKeeper(
+            KeeperTuning(),
+            lanes=self.lanes,
+            recorder=self.recorder,
+            room=signals.dispatch,
+            refill=signals.schedule,
+            clock=clock,
+        )
+        self.keeper.update([each for all_of in store.of.values() for each in all_of])
         self.scheduler = Scheduler(
-            deliveries=anything,
-            outbox=anything,
+            SchedulerTuning(),
+            database=anything,
             endpoints=cast(Any, SimpleNamespace()),
             lanes=self.lanes,
+            keeper=self.keeper,
             ledger=self.ledger,
             recorder=self.recorder,
             clock=clock,
+            left_waiting=left_waiting,
+            wake=signals.schedule,
+            rescan=signals.rescan,
+            doubt=signals.deliveries_doubt,
         )
-        self.dispatcher = Dispatcher(
-            outbox=anything,
-            deliveries=anything,
-            daemons=anything,
-            endpoints=anything,
+        fan_outs = FanOuts(
+            FanOutTuning(),
+            database=anything,
             rules=anything,
             lanes=self.lanes,
+            keeper=self.keeper,
+            recorder=self.recorder,
+            ledger=self.ledger,
+            clock=clock,
+            wake=signals.dispatch,
+            doubt=signals.events_doubt,
+        )
+        self.dispatcher = Dispatcher(
+            DispatcherTuning(),
+            database=anything,
+            pending=cast(Any, Pending(store)),
+            endpoints=anything,
+            lanes=self.lanes,
+            fan_outs=fan_outs,
             recorder=self.recorder,
             ledger=self.ledger,
             clock=clock,
             notify=None,
+            wake=signals.dispatch,
+            doubt=signals.events_doubt,
         )
-        self.lanes.on_return = lambda job: self.recorder.put(job, DeliveryState.WAITING)
-        self.recorder.on_waiting = self.scheduler.waiting
-        self.recorder.on_lost = self.dispatcher.doubt
         self.sent: Counter[Key] = Counter()
         self.workers = workers
         self.takes_s: Callable[[Job], float] = lambda _job: 0.0
 
     async def _work(self) -> None:
-        while (job := await self.lanes.take()) is not None:
+        while (job := await self.keeper.take()) is not None:
             await asyncio.sleep(self.takes_s(job))
             self.sent[job.key] += 1
             attempt = Attempt(1, datetime.now(UTC), REPLY)
             self.recorder.put(job, DeliveryState.SUCCEEDED, attempt=attempt, outcome=OK)
-            self.lanes.done(job, OK)
+            self.keeper.done(job, OK)
 
     @staticmethod
     async def _keep_running(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -242,7 +304,7 @@ class Engine:
                 await asyncio.sleep(0.01)
 
     async def run_until(self, over: Callable[[], bool], timeout: float) -> None:
-        runs = (self.dispatcher.run, self.scheduler.run, self.recorder.run, self.lanes.run)
+        runs = (self.dispatcher.run, self.scheduler.run, self.recorder.run, self.keeper.run)
         tasks = [asyncio.create_task(self._keep_running(each)) for each in runs]
         tasks += [asyncio.create_task(self._work()) for _ in range(self.workers)]
         try:
@@ -299,7 +361,7 @@ async def test_whatever_is_emitted_is_delivered_once(seed: int, losing: bool) ->
             await asyncio.sleep(0.02)
             for _ in range(chance.randrange(10)):
                 store.emit(chance.choice("abcdef"), chance.choice((2, 2, 100_000)))
-            engine.dispatcher.wake()
+            engine.signals.dispatch.set()
 
     going_on = asyncio.create_task(go_on())
     await engine.run_until(lambda: going_on.done() and engine.settled(), 60)
@@ -316,7 +378,7 @@ async def test_a_large_fan_out_whose_lane_is_full_for_a_moment_waits_without_spi
     engine = Engine(store, workers=0)
     offers = 0
 
-    def offer(job: Job, *, patient: bool) -> Offer:
+    def offer(job: Job, now: float, *, patient: bool) -> Offer:
         nonlocal offers
         offers += 1
         return Offer.FULL
@@ -325,7 +387,7 @@ async def test_a_large_fan_out_whose_lane_is_full_for_a_moment_waits_without_spi
     store.emit("a")
     ends_at = time.monotonic() + 0.5
     await engine.run_until(lambda: time.monotonic() >= ends_at, 5)
-    assert 5 < offers <= 0.5 / BUSY_POLL_S + 5
+    assert 5 < offers <= 0.5 / DispatcherTuning().busy_poll_s + 5
 
 
 async def turns_of(engine: Engine, seconds: float) -> int:
@@ -369,7 +431,7 @@ async def test_an_engine_whose_lanes_all_rest_hardly_turns() -> None:
 async def test_an_engine_with_paused_endpoints_and_a_backlog_hardly_turns() -> None:
     targets = [endpoint(number, workspace="a") for number in range(1, 600)]
     engine = Engine(Store(targets))
-    engine.lanes.update([replace(each, state=EndpointState.PAUSED) for each in targets])
+    engine.keeper.update([replace(each, state=EndpointState.PAUSED) for each in targets])
     for _ in range(3):
         engine.store.emit("a")
     await engine.run_until(lambda: not engine.store.held and not engine.store.pending, 30)
@@ -377,12 +439,9 @@ async def test_an_engine_with_paused_endpoints_and_a_backlog_hardly_turns() -> N
     assert await turns_of(engine, 1.0) < MOST_TURNS
 
 
-async def test_an_engine_whose_results_can_not_be_recorded_hardly_turns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(recorder, "CONGESTED_FROM", 100)
+async def test_an_engine_whose_results_can_not_be_recorded_hardly_turns() -> None:
     targets = [endpoint(number, workspace="a") for number in range(1, 200)]
-    engine = Engine(Store(targets))
+    engine = Engine(Store(targets), recorder=RecorderTuning(congested_from=100))
     locked = asyncio.Event()
 
     async def record(*_arguments: object, **_named: object) -> None:

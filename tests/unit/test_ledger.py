@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 from postrider.domain.model import Event
 from postrider.engine.ledger import LARGE_SHARE, MEMORY_BYTES, MIB, Claim, ClaimedEvent, Ledger, Share
+from postrider.store.deliveries import ClaimProgress
 
 
 def event(size: int = 100, event_id: UUID | None = None) -> Event:
@@ -22,9 +23,11 @@ def test_a_claim_is_over_when_every_delivery_and_every_event_without_one_is_reco
     ledger = Ledger()
     claim = ledger.take_claim(1, [(event(), 2), (event(), 0)], missing=1)
     assert claim.results == 4
-    ledger.settle(claim, 3)
+    assert ledger.progress({claim: 3}) == [ClaimProgress(1, before=0, after=3, finished=False)]
+    ledger.settle({claim: 3}, {1}, [])
     assert ledger.claims() == {1: 3}
-    ledger.settle(claim, 1)
+    assert ledger.progress({claim: 1}) == [ClaimProgress(1, before=3, after=4, finished=True)]
+    ledger.settle({claim: 1}, {1}, [])
     assert ledger.claims() == {}
 
 
@@ -45,9 +48,17 @@ def test_a_claim_that_is_not_complete_keeps_no_event_that_is() -> None:
     ledger = Ledger()
     claim = ledger.take_claim(1, [(event(), 1), (event(), 1)], missing=0)
     done, pending = claim.events
-    ledger.settle_event(done, 1)
-    ledger.settle(claim, 1)
+    assert ledger.settle({claim: 1}, {1}, [done]) == 0
     assert list(claim.events) == [pending]
+
+
+def test_a_claim_that_the_database_did_not_count_is_abandoned() -> None:
+    ledger = Ledger()
+    claim = ledger.take_claim(1, [(event(), 2)], missing=0)
+    (claimed,) = claim.events
+    assert ledger.settle({claim: 1}, set(), [claimed]) == 1
+    assert claimed.lost
+    assert (ledger.claims(), ledger.bytes) == ({}, 0)
 
 
 def test_an_event_in_memory_is_shared_by_all_its_deliveries() -> None:
@@ -67,9 +78,9 @@ def test_what_a_crash_undid_is_abandoned() -> None:
     claims = [ledger.take_claim(number, [(event(), 2)], missing=0) for number in range(3)]
     events = [first(claim) for claim in claims]
     for claim in claims:
-        ledger.settle(claim, 1)
+        ledger.settle({claim: 1}, {claim.id}, [])
     known = ledger.claims()
-    ledger.settle(claims[2], 1)  # recorded while the database was asked
+    ledger.settle({claims[2]: 1}, {2}, [])  # recorded while the database was asked
     assert ledger.abandon_undone({0: 0, 1: 1}, known) == 1
     assert [each.lost for each in events] == [True, False, False]
     assert ledger.claims() == {1: 1}
@@ -127,6 +138,6 @@ def test_nothing_is_left_whatever_the_order() -> None:
         for claim in claims:
             for claimed in list(claim.events):
                 ledger.settle_event(claimed, claimed.remaining)
-            ledger.settle(claim, claim.results)
+            ledger.settle({claim: claim.results}, {claim.id}, [])
         assert (ledger.bytes, set(ledger.share_bytes.values())) == (0, {0}), seed
         assert (ledger.claims(), ledger.delivery_keys()) == ({}, set())

@@ -8,12 +8,14 @@ from msgspec.structs import replace
 from postrider.domain.model import DeliveryState, ErrorKind
 from postrider.domain.pacing import (
     BREAK_AFTER,
+    BREAKER_TRANSITIONS,
     CALM_S,
     MAX_PAUSE_S,
     RESTS_S,
     START_WINDOW,
+    Breaker,
+    LaneState,
     Pace,
-    PaceState,
 )
 from postrider.domain.policy import Outcome
 
@@ -65,26 +67,26 @@ def test_trouble_halves_it_once_a_round_and_then_it_grows_by_one_a_round(trouble
     now = rounds(pace, 0.0, 5)
     for _ in range(4):
         pace.ended(trouble, now, now + 0.1, full=True)
-    assert (pace.state, pace.limit) == (PaceState.THROTTLED, 32)
+    assert (pace.state, pace.limit) == (LaneState.THROTTLED, 32)
     now = rounds(pace, now + 0.2, 3)
     assert pace.limit in (34, 35)
     assert pace.state == "throttled"
     pace.refresh(now + CALM_S)
-    assert pace.state == "open"
+    assert pace.state == "steady"
 
 
 def test_a_quick_refusal_changes_nothing() -> None:
     pace = Pace(16, None, 0.0)
     now = rounds(pace, 0.0, 3)
     rounds(pace, now, 10, REFUSED)
-    assert (pace.state, pace.limit) == (PaceState.OPEN, 16)
+    assert (pace.state, pace.limit) == (LaneState.STEADY, 16)
 
 
 def test_latency_far_above_the_usual_shrinks_it_but_not_to_nothing() -> None:
     pace = Pace(64, None, 0.0)
     now = rounds(pace, 0.0, 10, latency=0.1)
     now = rounds(pace, now, 1, latency=2.0)
-    assert pace.state is PaceState.THROTTLED
+    assert pace.state is LaneState.THROTTLED
     assert pace.limit in (32, 33)
     assert "latency rose" in pace.reason
     rounds(pace, now, 2, latency=2.0)
@@ -117,7 +119,7 @@ def test_an_endpoint_that_does_not_answer_rests_longer_and_longer_between_single
     for _ in range(BREAK_AFTER):
         assert pace.limit > 0
         pace.ended(RESET, 0.0, 1.0, full=True)
-    assert (pace.state, pace.limit) == (PaceState.BROKEN, 0)
+    assert (pace.state, pace.breaker, pace.limit) == (LaneState.BROKEN, Breaker.OPEN, 0)
     now = 1.0
     for rest in (*RESTS_S, RESTS_S[-1]):
         pace.ended(TIMEOUT, 0.0, now, full=False)  # one from before: it tells nothing new
@@ -125,7 +127,7 @@ def test_an_endpoint_that_does_not_answer_rests_longer_and_longer_between_single
         assert pace.limit == 0
         now += rest
         pace.refresh(now)
-        assert pace.limit == 1
+        assert (pace.state, pace.breaker, pace.limit) == (LaneState.BROKEN, Breaker.HALF_OPEN, 1)
         pace.ended(TIMEOUT, now, now + 15, full=True)
         now += 15
 
@@ -136,9 +138,9 @@ def test_the_first_answer_lets_it_ramp_up() -> None:
         pace.ended(RESET, 0.0, 1.0, full=True)
     pace.refresh(2.0)
     pace.ended(OK, 2.0, 2.1, full=True)
-    assert (pace.state, pace.limit) == (PaceState.RECOVERING, 2)
+    assert (pace.state, pace.breaker, pace.limit) == (LaneState.RECOVERING, Breaker.CLOSED, 2)
     now = rounds(pace, 2.1, 2)
-    assert (pace.state, pace.limit) == (PaceState.OPEN, 8)
+    assert (pace.state, pace.limit) == (LaneState.STEADY, 8)
     rounds(pace, now, 1)
     assert pace.limit == 16
 
@@ -150,7 +152,7 @@ def test_a_relapse_breaks_it_at_once() -> None:
     pace.refresh(2.0)
     pace.ended(OK, 2.0, 2.1, full=True)
     pace.ended(RESET, 2.1, 3.2, full=True)
-    assert (pace.state, pace.limit) == (PaceState.BROKEN, 0)
+    assert (pace.state, pace.limit) == (LaneState.BROKEN, 0)
 
 
 def test_failures_that_come_at_once_ask_for_no_rest_only_for_one_request_at_a_time() -> None:
@@ -160,7 +162,7 @@ def test_failures_that_come_at_once_ask_for_no_rest_only_for_one_request_at_a_ti
         assert pace.limit > 0
         pace.ended(RESET, now, now + 0.01, full=True)
         now += 0.01
-    assert (pace.state, pace.limit) == (PaceState.OPEN, 1)
+    assert (pace.state, pace.limit) == (LaneState.STEADY, 1)
     pace.ended(OK, now, now + 0.1, full=True)
     assert pace.limit == 16
 
@@ -172,7 +174,30 @@ def test_where_the_schedule_is_promised_an_endpoint_has_all_its_slots(failure: O
     for _ in range(20):
         pace.ended(replace(failure, promised=True), now, now + 15, full=True)
         now += 15
-        assert (pace.state, pace.limit) == (PaceState.OPEN, 16)
+        assert (pace.state, pace.limit) == (LaneState.STEADY, 16)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from((OK, BUSY, REFUSED, TIMEOUT, RESET)), st.floats(0.0, 3.0), st.booleans()),
+        max_size=60,
+    )
+)
+def test_whatever_comes_its_states_change_only_as_the_tables_say(
+    steps: list[tuple[Outcome, float, bool]],
+) -> None:
+    pace = Pace(4, None, 0.0)
+    now = 0.0
+    for result, seconds, before in steps:
+        breaker = pace.breaker
+        started_at = 0.0 if before else now
+        now += seconds
+        pace.ended(result, started_at, now, full=True)
+        assert pace.breaker in {breaker, *BREAKER_TRANSITIONS[breaker]}
+        breaker = pace.breaker
+        pace.refresh(now)
+        assert pace.breaker in {breaker, *BREAKER_TRANSITIONS[breaker]}
+        assert (pace.state is LaneState.BROKEN) is (pace.breaker is not Breaker.CLOSED)
 
 
 def test_answers_between_keep_it_whole() -> None:
@@ -181,7 +206,7 @@ def test_answers_between_keep_it_whole() -> None:
         for _ in range(BREAK_AFTER - 1):
             pace.ended(RESET, 0.0, 1.0, full=False)
         pace.ended(REFUSED, 0.0, 1.0, full=False)
-    assert pace.state is PaceState.OPEN
+    assert pace.state is LaneState.STEADY
 
 
 @given(

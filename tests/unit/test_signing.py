@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
 from postrider.domain.errors import UsageError
-from postrider.domain.signing import SignatureError, new_secret, secret_key, sign_v1, verify_v1
+from postrider.domain.signing import SignatureError, secret_key, sign_v1, verify_v1
+from postrider.edges.randomness import new_secret
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(32)

@@ -29,12 +29,11 @@ from postrider.edges.probe import Probe, probe
 from postrider.edges.resources import sql_dir
 from postrider.edges.settings import network_options, read_sealer
 from postrider.edges.sources import SourceAddresses
+from postrider.store import daemons, partitions
 from postrider.store.captures import Captures
-from postrider.store.daemons import Daemons
 from postrider.store.database import Connection, Database, DatabaseUnavailable
 from postrider.store.endpoints import Endpoints
 from postrider.store.migrations import check_schema, read_migrations
-from postrider.store.partitions import Partitions
 from postrider.store.status import Status
 
 OLDEST_POSTGRES = 140_000
@@ -212,7 +211,9 @@ async def _database_findings(connection: Connection, dsn: str) -> AsyncIterator[
 
 async def _guard_findings(database: Database) -> AsyncIterator[Finding]:
     """What a daemon that died while it made partitions left behind."""
-    for parent, first in (await Partitions(database).guarded()).items():
+    async with database.connection() as connection:
+        guarded = await partitions.guarded(connection)
+    for parent, first in guarded.items():
         level = "fail" if first <= datetime.now(UTC).date() else "warn"
         yield Finding(
             level,
@@ -245,10 +246,11 @@ async def _listen_finding(database: Database) -> Finding:
 
 
 async def _daemon_findings(database: Database) -> AsyncIterator[Finding]:
-    daemons = await Daemons(database).list_daemons()
-    alive = [row for row in daemons if row.alive]
+    async with database.connection() as connection:
+        rows = await daemons.list_all(connection)
+    alive = [row for row in rows if row.alive]
     situation = await Status(database).read((), {row.id for row in alive})
-    problems = list(running_problems(situation, daemons, datetime.now(UTC)))
+    problems = list(running_problems(situation, rows, datetime.now(UTC)))
     for problem in problems:
         yield Finding("fail", "service", problem, "`postrider status` tells more.")
     if not alive:

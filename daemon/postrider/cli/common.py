@@ -29,6 +29,7 @@ from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import sql_dir
 from postrider.edges.settings import read_sealer
 from postrider.operations.work import Backend, open_backend
+from postrider.store import outbox
 from postrider.store.database import Database
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
@@ -178,7 +179,8 @@ async def event_id_of(text: str, stores: Stores) -> UUID:
     if len(meant) == 1:
         return meant[0]
     # Two templates may fit one text; hardly will there be an event for each.
-    known = await stores.outbox.read(meant)
+    async with stores.database.connection() as connection:
+        known = await outbox.read(connection, meant)
     return known[0].id if known else meant[0]
 
 

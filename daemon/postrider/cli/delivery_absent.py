@@ -7,7 +7,7 @@ from postrider.cli.common import Stores
 from postrider.cli.endpoint_facts import missed_text
 from postrider.domain.model import UNSETTLED, DeliveryState, endpoint_public_id, event_public_id
 from postrider.domain.status import NO_DAEMON, Progress, explain_progress
-from postrider.store.daemons import Daemons
+from postrider.store import daemons, outbox
 from postrider.store.deliveries import DeliveryKey
 from postrider.store.delivery_search import DeliveryRow
 from postrider.store.status import Status
@@ -19,7 +19,8 @@ async def unlisted(
     """What a list of deliveries can't show: those that have no row yet, and that nobody is at it."""
     if status is not None and status not in UNSETTLED:
         return []
-    alive = await Daemons(stores.database).alive()
+    async with stores.database.connection() as connection:
+        alive = await daemons.alive(connection)
     notes = []
     if status in (None, DeliveryState.WAITING, DeliveryState.SENDING):
         if event_id is not None:
@@ -39,7 +40,8 @@ async def why_absent(stores: Stores, key: DeliveryKey) -> str:
     """Why there is no such delivery, and what to do."""
     if (missed := await why_missed(stores, key)) is not None:
         return missed
-    alive = await Daemons(stores.database).alive()
+    async with stores.database.connection() as connection:
+        alive = await daemons.alive(connection)
     progress = await Status(stores.database).progress(key[0], alive)
     if progress is Progress.DONE:
         return "Retention may have removed it, or the endpoint was not subscribed."
@@ -49,7 +51,9 @@ async def why_absent(stores: Stores, key: DeliveryKey) -> str:
 async def why_missed(stores: Stores, key: DeliveryKey) -> str | None:
     """That an endpoint has no delivery of an event because it was disabled, and what to do."""
     event_id, endpoint_id = key
-    for event in await stores.outbox.read([event_id]):
+    async with stores.database.connection() as connection:
+        found = await outbox.read(connection, [event_id])
+    for event in found:
         for missed in await stores.missed.of_event(event):
             if missed.endpoint_id == endpoint_id:
                 evt, ep = event_public_id(event_id), endpoint_public_id(endpoint_id)

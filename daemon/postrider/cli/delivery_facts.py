@@ -20,6 +20,7 @@ from postrider.domain.model import (
     endpoint_public_id,
     event_public_id,
 )
+from postrider.store import outbox
 from postrider.store.delivery_search import DeliveryRow
 from postrider.store.endpoint_rows import EndpointRow
 
@@ -93,7 +94,8 @@ def attempt_facts(attempt: Attempt) -> dict[str, Any]:
 async def request_of(stores: Stores, row: DeliveryRow, attempts: Sequence[Attempt]) -> Request:
     """The request of a delivery: nothing keeps it, so it is rebuilt from the event and the endpoint."""
     endpoint = await stores.endpoints.get(row.endpoint_id)
-    events = await stores.outbox.read([row.event_id])
+    async with stores.database.connection() as connection:
+        events = await outbox.read(connection, [row.event_id])
     last = attempts[-1].started_at if attempts else None
     notes = [_REBUILT]
     if last is not None and endpoint.updated_at > last:

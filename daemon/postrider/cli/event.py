@@ -37,7 +37,7 @@ from postrider.domain.model import (
 from postrider.domain.status import NO_DAEMON, Progress, explain_progress
 from postrider.edges.durations import parse_moment
 from postrider.engine.resending import resend as send_again
-from postrider.store.daemons import Daemons
+from postrider.store import daemons, outbox
 from postrider.store.delivery_search import LOOK_AT_MOST
 from postrider.store.status import Status
 
@@ -151,12 +151,14 @@ async def show(evt: str, config_path: Path | None, as_json: bool) -> None:
     """
     async with open_stores(config_path) as stores:
         event_id = await event_id_of(evt, stores)
-        found = await stores.outbox.read([event_id])
+        async with stores.database.connection() as connection:
+            found = await outbox.read(connection, [event_id])
         if not found:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
         # In this order: what is recorded meanwhile is listed, and not told as missed.
         missed = await stores.missed.of_event(found[0])
-        alive = await Daemons(stores.database).alive()
+        async with stores.database.connection() as connection:
+            alive = await daemons.alive(connection)
         progress = await Status(stores.database).progress(event_id, alive)
         deliveries = await stores.history.list_deliveries(event_id=event_id, limit=1000)
     facts = _facts(found[0])
@@ -213,7 +215,8 @@ async def resend(evt: str, ep: str, config_path: Path | None, as_json: bool) -> 
     endpoint_id = parse_endpoint_id(ep)
     async with open_stores(config_path) as stores:
         event_id = await event_id_of(evt, stores)
-        found = await stores.outbox.read([event_id])
+        async with stores.database.connection() as connection:
+            found = await outbox.read(connection, [event_id])
         if not found:
             raise UsageError(f"there is no event {evt}", "Retention may have removed it.")
         target = (await stores.endpoints.get(endpoint_id)).endpoint

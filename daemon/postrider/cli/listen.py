@@ -25,9 +25,10 @@ from postrider.cli.forwarding import Answer, Forward, check_forward_url, forward
 from postrider.cli.registration import registered
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import DEFAULT_WORKSPACE
-from postrider.domain.signing import SignatureError, new_secret, secret_key, verify_v1
+from postrider.domain.signing import SignatureError, secret_key, verify_v1
 from postrider.edges.clock import SystemClock
 from postrider.edges.durations import parse_duration
+from postrider.edges.randomness import new_secret
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _MAX_SHOWN_CHARACTERS = 16_384

@@ -110,7 +110,7 @@ async def _run_until_stopped(daemon: Daemon, load_config: Callable[[], Config]) 
         stopping.cancel()
         await daemon.stop()
         raise error
-    outdated = asyncio.create_task(daemon.schema_watch.outdated())
+    outdated = asyncio.create_task(daemon.services.schema_watch.outdated())
     await asyncio.wait({stopping, outdated}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     try:

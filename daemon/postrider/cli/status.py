@@ -21,8 +21,9 @@ from postrider.cli.common import (
 from postrider.cli.condition import EXIT_CODES, Scope, exit_code, find_problems, fresh_reports
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.domain.status import NO_DAEMON, DaemonReport, LaneReport
+from postrider.store import daemons
 from postrider.store.captures import MAX_COUNTED
-from postrider.store.daemons import DaemonRow, Daemons
+from postrider.store.daemons import DaemonRow
 from postrider.store.status import DELIVERY_LIMIT, EVENT_LIMIT, Situation, Status, TroubledEndpoint
 
 
@@ -92,11 +93,12 @@ class View:
 async def status(tell: bool, config_path: Path | None, as_json: bool) -> None:
     async with open_stores(config_path) as stores:
         now = stores.clock.now()
-        daemons = await Daemons(stores.database).list_daemons()
-        reports = fresh_reports(daemons, now)
+        async with stores.database.connection() as connection:
+            rows = await daemons.list_all(connection)
+        reports = fresh_reports(rows, now)
         slow = {lane.endpoint_id for _, report in reports for lane in report.lanes}
-        alive = {row.id for row in daemons if row.alive}
-        view = View(now, await Status(stores.database).read(slow, alive), daemons, reports)
+        alive = {row.id for row in rows if row.alive}
+        view = View(now, await Status(stores.database).read(slow, alive), rows, reports)
     if as_json:
         print_json(_facts(view))
     else:

@@ -30,10 +30,11 @@ from postrider.domain.model import (
     EndpointState,
     parse_endpoint_id,
 )
-from postrider.domain.signing import check_new_secret, new_secret, parse_secret
+from postrider.domain.signing import check_new_secret, parse_secret
 from postrider.edges.addresses import check_url
 from postrider.edges.config import Config
 from postrider.edges.durations import parse_rate
+from postrider.edges.randomness import new_secret
 from postrider.edges.settings import address_policy
 from postrider.store.deliveries import DeliveryResult
 

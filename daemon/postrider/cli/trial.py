@@ -36,7 +36,7 @@ from postrider.edges.network import WebhookClient
 from postrider.edges.settings import network_options
 from postrider.engine.sender import SendSettings
 from postrider.engine.trial import check_data, made_up_event, send_test, shake_hands
-from postrider.store.deliveries import Deliveries, DeliveryResult
+from postrider.store.deliveries import DeliveryResult
 
 _PLAIN_TYPE = "postrider.test"
 
@@ -72,7 +72,7 @@ async def test(
                 dialect,
                 target,
                 event,
-                deliveries=Deliveries(stores.database),
+                database=stores.database,
                 clock=stores.clock,
             )
     assert delivery.attempt is not None
@@ -151,7 +151,7 @@ async def ask_for_handshake(stores: Stores, endpoint: Endpoint) -> DeliveryResul
             dialect,
             dialect.handshake,
             endpoint,
-            deliveries=Deliveries(stores.database),
+            database=stores.database,
             clock=stores.clock,
         )
 

@@ -15,7 +15,8 @@ from aiohttp import web
 
 from postrider.domain.javascript import stringify
 from postrider.domain.model import event_public_id
-from postrider.domain.signing import SignatureError, new_secret, secret_key, verify_v1
+from postrider.domain.signing import SignatureError, secret_key, verify_v1
+from postrider.edges.randomness import new_secret
 
 
 def _standard_webhooks(headers: Mapping[str, str], body: bytes, secret: str) -> bool:

@@ -48,7 +48,6 @@ from postrider.engine.trial import shake_hands
 from postrider.store.captures import Captures
 from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import PINNED, Connection, Database
-from postrider.store.deliveries import Deliveries
 from postrider.store.delivery_search import DeliveryRow
 from postrider.store.endpoints import Endpoints
 from postrider.store.history import DeliveryHistory
@@ -218,7 +217,7 @@ class Demo:
                 self.dialect,
                 self.dialect.handshake,
                 endpoint,
-                deliveries=Deliveries(self._database),
+                database=self._database,
                 clock=SystemClock(),
             )
         if handshake.reason is not None:

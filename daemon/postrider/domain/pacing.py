@@ -3,10 +3,11 @@
 Concurrency follows AIMD, as TCP's congestion window does (RFC 5681): it doubles until the first sign of
 trouble, then grows by one per round of answers; a sign of trouble (429, 502, 503, 504, a timeout, latency
 far above the usual) halves it, once per round. An endpoint that never answered gets one request at a time.
-One that keeps requests waiting, and does not answer, for `BREAK_AFTER` attempts rests, and one delivery at a
-time probes it until it answers. Failures that come at once, such as refused connections, cost little: they
-ask for no rest, only for one request at a time. Where the schedule of attempts is promised, nothing of this
-delays them: such an endpoint has all of its slots. A rate limit is a token bucket.
+One that keeps requests waiting, and does not answer, for `BREAK_AFTER` attempts opens its breaker: it
+rests, and then (half-open) one delivery at a time probes it until it answers. Failures that come at once,
+such as refused connections, cost little: they ask for no rest, only for one request at a time. Where the
+schedule of attempts is promised, nothing of this delays them: such an endpoint has all of its slots. A rate
+limit is a token bucket.
 
 All times are seconds of one monotonic clock.
 """
@@ -39,11 +40,42 @@ _NO_ANSWER = frozenset(
 )
 
 
-class PaceState(StrEnum):
-    OPEN = "open"
-    THROTTLED = "throttled"  # it asked for less, or became slow: fewer requests at a time
-    BROKEN = "broken"  # it does not answer: one probe at a time, with rests between
+class Breaker(StrEnum):
+    """Whether an endpoint that does not answer is let alone."""
+
+    CLOSED = "closed"  # no: it answers, or was not found out yet
+    OPEN = "open"  # it rests: no request
+    HALF_OPEN = "half-open"  # one delivery at a time probes it
+
+
+class LaneState(StrEnum):
+    """How an endpoint keeps up with its deliveries; what stands first goes before the others.
+
+    The first four come from its pace, and change as `PACE_TRANSITIONS` says; the others are looked up.
+    """
+
+    STEADY = "steady"
+    BROKEN = "broken"  # it does not answer: its breaker is open, or half-open
     RECOVERING = "recovering"  # it answers again: requests ramp up
+    THROTTLED = "throttled"  # it asked for less, or became slow: fewer requests at a time
+    SLOW = "slow"  # it takes long to answer
+    LIMITED = "limited"  # by its own rate
+    BEHIND = "behind"  # older deliveries than those to come wait in the database
+
+
+TROUBLES = tuple(state for state in LaneState if state is not LaneState.STEADY)
+
+PACE_TRANSITIONS = {
+    LaneState.STEADY: {LaneState.THROTTLED, LaneState.BROKEN},
+    LaneState.THROTTLED: {LaneState.STEADY, LaneState.BROKEN},
+    LaneState.BROKEN: {LaneState.RECOVERING},
+    LaneState.RECOVERING: {LaneState.STEADY, LaneState.BROKEN},
+}
+BREAKER_TRANSITIONS = {
+    Breaker.CLOSED: {Breaker.OPEN},
+    Breaker.OPEN: {Breaker.HALF_OPEN, Breaker.CLOSED},  # a request that was under way before may be answered
+    Breaker.HALF_OPEN: {Breaker.OPEN, Breaker.CLOSED},
+}
 
 
 class Pace:
@@ -51,8 +83,8 @@ class Pace:
 
     __slots__ = (
         "_burst", "_failures", "_filled_at", "_growing", "_probes", "_promised", "_rate", "_shrunk_at",
-        "_tokens", "_troubled_at", "_usual", "answered", "ceiling", "latency", "limit", "reason", "resume_at",
-        "state", "window",
+        "_tokens", "_troubled_at", "_usual", "answered", "breaker", "ceiling", "latency", "limit", "reason",
+        "resume_at", "state", "window",
     )  # fmt: skip
 
     def __init__(self, ceiling: int, rate: float | None, now: float) -> None:
@@ -62,7 +94,9 @@ class Pace:
         """Whether it did, and was not away the last times."""
         self.latency = 0.0
         """Of the latest answers, averaged; 0 while there was none."""
-        self.state = PaceState.OPEN
+        self.state = LaneState.STEADY
+        self.breaker = Breaker.CLOSED
+        """Open or half-open while the state is BROKEN."""
         self.resume_at = 0.0
         """No request before."""
         self.reason = ""
@@ -128,14 +162,16 @@ class Pace:
 
     def refresh(self, now: float) -> None:
         """Bring `limit` up to date; to be called from time to time where it is below the window."""
-        if self.state is PaceState.THROTTLED and now - self._troubled_at > CALM_S:
-            self.state = PaceState.OPEN
+        if self.state is LaneState.THROTTLED and now - self._troubled_at > CALM_S:
+            self._become(LaneState.STEADY)
+        if self.breaker is Breaker.OPEN and now >= self.resume_at:
+            self.breaker = Breaker.HALF_OPEN
         if self._rate is not None:
             self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
             self._filled_at = now
         if now < self.resume_at or (self._rate is not None and self._tokens < 1.0):
             self.limit = 0
-        elif self.answered and self.state is not PaceState.BROKEN:
+        elif self.answered and self.breaker is Breaker.CLOSED:
             self.limit = int(self.window)
         else:
             self.limit = self.ceiling if self._promised else 1
@@ -143,12 +179,12 @@ class Pace:
     def _answered(self, now: float) -> None:
         self.answered = True
         self._failures = 0
-        if self.state is PaceState.BROKEN:
-            self.state = PaceState.RECOVERING
+        if self.breaker is not Breaker.CLOSED:
+            self._become(LaneState.RECOVERING)
             self.window, self._growing, self._probes = 1.0, True, 0
             self.resume_at = now
-        elif self.state is PaceState.RECOVERING and self.window >= min(START_WINDOW, self.ceiling):
-            self.state = PaceState.OPEN
+        elif self.state is LaneState.RECOVERING and self.window >= min(START_WINDOW, self.ceiling):
+            self._become(LaneState.STEADY)
 
     def _unanswered(self, outcome: Outcome, started_at: float, now: float) -> None:
         if outcome.promised:
@@ -158,20 +194,26 @@ class Pace:
             if self._failures >= BREAK_AFTER:
                 self.answered = False
             return
-        if self.state is PaceState.BROKEN:
+        if self.breaker is not Breaker.CLOSED:
             if started_at >= self.resume_at:  # the probe, not one that was under way before
                 self._rest(now)
             return
         self._failures += 1
-        if self._failures >= BREAK_AFTER or self.state is PaceState.RECOVERING:
-            self.state = PaceState.BROKEN
+        if self._failures >= BREAK_AFTER or self.state is LaneState.RECOVERING:
+            self._become(LaneState.BROKEN)
             self.reason = outcome.reason
             self.window = 1.0
             self._rest(now)
         elif outcome.error_kind is ErrorKind.TIMEOUT:
             self._shrink(outcome.reason, started_at, now)
 
+    def _become(self, state: LaneState) -> None:
+        assert state in PACE_TRANSITIONS[self.state]
+        self.state = state
+        self.breaker = Breaker.OPEN if state is LaneState.BROKEN else Breaker.CLOSED
+
     def _rest(self, now: float) -> None:
+        self.breaker = Breaker.OPEN
         self.resume_at = now + RESTS_S[min(self._probes, len(RESTS_S) - 1)]
         self._probes += 1
 
@@ -188,8 +230,8 @@ class Pace:
     def _shrink(self, reason: str, started_at: float, now: float, *, least: float = 1.0) -> None:
         self._troubled_at = now
         self._growing = False
-        if self.state is PaceState.OPEN:
-            self.state = PaceState.THROTTLED
+        if self.state is LaneState.STEADY:
+            self._become(LaneState.THROTTLED)
         self.reason = reason
         # Requests of the same round tell nothing new.
         if started_at >= self._shrunk_at:

@@ -5,7 +5,7 @@ A sealed value starts with one byte that tells how it was sealed, so a key can b
 
 import base64
 import binascii
-import os
+from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,7 +21,11 @@ _RENEW = "Delete the endpoint and add it anew."
 class Sealer:
     """Seals with `key` (32 bytes) where there is one; opens what was sealed with it, and what is plain."""
 
-    def __init__(self, key: bytes | None = None) -> None:
+    def __init__(self, key: bytes | None = None, random_bytes: Callable[[int], bytes] | None = None) -> None:
+        """With a key goes a source of so many random bytes, for nonces."""
+        if key is not None and random_bytes is None:
+            raise ValueError("a key needs a source of nonces")
+        self._random_bytes = random_bytes
         self._cipher = AESGCM(key) if key is not None else None
 
     @property
@@ -49,9 +53,9 @@ class Sealer:
             raise PostriderError(f"the {what} is damaged: it is not UTF-8", _RENEW) from None
 
     def _seal(self, value: bytes, context: str) -> bytes:
-        if self._cipher is None:
+        if self._cipher is None or self._random_bytes is None:
             return _PLAIN + value
-        nonce = os.urandom(_NONCE_BYTES)
+        nonce = self._random_bytes(_NONCE_BYTES)
         return _AES_256_GCM + nonce + self._cipher.encrypt(nonce, value, context.encode())
 
     def _open(self, sealed: bytes, context: str, what: str) -> bytes:

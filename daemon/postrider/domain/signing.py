@@ -5,7 +5,6 @@ Specification: https://github.com/standard-webhooks/standard-webhooks/blob/main/
 
 import hmac
 import re
-import secrets
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
@@ -72,9 +71,9 @@ class SignatureError(PostriderError):
     """A received request whose signature does not verify; `message` is the reason."""
 
 
-def new_secret() -> str:
-    """A fresh secret: `whsec_` and the base64 of 32 random bytes."""
-    return SECRET_PREFIX + _base64(secrets.token_bytes(32))
+def secret_of(key: bytes) -> str:
+    """A secret that stands for a key: `whsec_` and its base64."""
+    return SECRET_PREFIX + _base64(key)
 
 
 def secret_key(secret: str) -> bytes:

@@ -25,6 +25,9 @@ class Clock(Protocol):
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         """Wait until `event` is set (True) or `timeout` seconds of this clock passed (False)."""
 
+    async def sleep(self, seconds: float) -> None:
+        """Wait until so many seconds of this clock passed."""
+
 
 class SharedClock(Clock, Protocol):
     def follow(self, theirs: datetime, round_trip: float) -> None:
@@ -52,6 +55,9 @@ class SystemClock:
                 return await event.wait()
         except TimeoutError:
             return False
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
 
 HELD = timedelta(seconds=10)
@@ -85,6 +91,9 @@ class DatabaseClock:
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> bool:
         return await self._host.wait(event, timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        await self._host.sleep(seconds)
 
     def follow(self, theirs: datetime, round_trip: float) -> None:
         self._anchor = (theirs, self.monotonic() - round_trip / 2)

@@ -8,6 +8,7 @@ from postrider.domain.sealing import Sealer, parse_key
 from postrider.edges.addresses import AddressPolicy
 from postrider.edges.config import Config
 from postrider.edges.network import NetworkOptions
+from postrider.edges.randomness import random_bytes
 
 
 def read_sealer(config: Config) -> Sealer:
@@ -22,7 +23,7 @@ def read_sealer(config: Config) -> Sealer:
         raise UsageError(
             f"secrets.key_file {path} can't be read: {reason}", "Restore the file, or let this user read it."
         ) from None
-    return Sealer(parse_key(text, str(path)))
+    return Sealer(parse_key(text, str(path)), random_bytes)
 
 
 def address_policy(config: Config) -> AddressPolicy:

@@ -3,8 +3,8 @@
 A dead endpoint fails thousands of deliveries. Each of them is a line at debug; its row says the same.
 """
 
-import asyncio
 import logging
+from dataclasses import dataclass
 from typing import cast
 
 import structlog
@@ -15,14 +15,24 @@ from postrider.edges.addresses import explain
 from postrider.edges.clock import Clock
 from postrider.edges.dialing import BlockedAddressError
 
-LOOK_S = 1.0
-
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class FailuresTuning:
+    interval_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class FailureCounts:
+    written: int
+    """Lines."""
+
+
 class Failures:
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, tuning: FailuresTuning | None = None) -> None:
         self._clock = clock
+        self._tuning = tuning or FailuresTuning()
         self._deliveries = Digest()
         """By endpoint."""
         self._blocked = Digest()
@@ -45,23 +55,22 @@ class Failures:
             log.warning("address.blocked", host=error.host, address=error.address, reason=reason)
 
     async def run(self) -> None:
-        never = asyncio.Event()
         while True:
-            await self._clock.wait(never, LOOK_S)
+            await self._clock.sleep(self._tuning.interval_s)
             self.run_once()
 
-    def run_once(self) -> int:
-        """Write the lines that are due; return how many."""
+    def run_once(self) -> FailureCounts:
+        """Write the lines that are due."""
         now = self._clock.monotonic()
         return self._write(self._deliveries.due(now), self._blocked.due(now))
 
-    def flush(self) -> int:
+    def flush(self) -> FailureCounts:
         """Write all that is counted: this is the end."""
         now = self._clock.monotonic()
         return self._write(self._deliveries.drain(now), self._blocked.drain(now))
 
     @staticmethod
-    def _write(deliveries: list[Summary], blocked: list[Summary]) -> int:
+    def _write(deliveries: list[Summary], blocked: list[Summary]) -> FailureCounts:
         for each in deliveries:
             failed = each.counts.get(DeliveryState.FAILED.value, 0)
             log.log(
@@ -82,4 +91,4 @@ class Failures:
                 requests=sum(each.counts.values()),
                 within_s=each.seconds,
             )
-        return len(deliveries) + len(blocked)
+        return FailureCounts(len(deliveries) + len(blocked))

@@ -3,23 +3,27 @@
 It wakes by itself once a second.
 """
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from postrider.edges.clock import Clock
 from postrider.engine.ledger import Ledger
+from postrider.engine.rescue import rescue
+from postrider.engine.signals import Signal
 from postrider.store.captures import Captures
-from postrider.store.daemons import Daemons
-
-RESCUE_S = 1.0
-REJECTIONS_S = 5.0
-MAX_REJECTIONS_TOLD = 100
-"""A broken capture sets every row aside; the log need not hold each of them at once."""
+from postrider.store.database import Database
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class JanitorTuning:
+    interval_s: float = 1.0
+    rejections_s: float = 5.0
+    most_rejections: int = 100
+    """A broken capture sets every row aside; the log need not hold each of them at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,47 +36,55 @@ class Janitor:
     def __init__(
         self,
         *,
-        daemons: Daemons,
+        database: Database,
         captures: Captures,
         ledger: Ledger,
+        freed: Sequence[Signal],
         clock: Clock,
-        on_rescued: Callable[[], None],
+        tuning: JanitorTuning | None = None,
     ) -> None:
-        self._daemons = daemons
+        """`freed` are set when claims and deliveries of a dead daemon are there to be taken."""
+        self._database = database
         self._captures = captures
         self._ledger = ledger
+        self._freed = freed
         self._clock = clock
-        self._on_rescued = on_rescued
+        self._tuning = tuning or JanitorTuning()
         self._rejections_at = 0.0
+        self._rescued = 0
+
+    def __repr__(self) -> str:
+        return f"<Janitor rescued={self._rescued}>"
 
     async def run(self) -> None:
-        never = asyncio.Event()
         while True:
             await self.run_once()
-            await self._clock.wait(never, RESCUE_S)
+            await self._clock.sleep(self._tuning.interval_s)
 
     async def run_once(self) -> JanitorCounts:
         rescued = await self.rescue()
         told = 0
         if self._clock.monotonic() >= self._rejections_at:
             told = await self.tell_rejections()
-            self._rejections_at = self._clock.monotonic() + REJECTIONS_S
+            self._rejections_at = self._clock.monotonic() + self._tuning.rejections_s
         return JanitorCounts(rescued, told)
 
     async def rescue(self) -> int:
         """Free what dead daemons held; return how many there were."""
-        rescued = await self._daemons.rescue(self._ledger.owner, self._clock.now())
+        rescued = await rescue(self._database, self._ledger.owner, self._clock.now())
         for dead in rescued:
             log.warning(
                 "daemon.rescued", daemon=dead.daemon_id, events=dead.events, deliveries=dead.deliveries
             )
         if rescued:
-            self._on_rescued()
+            self._rescued += len(rescued)
+            for signal in self._freed:
+                signal.set()
         return len(rescued)
 
     async def tell_rejections(self) -> int:
         """Log the rows of which no event could be made; return how many were logged."""
-        rejections = await self._captures.log_rejections(MAX_REJECTIONS_TOLD)
+        rejections = await self._captures.log_rejections(self._tuning.most_rejections)
         for each in rejections:
             log.error(
                 "capture.rejected",

@@ -6,13 +6,14 @@ have a part together, and lanes that never answered yet another one, so that the
 of others out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from enum import Enum
 from uuid import UUID
 
 import msgspec
 
 from postrider.domain.model import Event
+from postrider.store.deliveries import ClaimProgress
 
 MIB = 1024 * 1024
 MEMORY_BYTES = 64 * MIB
@@ -111,8 +112,8 @@ class Job(msgspec.Struct, eq=False):
 class Ledger:
     """Everything held under the id `owner`, until it is recorded or given back."""
 
-    def __init__(self) -> None:
-        self.owner = 0
+    def __init__(self, owner: int = 0) -> None:
+        self._owner = owner
         self.bytes = 0
         self.share_bytes = dict.fromkeys(Share, 0)
         self._claims: dict[int, Claim] = {}
@@ -122,10 +123,19 @@ class Ledger:
 
     def __repr__(self) -> str:
         return (
-            f"<Ledger owner={self.owner} events={len(self._claimed)} deliveries={len(self._deliveries)} "
+            f"<Ledger owner={self._owner} events={len(self._claimed)} deliveries={len(self._deliveries)} "
             f"bytes={self.bytes} slow={self.share_bytes[Share.SLOW]} "
             f"untried={self.share_bytes[Share.UNTRIED]}>"
         )
+
+    @property
+    def owner(self) -> int:
+        """This daemon's id, which everything is held under; 0 before it has one."""
+        return self._owner
+
+    def begin_as(self, owner: int) -> None:
+        """Hold what comes from now on under that id."""
+        self._owner = owner
 
     # What there is room for, in bytes of JSON.
 
@@ -165,11 +175,35 @@ class Ledger:
             claim.results += max(1, deliveries)
         return claim
 
-    def settle(self, claim: Claim, results: int) -> None:
-        """So many more results of a claim are recorded."""
-        claim.recorded += results
-        if claim.recorded >= claim.results and self.holds(claim):
-            del self._claims[claim.id]
+    @staticmethod
+    def progress(results: Mapping[Claim, int]) -> list[ClaimProgress]:
+        """What so many more results of each claim do to the counts that the database keeps."""
+        progress = []
+        for claim, count in results.items():
+            after = claim.recorded + count
+            progress.append(ClaimProgress(claim.id, claim.recorded, after, after >= claim.results))
+        return progress
+
+    def settle(
+        self, results: Mapping[Claim, int], counted: Container[int], events: Iterable[ClaimedEvent]
+    ) -> int:
+        """Results are recorded: so many of each claim, and one of each event, where an event may come several
+        times. Abandon the claims whose ids the database did not count; return how many those are."""
+        abandoned = 0
+        for claim, count in results.items():
+            if claim.id not in counted:
+                self.abandon(claim)
+                abandoned += 1
+                continue
+            claim.recorded += count
+            if claim.recorded >= claim.results and self.holds(claim):
+                del self._claims[claim.id]
+        for claimed in events:
+            if not claimed.lost:
+                claimed.remaining -= 1
+                if claimed.remaining <= 0:
+                    self._forget(claimed)
+        return abandoned
 
     def settle_event(self, claimed: ClaimedEvent, results: int) -> None:
         """So many more results of an event are recorded; with the last one it is forgotten."""

@@ -7,10 +7,10 @@ is away results wait here, bounded by what the lanes may hold.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
+from typing import assert_never
 from uuid import UUID
 
 import msgspec
@@ -29,27 +29,27 @@ from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.engine.failures import Failures
 from postrider.engine.ledger import Claim, ClaimedEvent, Job, Ledger
-from postrider.store.deliveries import UNWRITABLE, ClaimProgress, Deliveries, DeliveryKey, DeliveryResult
-
-LINGER_S = 0.05
-BATCH = 500
-BATCH_BYTES = 4 * 1024 * 1024
-"""Of what receivers answered, the last result of a batch excepted."""
-CONGESTED_FROM = 4000
-"""Results that wait to be recorded; with so many, nothing more is claimed: a kill would send it all again."""
-
-FULL_FROM_BYTES = 32 * 1024 * 1024
-"""With so much of what receivers answered nothing more is sent."""
+from postrider.engine.recorded import Entry, Reader, Recorded
+from postrider.engine.signals import Signal
+from postrider.store import deliveries
+from postrider.store.database import Database
+from postrider.store.deliveries import UNWRITABLE, DeliveryKey, DeliveryResult
 
 log = structlog.get_logger()
 
 
-class Entry(msgspec.Struct, frozen=True):
-    job: Job
-    result: DeliveryResult
-    outcome: Outcome | None
-    bytes: int
-    """Of what the receiver answered, as it lies in memory: up to two a character."""
+@dataclass(frozen=True, slots=True)
+class RecorderTuning:
+    linger_s: float = 0.05
+    """How long the first result waits for others."""
+    batch: int = 500
+    batch_bytes: int = 4 * 1024 * 1024
+    """Of what receivers answered, the last result of a batch excepted."""
+    congested_from: int = 4000
+    """Results that wait to be recorded; with so many, nothing more is claimed: a kill would send it all
+    again."""
+    full_from_bytes: int = 32 * 1024 * 1024
+    """With so much of what receivers answered nothing more is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +58,54 @@ class RecordCounts:
     fenced: int
 
 
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """Who reads what was recorded, one message for each batch, and who has to know of a loss."""
+
+    waiting: Reader
+    """The scheduler's: what was left waiting, and when the earliest retry is due."""
+    outcomes: Reader
+    last_deliveries: Reader
+    doubt: Signal
+    """The database does not know a claim of ours, or counts less than was recorded of it."""
+
+    def tell(self, recorded: Recorded) -> None:
+        self.waiting.put(recorded)
+        if recorded.attempts:
+            self.outcomes.put(recorded)
+            self.last_deliveries.put(recorded)
+
+
 class Recorder:
     def __init__(
-        self, *, deliveries: Deliveries, ledger: Ledger, clock: Clock, metrics: Metrics, failures: Failures
+        self,
+        tuning: RecorderTuning,
+        *,
+        database: Database,
+        ledger: Ledger,
+        clock: Clock,
+        metrics: Metrics,
+        failures: Failures,
+        readers: Readers,
     ) -> None:
-        self._deliveries = deliveries
+        self._tuning = tuning
+        self._database = database
         self._failures = failures
         self._ledger = ledger
         self._clock = clock
         self._metrics = metrics
+        self._readers = readers
         self._entries: list[Entry] = []
         self._empty: list[tuple[Claim, int]] = []
         """Claims, with how many of their results need not be written."""
-        self._wake = asyncio.Event()
-        self._many = asyncio.Event()
-        self._batch = BATCH
+        self._wake = Signal()
+        self._many = Signal()
+        self._batch = tuning.batch
         self._bytes = 0
         self._writing = asyncio.Lock()
-        self.on_waiting: Callable[[int, UUID], None] = lambda _endpoint_id, _event_id: None
-        self.on_retrying: Callable[[datetime], None] = lambda _due: None
-        self.on_outcome: Callable[[Job, Outcome, datetime], None] = lambda _job, _outcome, _now: None
-        self.on_attempt: Callable[[DeliveryResult], None] = lambda _result: None
-        """Called for a result with its attempt, where that could be recorded."""
-        self.on_lost: Callable[[], None] = lambda: None
-        """Called when the database does not know a claim of ours, or counts less than was recorded of it."""
 
     def __repr__(self) -> str:
-        return f"<Recorder {len(self._entries)} to write>"
+        return f"<Recorder {len(self._entries)} to write bytes={self._bytes}>"
 
     @property
     def empty(self) -> bool:
@@ -92,11 +113,11 @@ class Recorder:
 
     @property
     def congested(self) -> bool:
-        return len(self._entries) >= CONGESTED_FROM
+        return len(self._entries) >= self._tuning.congested_from
 
     @property
     def full(self) -> bool:
-        return self._bytes >= FULL_FROM_BYTES
+        return self._bytes >= self._tuning.full_from_bytes
 
     def put(
         self,
@@ -127,7 +148,9 @@ class Recorder:
         self._bytes += answered
         self._wake.set()
         # What waits in the database is not sent before it is there.
-        if len(self._entries) >= BATCH or (state is DeliveryState.WAITING and event.data is None):
+        if len(self._entries) >= self._tuning.batch or (
+            state is DeliveryState.WAITING and event.data is None
+        ):
             self._many.set()
 
     def finish_event(self, claimed: ClaimedEvent) -> None:
@@ -147,11 +170,19 @@ class Recorder:
 
     async def run(self) -> None:
         while True:
-            await self._wake.wait()
-            if len(self._entries) < BATCH:
-                await self._clock.wait(self._many, LINGER_S)
-            # A stop lets a transaction end: whether one that is cut off was committed can't be known.
-            await asyncio.shield(self.run_once())
+            await self._wake.wait(self._clock)
+            if len(self._entries) < self._tuning.batch:
+                await self._many.wait(self._clock, self._tuning.linger_s)
+            await self._write_in_full()
+
+    async def _write_in_full(self) -> None:
+        """A stop lets a transaction end: whether one that is cut off was committed can't be known."""
+        writing = asyncio.ensure_future(self.run_once())
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
 
     async def run_once(self) -> RecordCounts:
         """Write what is queued. If the database fails, all of it stays queued."""
@@ -171,25 +202,21 @@ class Recorder:
             if not isinstance(error, UNWRITABLE) or not self._narrow_down(entries, error):
                 raise
             return RecordCounts(0, 0)
-        self._batch = min(BATCH, self._batch * 2)
+        self._batch = min(self._tuning.batch, self._batch * 2)
         del self._entries[: len(entries)], self._empty[: len(empty)]
         self._bytes -= sum(entry.bytes for entry in entries)
         if self._entries:
             self._wake.set()
-        now, tell_all = self._clock.now(), log.is_enabled_for(logging.DEBUG)
-        for entry in entries:
-            if entry.job.source is None:
-                self._ledger.release(entry.job)
-            fenced = (entry.result.event_id, entry.result.endpoint_id) not in written
-            self._announce(entry, now, fenced=fenced, tell_all=tell_all)
+        self._readers.tell(self._conclude(entries, written))
         return RecordCounts(len(written), len(entries) - len(written))
 
     def _next_batch(self) -> list[Entry]:
         entries = self._entries[: self._batch]
-        if self._bytes <= BATCH_BYTES:
+        most = self._tuning.batch_bytes
+        if self._bytes <= most:
             return entries
         taken = accumulate((entry.bytes for entry in entries), initial=0)
-        return [entry for entry, before in zip(entries, taken, strict=False) if before < BATCH_BYTES]
+        return [entry for entry, before in zip(entries, taken, strict=False) if before < most]
 
     def _narrow_down(self, entries: list[Entry], error: Exception) -> bool:
         """Find the result that can't be written, to be written without what the receiver sent; False if that
@@ -207,66 +234,73 @@ class Recorder:
         return True
 
     async def _write(self, entries: list[Entry], empty: list[tuple[Claim, int]]) -> set[DeliveryKey]:
-        first: list[Entry] = []
-        again: list[DeliveryResult] = []
+        first: list[DeliveryResult] = []
+        later: list[DeliveryResult] = []
+        sources: list[ClaimedEvent] = []
         results: Counter[Claim] = Counter()
         for entry in entries:
-            if entry.job.source is None:
-                again.append(entry.result)
+            source = entry.job.source
+            if source is None:
+                later.append(entry.result)
             else:
-                first.append(entry)
-                results[entry.job.source.claim] += 1
+                first.append(entry.result)
+                sources.append(source)
+                results[source.claim] += 1
         for claim, events in empty:
             if self._ledger.holds(claim):
                 results[claim] += events
-        if not (results or again):
+        if not (results or later):
             return set()
-        written, counted = await self._deliveries.record(
-            self._ledger.owner,
-            first=[entry.result for entry in first],
-            again=again,
-            claims=[
-                ClaimProgress(
-                    claim.id, claim.recorded, claim.recorded + count, claim.recorded + count == claim.results
-                )
-                for claim, count in results.items()
-            ],
-            now=self._clock.now(),
-        )
-        self._settle(first, results, counted)
+        whole = deliveries.is_one_statement(first, later)
+        async with self._database.connection() if whole else self._database.transaction() as connection:
+            written, counted = await deliveries.record(
+                connection,
+                self._ledger.owner,
+                first=first,
+                later=later,
+                claims=self._ledger.progress(results),
+                now=self._clock.now(),
+            )
+        if self._ledger.settle(results, counted, sources):
+            self._readers.doubt.set()
         return written
 
-    def _settle(self, first: list[Entry], results: Counter[Claim], counted: set[int]) -> None:
-        """Take note of what is recorded; abandon the claims that the database did not count."""
-        for claim, count in results.items():
-            if claim.id in counted:
-                self._ledger.settle(claim, count)
-            else:
-                self._ledger.abandon(claim)
-                self.on_lost()
-        for entry in first:
-            source = entry.job.source
-            if source is not None and not source.lost:
-                self._ledger.settle_event(source, 1)
+    def _conclude(self, entries: list[Entry], written: set[DeliveryKey]) -> Recorded:
+        """Let go of what was recorded; note in metrics and log what became of each delivery."""
+        attempts: list[Entry] = []
+        waiting: list[tuple[int, UUID]] = []
+        earliest_due: datetime | None = None
+        tell_all = log.is_enabled_for(logging.DEBUG)
+        counts = self._metrics.deliveries.counts
+        for entry in entries:
+            result = entry.result
+            if entry.job.source is None:
+                self._ledger.release(entry.job)
+            if result.state is DeliveryState.WAITING:
+                waiting.append((result.endpoint_id, result.event_id))
+                continue
+            if (result.event_id, result.endpoint_id) not in written:
+                counts["fenced"] += 1
+                log.warning(
+                    "delivery.fenced",
+                    **_facts(entry),
+                    reason="it is not ours any more: rescued, or undone by a crash",
+                )
+                continue
+            counts[result.state.value] += 1
+            if result.due is not None and (earliest_due is None or result.due < earliest_due):
+                earliest_due = result.due
+            if entry.outcome is not None:
+                attempts.append(entry)
+            if tell_all or result.state is not DeliveryState.SUCCEEDED:
+                self._tell(entry)
+        return Recorded(self._clock.now(), attempts, waiting, earliest_due)
 
-    def _announce(self, entry: Entry, now: datetime, *, fenced: bool, tell_all: bool) -> None:
-        """Tell those who wait for it, the metrics and the log what became of a delivery."""
-        result, job = entry.result, entry.job
-        if result.state is DeliveryState.WAITING:
-            self.on_waiting(result.endpoint_id, result.event_id)
-            return
-        if fenced:
-            self._metrics.deliveries.counts["fenced"] += 1
-            log.warning(
-                "delivery.fenced",
-                **_facts(entry),
-                reason="it is not ours any more: rescued, or undone by a crash",
-            )
-            return
+    def _tell(self, entry: Entry) -> None:
+        result = entry.result
         match result.state:
             case DeliveryState.RETRYING:
                 assert result.due is not None
-                self.on_retrying(result.due)
                 level = self._failures.level(result.endpoint_id, result.state, result.reason or "")
                 if log.is_enabled_for(level):
                     due = result.due.isoformat()
@@ -277,14 +311,12 @@ class Recorder:
                     log.log(level, "delivery.failed", **_facts(entry), reason=result.reason)
             case DeliveryState.CANCELLED:
                 log.info("delivery.cancelled", **_facts(entry), reason=result.reason)
+            case DeliveryState.SUCCEEDED:
+                log.debug("delivery.succeeded", **_facts(entry))
+            case DeliveryState.WAITING | DeliveryState.SENDING:  # nothing became of it yet
+                pass
             case _:
-                if tell_all:
-                    log.debug("delivery.succeeded", **_facts(entry))
-        self._metrics.deliveries.counts[result.state.value] += 1
-        if entry.outcome is not None:
-            self.on_outcome(job, entry.outcome, now)
-        if result.attempt is not None:
-            self.on_attempt(result)
+                assert_never(result.state)
 
 
 def _answer_bytes(attempt: Attempt | None) -> int:

@@ -4,7 +4,7 @@ It wakes by itself every few seconds, and goes on at once while it gets on. What
 there, and may be slow: nothing else waits for it.
 """
 
-import asyncio
+from dataclasses import dataclass
 
 import structlog
 
@@ -12,28 +12,37 @@ from postrider.edges.clock import Clock
 from postrider.store.capture_recovery import Recovery
 from postrider.store.captures import Captures
 
-INTERVAL_S = 5.0
-BATCH = 500
-BUDGET_S = 10.0
-"""After that no further part of a batch is begun; new rows of other captures get their turn."""
-
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class RecovererTuning:
+    interval_s: float = 5.0
+    batch: int = 500
+    """Rows."""
+    budget_s: float = 10.0
+    """After that no further part of a batch is begun; new rows of other captures get their turn."""
+
+
 class Recoverer:
-    def __init__(self, *, captures: Captures, clock: Clock) -> None:
+    def __init__(self, *, captures: Captures, clock: Clock, tuning: RecovererTuning | None = None) -> None:
         self._captures = captures
         self._clock = clock
+        self._tuning = tuning or RecovererTuning()
+        self._last: Recovery | None = None
+
+    def __repr__(self) -> str:
+        return f"<Recoverer {self._last or 'at first'}>"
 
     async def run(self) -> None:
-        never = asyncio.Event()
         while True:
             batch = await self.run_once()
             if not batch.rows:
-                await self._clock.wait(never, INTERVAL_S)
+                await self._clock.sleep(self._tuning.interval_s)
 
     async def run_once(self) -> Recovery:
-        batch = await self._captures.recover(limit=BATCH, budget_s=BUDGET_S)
+        batch = await self._captures.recover(limit=self._tuning.batch, budget_s=self._tuning.budget_s)
+        self._last = batch
         if batch.rows:
             log.info("capture.recovered", rows=batch.rows, events=batch.events, kept=batch.kept)
         return batch

@@ -3,44 +3,50 @@
 It wakes by itself every few seconds.
 """
 
-import asyncio
+from dataclasses import dataclass
 
 from postrider.domain.model import EndpointState
+from postrider.domain.pacing import TROUBLES
 from postrider.domain.status import DaemonReport
 from postrider.domain.timeshare import TimeShare
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
 from postrider.engine.endpoints import EndpointSnapshot
-from postrider.engine.lane import TROUBLES
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
+from postrider.store import daemons, partitions, totals
 from postrider.store.captures import Captures
-from postrider.store.daemons import Daemons
+from postrider.store.database import Database
 from postrider.store.outbox import Backlog, Outbox
-from postrider.store.partitions import Partitions
-from postrider.store.status import Status, Totals
+from postrider.store.totals import Totals
 
 REPORT_S = 5.0
-BACKLOG_SHARE = 0.02
-"""Of the time goes into counting the backlog, which beside an old snapshot passes over what was there."""
-BACKLOG_S = 60.0
-"""It is counted at least so often."""
-TOTALS_SHARE = 0.01
-"""Of the time goes into counting what the metrics tell of the whole database,"""
-TOTALS_S = 600.0
-"""and it is done at least so often."""
+"""Between two reports; whoever reads them knows by it which are stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReporterTuning:
+    interval_s: float = REPORT_S
+    backlog_share: float = 0.02
+    """Of the time goes into counting the backlog, which beside an old snapshot passes over what was there."""
+    backlog_s: float = 60.0
+    """It is counted at least so often."""
+    totals_share: float = 0.01
+    """Of the time goes into counting what the metrics tell of the whole database,"""
+    totals_s: float = 600.0
+    """and it is done at least so often."""
+    totals_timeout_s: float = 5.0
+    """Whatever the database is busy with, counting for a metric is not worth more."""
 
 
 class Reporter:
     def __init__(
         self,
         *,
+        database: Database,
         outbox: Outbox,
         captures: Captures,
-        status: Status,
-        partitions: Partitions,
-        daemons: Daemons,
         ledger: Ledger,
         lanes: Lanes,
         endpoints: EndpointSnapshot,
@@ -48,13 +54,13 @@ class Reporter:
         clock: Clock,
         metrics: Metrics,
         notifier: Notifier,
+        tuning: ReporterTuning | None = None,
     ) -> None:
         """`slots`: requests at a time."""
+        self._tuning = tuning = tuning or ReporterTuning()
+        self._database = database
         self._outbox = outbox
         self._captures = captures
-        self._status = status
-        self._partitions = partitions
-        self._daemons = daemons
         self._ledger = ledger
         self._lanes = lanes
         self._endpoints = endpoints
@@ -65,20 +71,19 @@ class Reporter:
         self._counts: dict[str, int] = {}
         self._counted_at: float | None = None
         self._backlog = Backlog(0, None)
-        self._counts_of_backlog = TimeShare(BACKLOG_SHARE, BACKLOG_S)
+        self._counts_of_backlog = TimeShare(tuning.backlog_share, tuning.backlog_s)
         self._totals: Totals | None = None
-        self._counts_of_totals = TimeShare(TOTALS_SHARE, TOTALS_S)
+        self._counts_of_totals = TimeShare(tuning.totals_share, tuning.totals_s)
         for state in TROUBLES:
-            metrics.lanes.labels(state)  # is shown from now on
+            metrics.lanes.labels(state.value)  # is shown from now on
 
     def __repr__(self) -> str:
-        return f"<Reporter {self._backlog}>"
+        return f"<Reporter {self._backlog} deliveries={self._counts}>"
 
     async def run(self) -> None:
-        never = asyncio.Event()
         while True:
             await self.run_once()
-            await self._clock.wait(never, REPORT_S)
+            await self._clock.sleep(self._tuning.interval_s)
 
     async def run_once(self) -> DaemonReport:
         backlog = await self._count_backlog()
@@ -90,12 +95,13 @@ class Reporter:
         await self._count_totals()
         states = self._lanes.states()
         for state in TROUBLES:
-            self._metrics.lanes.labels(state).set(states[state])
+            self._metrics.lanes.labels(state.value).set(states[state])
         self._notifier.status(
             f"{backlog.events} events waiting, oldest {age:.0f} s; {self._lanes.running} in flight"
         )
         report = self._measure()
-        await self._daemons.report(self._ledger.owner, report, self._clock.now())
+        async with self._database.connection() as connection:
+            await daemons.report(connection, self._ledger.owner, report, self._clock.now())
         return report
 
     async def _count_backlog(self) -> Backlog:
@@ -108,23 +114,26 @@ class Reporter:
     async def _count_totals(self) -> None:
         """Set the gauges of the whole database; ages go on between two counts."""
         gauges = self._metrics.database
-        alive = [row.alive for row in await self._daemons.list_daemons()]
+        async with self._database.connection() as connection:
+            alive = [row.alive for row in await daemons.list_all(connection)]
+            days = await partitions.days(connection)
         gauges.daemons.labels("alive").set(alive.count(True))
         gauges.daemons.labels("dead").set(alive.count(False))
-        for table, days in (await self._partitions.days_ahead()).items():
-            gauges.partitions_ahead.labels(table).set(days)
+        for table, days_of in days.items():
+            gauges.partitions_ahead.labels(table).set(days_of.ahead)
         gauges.set_aside.set(await self._captures.count_rejections())
         started = self._clock.monotonic()
         if self._counts_of_totals.due(started):
-            totals = await self._status.totals()
+            async with self._database.connection() as connection:
+                counted = await totals.count(connection, self._tuning.totals_timeout_s)
             self._counts_of_totals.spent(started, self._clock.monotonic())
-            if totals is not None:
-                self._totals = totals
+            if counted is not None:
+                self._totals = counted
                 gauges.counted_at.set(self._clock.now().timestamp())
                 for state in EndpointState:
                     if state is not EndpointState.DELETED:
-                        gauges.endpoints.labels(state.value).set(totals.endpoints.get(state.value, 0))
-                gauges.endpoints.labels("failing").set(totals.endpoints.get("failing", 0))
+                        gauges.endpoints.labels(state.value).set(counted.endpoints.get(state.value, 0))
+                gauges.endpoints.labels("failing").set(counted.endpoints.get("failing", 0))
         if self._totals is None:
             return
         now = self._clock.now()

@@ -5,8 +5,7 @@ Woken when a retry falls due, when deliveries were left waiting and when a lane 
 works in small steps, so that a herd of retries and the refill of one lane don't hold up the others.
 """
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -16,30 +15,41 @@ import structlog
 from postrider.domain.model import Event, emitted_at_s, endpoint_public_id
 from postrider.edges.clock import Clock
 from postrider.engine.lane import Lane
+from postrider.engine.lane_keeper import LaneKeeper
 from postrider.engine.lanes import Lanes
-from postrider.engine.ledger import LANE_BYTES, Ledger, Share
+from postrider.engine.ledger import LANE_BYTES, Job, Ledger, Share
+from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
-from postrider.store.deliveries import ClaimedDelivery, Deliveries, WaitingWanted
+from postrider.engine.signals import Signal
+from postrider.store import deliveries, outbox
+from postrider.store.database import Database
+from postrider.store.deliveries import ClaimedDelivery, DeliveryKey, WaitingWanted
 from postrider.store.endpoints import Endpoints
-from postrider.store.outbox import Outbox
 
-PROMOTE_BATCH = 1000
-PROMOTE_AGAIN_S = 0.1
-REFILL_BATCH = 200
-"""Deliveries that one lane gets at a time."""
-REFILL_LANES = 64
-"""Lanes that are refilled by one statement."""
-ROOM_POLL_S = 0.05
-RESCAN_S = 5.0
-"""How often to look for waiting deliveries that nobody announced: another daemon left them."""
-RESCAN_BATCH = 500
-"""Endpoints with waiting deliveries that one look finds."""
-RECONCILE_S = 30.0
-"""How often to compare the claimed deliveries in the database with those in memory: a crash of the server may
-have undone what we were told was committed."""
 _FIRST = -1
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerTuning:
+    promote_batch: int = 1000
+    """Retries that one step makes wait."""
+    promote_again_s: float = 0.1
+    """Before another look where others are at them."""
+    refill_batch: int = 200
+    """Deliveries that one lane gets at a time."""
+    refill_lanes: int = 64
+    """Lanes that are refilled by one statement."""
+    short_poll_s: float = 0.05
+    """Before another look where memory is short."""
+    rescan_s: float = 5.0
+    """How often to look for waiting deliveries that nobody announced: another daemon left them."""
+    rescan_batch: int = 500
+    """Endpoints with waiting deliveries that one look finds."""
+    reconcile_s: float = 30.0
+    """How often to compare the claimed deliveries in the database with those in memory: a crash of the server
+    may have undone what we were told was committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,92 +62,92 @@ class ScheduleCounts:
 class Scheduler:
     def __init__(
         self,
+        tuning: SchedulerTuning,
         *,
-        deliveries: Deliveries,
-        outbox: Outbox,
+        database: Database,
         endpoints: Endpoints,
         lanes: Lanes,
+        keeper: LaneKeeper,
         ledger: Ledger,
         recorder: Recorder,
         clock: Clock,
+        left_waiting: LeftWaiting,
+        wake: Signal,
+        rescan: Signal,
+        doubt: Signal,
     ) -> None:
-        self._deliveries = deliveries
-        self._outbox = outbox
+        """`wake`: there may be something to do; `rescan`: look for waiting deliveries now; `doubt`: memory
+        and database may differ about our claims, which are compared before the next one."""
+        self._tuning = tuning
+        self._database = database
         self._endpoints = endpoints
         self._lanes = lanes
+        self._keeper = keeper
         self._ledger = ledger
         self._recorder = recorder
         self._clock = clock
-        self._wake = asyncio.Event()
+        self._left_waiting = left_waiting
+        self._wake = wake
+        self._rescan = rescan
+        self._doubt = doubt
         self._rescan_at = 0.0
         self._rescan_after = _FIRST
-        self._reconcile_at = clock.monotonic() + RECONCILE_S
+        self._reconcile_at = clock.monotonic() + tuning.reconcile_s
         self._next_due: datetime | None = None
-        self._in_doubt = False
         self._short = False
         """A lane could not be refilled for want of memory, or because results wait to be recorded."""
-        lanes.on_refill = self._wake.set
 
     def __repr__(self) -> str:
-        return f"<Scheduler next_due={self._next_due}>"
-
-    def rescan(self) -> None:
-        """Look for waiting deliveries now."""
-        self._rescan_at = 0.0
-        self._rescan_after = _FIRST
-        self._wake.set()
-
-    def waiting(self, endpoint_id: int, event_id: UUID) -> None:
-        """A delivery was left waiting."""
-        self._lanes.recorded_waiting(endpoint_id, event_id)
-        self._wake.set()
-
-    def retry_at(self, due: datetime) -> None:
-        """A retry was recorded."""
-        if self._next_due is None or due < self._next_due:
-            self._next_due = due
-            self._wake.set()
-
-    def doubt(self) -> None:
-        """Memory and database may differ about our claims: compare them before the next one."""
-        self._in_doubt = True
-        self.rescan()
+        return f"<Scheduler next_due={self._next_due}{' short' * self._short} {self._left_waiting}>"
 
     async def run(self) -> None:
         while True:
             self._wake.clear()
             await self.run_once()
-            await self._clock.wait(self._wake, self._seconds_to_next())
+            await self._wake.wait(self._clock, self._seconds_to_next())
 
     async def run_once(self) -> ScheduleCounts:
         """A step of each kind: find what waits, promote what is due, refill lanes that are behind."""
         try:
-            if self._in_doubt or self._clock.monotonic() >= self._reconcile_at:
+            if self._doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
+            self._read_left_waiting()
             cancelled = await self._find_waiting()
             promoted = await self._promote()
+            self._read_left_waiting()
             refilled = await self._refill()
         except BaseException:
-            self._in_doubt = True
+            self._doubt.set()
             raise
         return ScheduleCounts(promoted, refilled, cancelled)
 
+    def _read_left_waiting(self) -> None:
+        """Let the lanes know of deliveries that were left waiting."""
+        for endpoint_id, (first, count) in self._left_waiting.take_waiting().items():
+            self._lanes.note_recorded(endpoint_id, first, count)
+        due = self._left_waiting.take_due()
+        if due is not None and (self._next_due is None or due < self._next_due):
+            self._next_due = due
+
     async def _find_waiting(self) -> int:
-        """Mark lanes that have deliveries waiting; cancel those of endpoints that are deleted."""
+        """Note lanes that have deliveries waiting; cancel those of endpoints that are deleted."""
+        if self._rescan.take():
+            self._rescan_at, self._rescan_after = 0.0, _FIRST
         if self._clock.monotonic() < self._rescan_at:
             return 0
         if self._rescan_after == _FIRST:
-            self._next_due = await self._deliveries.next_due()
-        after = self._rescan_after
-        found = await self._deliveries.waiting_endpoints(after, RESCAN_BATCH)
-        if self._rescan_after == after:  # nobody asked to begin anew meanwhile
-            more = len(found) == RESCAN_BATCH
-            self._rescan_after = found[-1] if more else _FIRST
-            if not more:
-                self._rescan_at = self._clock.monotonic() + RESCAN_S
+            await self._look_for_due()
+        async with self._database.connection() as connection:
+            found = await deliveries.waiting_endpoints(
+                connection, self._rescan_after, self._tuning.rescan_batch
+            )
+        more = len(found) == self._tuning.rescan_batch
+        self._rescan_after = found[-1] if more else _FIRST
+        if not more:
+            self._rescan_at = self._clock.monotonic() + self._tuning.rescan_s
         cancelled = 0
         for endpoint_id in found:
-            if not self._lanes.mark_found(endpoint_id):
+            if not self._lanes.note_found(endpoint_id):
                 count = await self._endpoints.cancel_deleted(endpoint_id, self._clock.now())
                 if count:
                     endpoint = endpoint_public_id(endpoint_id)
@@ -149,26 +159,31 @@ class Scheduler:
         now = self._clock.now()
         if self._next_due is None or self._next_due > now:
             return 0
-        promoted = await self._deliveries.promote_due(now, PROMOTE_BATCH)
+        async with self._database.connection() as connection:
+            promoted = await deliveries.promote_due(connection, now, self._tuning.promote_batch)
         for endpoint_id, event_id in promoted.items():
-            if not self._lanes.mark_behind(endpoint_id, event_id):
-                self.rescan()
-        self._next_due = await self._deliveries.next_due()
+            if not self._lanes.note_waiting(endpoint_id, event_id):
+                self._rescan.set()
+        await self._look_for_due()
         if not promoted:  # others are at it
-            soon = now + timedelta(seconds=PROMOTE_AGAIN_S)
+            soon = now + timedelta(seconds=self._tuning.promote_again_s)
             self._next_due = max(self._next_due or soon, soon)
         return len(promoted)
 
+    async def _look_for_due(self) -> None:
+        async with self._database.connection() as connection:
+            self._next_due = await deliveries.next_due(connection)
+
     async def _refill(self) -> int:
         """Claim waiting deliveries of some lanes, and queue them."""
-        lanes, more = self._lanes.refillable(REFILL_LANES)
+        lanes, more = self._lanes.refillable(self._tuning.refill_lanes, self._clock.monotonic())
         self._short = self._recorder.congested and bool(lanes)
         if self._short:
             return 0
         refilled = 0
         for share in Share:
-            # Asked now: what was refilled before this took its time.
-            chosen = [lane for lane in lanes if lane.share is share and self._lanes.room_of(lane) > 0]
+            now = self._clock.monotonic()  # asked now: what was refilled before this took its time
+            chosen = [lane for lane in lanes if lane.share is share and self._lanes.room_of(lane, now) > 0]
             most_bytes = self._ledger.refill_room(share)
             if chosen and most_bytes < 1:
                 self._short = True  # asked again soon
@@ -181,44 +196,66 @@ class Scheduler:
         return refilled
 
     async def _refill_lanes(self, lanes: Sequence[Lane], most_bytes: int) -> int:
-        owner = self._ledger.owner
+        now = self._clock.monotonic()
         wanted = [
-            WaitingWanted(lane.endpoint.id, min(self._lanes.room_of(lane), REFILL_BATCH), lane.floor)
+            WaitingWanted(
+                lane.endpoint.id,
+                lane.endpoint.workspace_id,
+                min(self._lanes.room_of(lane, now), self._tuning.refill_batch),
+                lane.floor,
+            )
             for lane in lanes
         ]
         backlogs = {lane.endpoint.id: lane.backlog for lane in lanes}
-        for lane in lanes:
-            self._lanes.mark_caught_up(lane)  # before the claim: what is left waiting during it is not missed
+        owner = self._ledger.owner
+        jobs: dict[Lane, list[Job]] = {lane: [] for lane in lanes}
+        unwanted: dict[DeliveryKey, str] = {}
+        self._lanes.begin_refill(lanes)  # before the claim: what is left waiting during it is not missed
+        try:
+            claimed = await self._claim(wanted, backlogs, most_bytes)
+            events = await self._read([each.event_id for each in claimed])
+            if self._ledger.owner != owner:
+                return 0  # others took us for dead, and take these too
+            by_endpoint = {lane.endpoint.id: lane for lane in lanes}
+            for each in claimed:
+                lane = by_endpoint[each.endpoint_id]
+                if lane.open and self._lanes.lane(each.endpoint_id) is lane:
+                    event = events.get(each.event_id) or _gone(each)
+                    jobs[lane].append(
+                        self._ledger.take_delivery(event, each.endpoint_id, each.attempts, each.attempt_base)
+                    )
+                else:
+                    unwanted[each.event_id, each.endpoint_id] = each.workspace_id
+        finally:
+            self._keeper.end_refill(jobs)
+        if unwanted:
+            async with self._database.connection() as connection:
+                await deliveries.release(connection, owner, unwanted)
+        return len(claimed)
+
+    async def _claim(
+        self, wanted: Sequence[WaitingWanted], backlogs: Mapping[int, float], most_bytes: int
+    ) -> list[ClaimedDelivery]:
+        """Claim deliveries of some lanes; note what is left waiting of each."""
         claimed: list[ClaimedDelivery] | None = None
         try:
-            claimed = await self._deliveries.claim_waiting(
-                owner, wanted, self._clock.now(), most_bytes=most_bytes, most_bytes_each=LANE_BYTES
-            )
+            async with self._database.connection() as connection:
+                claimed = await deliveries.claim_waiting(
+                    connection,
+                    self._ledger.owner,
+                    wanted,
+                    self._clock.now(),
+                    most_bytes=most_bytes,
+                    most_bytes_each=LANE_BYTES,
+                )
         finally:
             for want in wanted:
                 floor = _rest_from(want, claimed, most_bytes)
                 if floor is not None:
                     taken = sum(each.endpoint_id == want.endpoint_id for each in claimed or ())
                     rest = max(1, backlogs[want.endpoint_id] - taken)
-                    self._lanes.mark_behind(want.endpoint_id, floor, rest)
-        events = await self._read([each.event_id for each in claimed])
-        if self._ledger.owner != owner:
-            return 0  # others took us for dead, and take these too
-        unwanted = []
-        for each in claimed:
-            event = events.get(each.event_id) or _gone(each)
-            job = self._ledger.take_delivery(event, each.endpoint_id, each.attempts, each.attempt_base)
-            target = self._lanes.lane(each.endpoint_id)
-            if target is not None and target.open:
-                self._lanes.push(target, job)
-            else:
-                self._ledger.release(job)
-                unwanted.append(job.key)
-        for lane in lanes:
-            self._lanes.give_back(lane)  # it may have turned slow meanwhile
-        if unwanted:
-            await self._deliveries.release(owner, unwanted)
-        return len(claimed)
+                    self._lanes.note_waiting(want.endpoint_id, floor, rest)
+        return claimed
 
     async def _read(self, event_ids: Sequence[UUID]) -> dict[UUID, Event]:
         """The events, from memory where they are in it."""
@@ -228,26 +265,33 @@ class Scheduler:
         events = {event_id: event for event_id, event in held.items() if event.data is not None}
         missing = list(dict.fromkeys(event_id for event_id in event_ids if event_id not in events))
         if missing:
-            events |= {event.id: event for event in await self._outbox.read(missing)}
+            async with self._database.connection() as connection:
+                read = await outbox.read(connection, missing)
+            events |= {event.id: event for event in read}
         return events
 
     async def _reconcile(self) -> None:
         """Give back deliveries that the database thinks we hold, and we don't: a crash, or an answer that was
         cut off, made the difference."""
         owner = self._ledger.owner
-        self._in_doubt = False  # first: a doubt that comes meanwhile is not lost
-        stray = await self._deliveries.owned(owner) - self._ledger.delivery_keys()
+        if self._doubt.take():  # first: a doubt that comes meanwhile is not lost
+            self._rescan.set()
+        async with self._database.connection() as connection:
+            owned = await deliveries.owned(connection, owner)
+            ours = self._ledger.delivery_keys()
+            stray = {key: workspace_id for key, workspace_id in owned.items() if key not in ours}
+            if stray:
+                await deliveries.release(connection, owner, stray)
         if stray:
-            await self._deliveries.release(owner, stray)
             log.info("claims.reconciled", deliveries=len(stray))
-            self.rescan()
-        self._reconcile_at = self._clock.monotonic() + RECONCILE_S
+            self._rescan.set()
+        self._reconcile_at = self._clock.monotonic() + self._tuning.reconcile_s
 
     def _seconds_to_next(self) -> float:
         now = self._clock.monotonic()
         seconds = min(max(0.0, self._rescan_at - now), max(0.0, self._reconcile_at - now))
         if self._short:
-            seconds = min(seconds, ROOM_POLL_S)
+            seconds = min(seconds, self._tuning.short_poll_s)
         if self._next_due is not None:
             seconds = min(seconds, max(0.0, (self._next_due - self._clock.now()).total_seconds()))
         return seconds

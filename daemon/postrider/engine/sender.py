@@ -4,7 +4,6 @@ A fixed number of workers take jobs from the lanes, so an attempt costs no task 
 """
 
 import asyncio
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,19 +30,26 @@ from postrider.domain.policy import ONE_ATTEMPT, Outcome, judge
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import WebhookClient
+from postrider.edges.randomness import random_share
 from postrider.engine.dialect_rules import DialectRules
+from postrider.engine.lane_keeper import LaneKeeper
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import HeldEvent, Job, Ledger
 from postrider.engine.recorder import Recorder
 
-FULL_POLL_S = 0.05
-EXHAUSTED_PAUSE_S = 0.25
-EXHAUSTED_DELAY_S = 2.0
-"""For a delivery that this host has no descriptor or port for."""
-ALARM_S = 10.0
-"""Between two log lines about it."""
-
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SenderTuning:
+    full_poll_s: float = 0.05
+    """Between two looks whether there is memory for more answers."""
+    exhausted_pause_s: float = 0.25
+    """A slot stays taken for so long after the host had no descriptor or port,"""
+    exhausted_delay_s: float = 2.0
+    """the delivery is put off by so much,"""
+    alarm_s: float = 10.0
+    """and it is logged no more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +96,12 @@ async def send(
 class Sender:
     def __init__(
         self,
+        tuning: SenderTuning,
         *,
         settings: SendSettings,
         rules: DialectRules,
         lanes: Lanes,
+        keeper: LaneKeeper,
         ledger: Ledger,
         recorder: Recorder,
         clock: Clock,
@@ -101,9 +109,11 @@ class Sender:
         metrics: Metrics,
     ) -> None:
         """`signing_clock` is this host's own, since receivers compare signatures with theirs."""
+        self._tuning = tuning
         self.settings = settings
         self._rules = rules
         self._lanes = lanes
+        self._keeper = keeper
         self._ledger = ledger
         self._recorder = recorder
         self._clock = clock
@@ -121,7 +131,7 @@ class Sender:
                 group.create_task(self._work())
 
     async def _work(self) -> None:
-        while (job := await self._lanes.take()) is not None:
+        while (job := await self._keeper.take()) is not None:
             try:
                 await self._send(job)
             except Exception as error:
@@ -133,15 +143,14 @@ class Sender:
         outcome = None
         try:
             while self._recorder.full:
-                await self._clock.wait(asyncio.Event(), FULL_POLL_S)
+                await self._clock.wait(asyncio.Event(), self._tuning.full_poll_s)
             outcome = await self.run_once(job)
-        except Exception:
-            # Else it would be held for ever, and never sent.
-            self._lanes.spill(job.endpoint_id)
-            self._recorder.put(job, DeliveryState.WAITING)
+        except BaseException:
+            # Else it would be held for ever, and never sent. A worker is cut off only after the grace.
+            self._keeper.put_back(job)
             raise
         finally:
-            self._lanes.done(job, outcome)
+            self._keeper.done(job, outcome)
 
     async def run_once(self, job: Job) -> Outcome | None:
         """Make one attempt of a delivery and hand its result on; None if it is no longer ours."""
@@ -166,7 +175,7 @@ class Sender:
         now = self._clock.now()
         test = job.held.event.test
         policy = ONE_ATTEMPT if test else self._rules.retry_policy(endpoint.dialect)
-        outcome = judge(result, number - job.attempt_base, policy, now, random.random())  # noqa: S311
+        outcome = judge(result, number - job.attempt_base, policy, now, random_share())
         self._measure(job, result, outcome.error_kind, now)
         self._recorder.put(
             job,
@@ -183,11 +192,11 @@ class Sender:
         self._metrics.host_exhausted.inc()
         now = self._clock.monotonic()
         if now >= self._alarm_at:
-            self._alarm_at = now + ALARM_S
+            self._alarm_at = now + self._tuning.alarm_s
             log.error("host.exhausted", reason=error.message, hint=error.hint)
         # The slot stays taken for a moment: there is no hurry to find out again.
-        await self._clock.wait(asyncio.Event(), EXHAUSTED_PAUSE_S)
-        due = self._clock.now() + timedelta(seconds=EXHAUSTED_DELAY_S)
+        await self._clock.wait(asyncio.Event(), self._tuning.exhausted_pause_s)
+        due = self._clock.now() + timedelta(seconds=self._tuning.exhausted_delay_s)
         self._recorder.put(job, DeliveryState.RETRYING, due=due, reason=error.message)
 
     async def _attempt(self, held: HeldEvent, endpoint: Endpoint, now: datetime) -> AttemptResult:

@@ -5,44 +5,56 @@ because the database says it once.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 
 import structlog
 
 from postrider.domain.errors import PostriderError
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
+from postrider.engine.signals import Signal
 from postrider.store.database import Database, DatabaseUnavailable
-
-BACKOFF_S = (0.1, 0.5, 1.0, 5.0)
-"""Waits before a failed service is started again; the last one repeats."""
-STABLE_S = 30.0
-"""A service that ran this long starts over with the shortest wait."""
-DATABASE_RETRY_S = 0.2
 
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class SupervisorTuning:
+    backoff_s: tuple[float, ...] = (0.1, 0.5, 1.0, 5.0)
+    """Waits before a failed service is started again; the last one repeats."""
+    stable_s: float = 30.0
+    """A service that ran this long starts over with the shortest wait."""
+    database_retry_s: float = 0.2
+
+
 class Supervisor:
     def __init__(
-        self, *, database: Database, clock: Clock, metrics: Metrics, on_failure: Callable[[], None]
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        metrics: Metrics,
+        failed: Signal,
+        tuning: SupervisorTuning | None = None,
     ) -> None:
-        """`on_failure` is called when a service failed, and not for want of the database."""
+        """`failed` is set when a service failed, and not for want of the database."""
+        self._database = database
         self._clock = clock
         self._metrics = metrics
-        self._on_failure = on_failure
-        self._restored = asyncio.Event()
+        self._failed = failed
+        self._tuning = tuning or SupervisorTuning()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        database.on_restored = self._restored.set
 
     def __repr__(self) -> str:
-        return f"<Supervisor {' '.join(self._tasks)}>"
+        return f"<Supervisor of {', '.join(self._tasks) or 'nothing'}>"
 
     def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        assert name not in self._tasks, f"{name} runs already"
         self._metrics.service_failures.labels(name)  # is shown from now on
         self._tasks[name] = asyncio.create_task(self._keep_running(name, run), name=name)
 
-    async def stop(self, *names: str) -> None:
+    async def stop(self, names: Iterable[str]) -> None:
         """Cancel services, and wait until they ended."""
         tasks = [self._tasks.pop(name) for name in names if name in self._tasks]
         for task in tasks:
@@ -56,12 +68,12 @@ class Supervisor:
             try:
                 await run()
             except DatabaseUnavailable:
-                self._restored.clear()
-                await self._clock.wait(self._restored, DATABASE_RETRY_S)
+                await self._clock.wait(self._database.restored, self._tuning.database_retry_s)
                 continue
             except Exception as error:
-                failures = 1 if self._clock.monotonic() - started > STABLE_S else failures + 1
-                wait = BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
+                stable = self._clock.monotonic() - started > self._tuning.stable_s
+                failures = 1 if stable else failures + 1
+                wait = self._tuning.backoff_s[min(failures, len(self._tuning.backoff_s)) - 1]
                 self._metrics.service_failures.labels(name).inc()
                 known = isinstance(error, PostriderError)
                 log.error(
@@ -71,7 +83,7 @@ class Supervisor:
                     restart_in_s=wait,
                     exc_info=None if known else error,
                 )
-                self._on_failure()
-                await asyncio.sleep(wait)
+                self._failed.set()
+                await self._clock.sleep(wait)
             else:
                 return

@@ -26,7 +26,9 @@ from postrider.domain.model import (
 from postrider.domain.policy import ONE_ATTEMPT, judge
 from postrider.edges.clock import Clock
 from postrider.engine.sender import SendSettings, send
-from postrider.store.deliveries import Deliveries, DeliveryResult
+from postrider.store import deliveries
+from postrider.store.database import Database
+from postrider.store.deliveries import DeliveryResult
 
 
 def check_data(text: str) -> None:
@@ -79,7 +81,7 @@ async def send_test(
     endpoint: Endpoint,
     event: Event,
     *,
-    deliveries: Deliveries,
+    database: Database,
     clock: Clock,
 ) -> DeliveryResult:
     """Send a test event to one endpoint, and record what came of it. A handshake succeeds by the status that
@@ -105,7 +107,8 @@ async def send_test(
         reason=None if state is DeliveryState.SUCCEEDED else reason,
         attempt=Attempt(1, started_at, result),
     )
-    await deliveries.record_test(event, delivery, clock.now())
+    async with database.transaction() as connection:
+        await deliveries.record_test(connection, event, delivery, clock.now())
     return delivery
 
 
@@ -115,9 +118,9 @@ async def shake_hands(
     handshake: Handshake,
     endpoint: Endpoint,
     *,
-    deliveries: Deliveries,
+    database: Database,
     clock: Clock,
 ) -> DeliveryResult:
     """Ask an endpoint whether it is one; it is if the delivery succeeded, else `reason` says what it did."""
     event = made_up_event(endpoint, handshake.type, clock.now())
-    return await send_test(settings, dialect, endpoint, event, deliveries=deliveries, clock=clock)
+    return await send_test(settings, dialect, endpoint, event, database=database, clock=clock)

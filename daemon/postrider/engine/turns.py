@@ -12,11 +12,6 @@ from postrider.engine.lane import Lane
 
 T = TypeVar("T")
 
-SUSPECT_SHARE = 0.5
-"""Of the slots, for all lanes together that are slow or did not answer yet."""
-FAILING_SHARE = 0.5
-"""Of these, for lanes among them whose endpoint was failing when the daemon began to know it."""
-
 
 class Queue(Generic[T]):
     """What waits for its turn: workspaces take turns, each with what it put in first."""
@@ -67,25 +62,32 @@ class Queue(Generic[T]):
 
 
 class Turns:
-    def __init__(self, slots: int) -> None:
-        self._suspect_slots = max(1, int(slots * SUSPECT_SHARE))
-        self._failing_slots = max(1, int(self._suspect_slots * FAILING_SHARE))
+    def __init__(self, slots: int, unproven_share: float, failing_share: float) -> None:
+        """Of the slots, a share is for all lanes together that are slow or did not answer yet; of these, one
+        for lanes among them whose endpoint was failing when the daemon began to know it."""
+        self._unproven_slots = max(1, int(slots * unproven_share))
+        self._failing_slots = max(1, int(self._unproven_slots * failing_share))
         self._proven: Queue[Lane] = Queue()
-        self._suspect: Queue[Lane] = Queue()
+        self._unproven: Queue[Lane] = Queue()
         self._failing: Queue[Lane] = Queue()
         self._proven_next = False
-        self._suspect_running = 0
+        self._unproven_running = 0
         self._failing_running = 0
 
     def __repr__(self) -> str:
         return (
-            f"<Turns suspect={self._suspect_running}/{self._suspect_slots} "
+            f"<Turns unproven={self._unproven_running}/{self._unproven_slots} "
             f"failing={self._failing_running}/{self._failing_slots}>"
         )
 
     def __bool__(self) -> bool:
         """Whether a lane may go on."""
-        return self._proven.length > 0 or self._suspect_may_run() or self._failing_may_run()
+        return self._proven.length > 0 or self._unproven_may_run() or self._failing_may_run()
+
+    @property
+    def length(self) -> int:
+        """How many lanes wait for their turn."""
+        return self._proven.length + self._unproven.length + self._failing.length
 
     def give(self, lane: Lane) -> None:
         """Let a lane wait for its turn, if it has something to send and a slot free."""
@@ -98,8 +100,8 @@ class Turns:
         self._proven_next = not self._proven_next
         if self._proven.length and self._proven_next:
             lane = self._proven.pop()
-        elif self._suspect_may_run():
-            lane = self._suspect.pop()
+        elif self._unproven_may_run():
+            lane = self._unproven.pop()
         elif self._failing_may_run():
             lane = self._failing.pop()
         elif self._proven.length:
@@ -117,30 +119,30 @@ class Turns:
 
     def count(self, lane: Lane, requests: int) -> None:
         """So many more requests of a lane are under way, or fewer."""
-        if lane.suspect:
-            self._suspect_running += requests
+        if lane.unproven:
+            self._unproven_running += requests
             if lane.failing:
                 self._failing_running += requests
 
-    def reclassify(self, lane: Lane, *, suspect: bool, failing: bool) -> None:
+    def reclassify(self, lane: Lane, *, unproven: bool, failing: bool) -> None:
         """Take a lane from one kind to another."""
         self.withdraw(lane)
         self.count(lane, -len(lane.running))
-        lane.suspect, lane.failing = suspect, failing
+        lane.unproven, lane.failing = unproven, failing
         self.count(lane, len(lane.running))
         self.give(lane)
 
     def _queue_of(self, lane: Lane) -> Queue[Lane]:
-        if not lane.suspect:
+        if not lane.unproven:
             return self._proven
-        return self._failing if lane.failing else self._suspect
+        return self._failing if lane.failing else self._unproven
 
-    def _suspect_may_run(self) -> bool:
-        return self._suspect.length > 0 and self._suspect_running < self._suspect_slots
+    def _unproven_may_run(self) -> bool:
+        return self._unproven.length > 0 and self._unproven_running < self._unproven_slots
 
     def _failing_may_run(self) -> bool:
         return (
             self._failing.length > 0
             and self._failing_running < self._failing_slots
-            and self._suspect_running < self._suspect_slots
+            and self._unproven_running < self._unproven_slots
         )

@@ -5,12 +5,10 @@ connection dies, and its heartbeat, by the database's clock, is fresh, which it 
 vanished and the server has not noticed. Behind a transaction pooler there is no session to hold a lock, and
 the heartbeat alone counts. Any login may take an advisory lock: one counts only if its holder may do what a
 daemon does. An id is random, so that it neither can be locked in advance, nor comes back after a crash that
-undid the registration.
+undid the registration: whoever registers draws it.
 """
 
-import asyncio
 import os
-import secrets
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,15 +18,11 @@ from datetime import datetime
 import asyncpg
 
 from postrider.domain.status import DaemonReport, read_report, write_report
-from postrider.store.database import Connection, Database
-from postrider.store.outbox import REQUEUE
+from postrider.store.database import Connection
 
 LOCK_CLASS = 1886352244
 """First key of the advisory locks of daemons ('post' as a number); the second is the daemon's id."""
 HEARTBEAT_TIMEOUT_S = 25
-RESCUE_LOCK_TIMEOUT = "2s"
-"""A session that could not be ended may hold rows of a dead daemon; the next rescue tries again."""
-ANOTHER_TRY_S = 0.1
 
 # Roles are asked for by oid: of other users' sessions, no more is shown to everybody. A daemon of an
 # earlier release has no application_name, and no heartbeat where it has a lock.
@@ -67,6 +61,7 @@ UPDATE postrider.daemon AS d SET idle = $2 AND now.notify, notify = $3
 FROM now WHERE d.id = $1 RETURNING now.notify
 """
 
+# Claims and deliveries of daemons that were struck out before they claimed them, unaware of it.
 _STRUCK_OUT = """
 SELECT owner FROM (
   SELECT DISTINCT owner FROM postrider.claim
@@ -76,10 +71,10 @@ SELECT owner FROM (
 
 
 @dataclass(frozen=True, slots=True)
-class Rescued:
-    daemon_id: int
-    events: int
-    deliveries: int
+class DeadDaemon:
+    id: int
+    application_name: str | None
+    """Of its sessions; None of an earlier release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,186 +94,116 @@ class DaemonRow:
     """None before its first report, and where another version wrote one that can't be read."""
 
 
-class Daemons:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def register(self, connection: Connection, version: str, schema: int, *, pooled: bool) -> int:
-        """Enter a new daemon, whose program knows the schema of that number; return its id, locked by the
-        session of `connection`."""
-        while True:
-            daemon_id = secrets.randbelow(2**31 - 1) + 1
-            if not pooled and not await _lock(connection, daemon_id):
-                continue
-            entered = await connection.fetchval(
-                """INSERT INTO postrider.daemon (id, hostname, pid, version, started_at, heartbeat_at, pooled,
-                                                 application_name, schema)
-                   OVERRIDING SYSTEM VALUE
-                   VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp(), $5, $6, $7)
-                   ON CONFLICT DO NOTHING RETURNING id""",
-                daemon_id,
-                socket.gethostname(),
-                os.getpid(),
-                version,
-                pooled,
-                self._database.application_name,
-                schema,
-            )
-            if entered is not None:
-                return daemon_id
-
-    async def resume(self, connection: Connection, daemon_id: int) -> bool:
-        """Take up the id again in a new session; False if others rescued its rows meanwhile.
-
-        The server may not have noticed yet that the old session is gone: that one is ended. Where somebody
-        else holds the lock, the heartbeat alone tells from now on that the daemon lives.
-        """
-        locked = await _lock(connection, daemon_id)
-        if not locked:
-            await _end_sessions(connection, self._database.application_name, holding=daemon_id)
-            await asyncio.sleep(ANOTHER_TRY_S)
-            locked = await _lock(connection, daemon_id)
-        known: int | None = await connection.fetchval(
-            """UPDATE postrider.daemon SET heartbeat_at = clock_timestamp(), pooled = NOT $2
-               WHERE id = $1 RETURNING id""",
-            daemon_id,
-            locked,
-        )
-        return known is not None
-
-    async def beat(self, daemon_id: int) -> datetime | None:
-        """Note that the daemon lives; return the database's time, or None if others took it for dead."""
-        async with self._database.connection() as connection:
-            at: datetime | None = await connection.fetchval(_BEAT, daemon_id)
-        return at
-
-    async def beat_in_session(
-        self, connection: Connection, daemon_id: int, channels: Iterable[str]
-    ) -> datetime | None:
-        """The same in the session of `connection`; None too if it does not listen to all of `channels`."""
-        at: datetime | None = await connection.fetchval(
-            f"""WITH beat AS ({_BEAT})
-                SELECT at FROM beat
-                WHERE ARRAY(SELECT pg_listening_channels()) @> $2::text[]""",  # noqa: S608 (constant)
-            daemon_id,
-            list(channels),
-        )
-        return at
-
-    async def set_idle(self, daemon_id: int, *, idle: bool, notify: bool | None) -> bool:
-        """Tell writers whether this daemon needs to be notified; return whether they notify anybody.
-
-        `notify`: what this daemon's configuration says of that; None: nothing.
-        """
-        async with self._database.connection() as connection:
-            notified: bool | None = await connection.fetchval(_SET_IDLE, daemon_id, idle, notify)
-        return notified is not False
-
-    async def report(self, daemon_id: int, report: DaemonReport, now: datetime) -> None:
-        """Leave a report for people who ask how the daemon is doing."""
-        async with self._database.connection() as connection:
-            await connection.execute(
-                "UPDATE postrider.daemon SET report = $2::text::json, reported_at = $3 WHERE id = $1",
-                daemon_id,
-                write_report(report),
-                now,
-            )
-
-    async def leave(self, daemon_id: int, now: datetime) -> Rescued:
-        """Give back everything that a daemon holds, and strike it out.
-
-        Events of a claim that was not completed go back whole: what of them is recorded is known by its rows.
-        """
-        async with self._database.transaction() as connection:
-            return await self._free(connection, daemon_id, now)
-
-    async def rescue(self, own_id: int, now: datetime) -> list[Rescued]:
-        """Free the rows of dead daemons; return what each of them left.
-
-        Some rows may be of daemons that were struck out before they claimed them, unaware of it.
-        """
-        async with self._database.connection() as connection:
-            rescued = [
-                await self._rescue_one(connection, row["id"], row["application_name"], now)
-                for row in await connection.fetch(_DEAD, own_id)
-            ]
-            for row in await connection.fetch(_STRUCK_OUT):
-                async with connection.transaction():
-                    rescued.append(await self._free(connection, row["owner"], now))
-        return [each for each in rescued if each is not None]
-
-    async def _rescue_one(
-        self, connection: Connection, daemon_id: int, application_name: str | None, now: datetime
-    ) -> Rescued | None:
-        if application_name is not None:
-            # A host that froze or vanished may have left them in the middle of a transaction.
-            await _end_sessions(connection, application_name)
-        try:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = '{RESCUE_LOCK_TIMEOUT}'")
-                locked = await connection.fetchval(
-                    "SELECT id FROM postrider.daemon WHERE id = $1 FOR UPDATE SKIP LOCKED", daemon_id
-                )
-                # Asked again now that it can't change any more: it may have come back a moment ago.
-                if locked is None or await connection.fetchval(_IS_ALIVE, daemon_id):
-                    return None
-                return await self._free(connection, daemon_id, now)
-        except asyncpg.LockNotAvailableError:
-            return None
-
-    @staticmethod
-    async def _free(connection: Connection, daemon_id: int, now: datetime) -> Rescued:
-        """Free what a daemon holds: its events for a new fan-out, its deliveries as waiting."""
-        rows = await connection.fetch(
-            "DELETE FROM postrider.claim WHERE owner = $1 RETURNING event_ids", daemon_id
-        )
-        events = [event_id for row in rows for event_id in row["event_ids"]]
-        await connection.execute(REQUEUE, events)
-        deliveries = await connection.fetch(
-            """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2
-               WHERE owner = $1 AND state = 'sending' RETURNING event_id""",
-            daemon_id,
-            now,
-        )
-        await connection.execute("DELETE FROM postrider.daemon WHERE id = $1", daemon_id)
-        return Rescued(daemon_id, len(events), len(deliveries))
-
-    async def alive(self) -> set[int]:
-        """The daemons that live."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                f"SELECT id FROM postrider.daemon AS d WHERE {ALIVE}"  # noqa: S608 (constant)
-            )
-        return {row["id"] for row in rows}
-
-    async def list_daemons(self) -> list[DaemonRow]:
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                f"""SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled, schema, reported_at,
-                           report,
-                           {ALIVE} AS alive
-                    FROM postrider.daemon AS d ORDER BY started_at, id"""  # noqa: S608 (constant)
-            )
-        return [
-            DaemonRow(**{**row, "report": None if row["report"] is None else read_report(row["report"])})
-            for row in rows
-        ]
+# A daemon's own row.
 
 
-async def living_daemons(connection: Connection) -> tuple[str, ...]:
-    """Host and process of each daemon that lives."""
-    rows = await connection.fetch(
-        f"SELECT hostname, pid FROM postrider.daemon AS d WHERE {ALIVE} ORDER BY 1, 2"  # noqa: S608 (constant)
-    )
-    return tuple(f"pid {row['pid']} on {row['hostname']}" for row in rows)
-
-
-async def _lock(connection: Connection, daemon_id: int) -> bool:
+async def lock(connection: Connection, daemon_id: int) -> bool:
+    """Take the lock of an id for the session of `connection`; False where another holds it."""
     locked: bool = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, daemon_id)
     return locked
 
 
-async def _end_sessions(connection: Connection, application_name: str, *, holding: int | None = None) -> None:
+async def enter(
+    connection: Connection, daemon_id: int, *, application_name: str, version: str, schema: int, pooled: bool
+) -> bool:
+    """Enter a new daemon, whose program knows the schema of that number; False if the id is taken."""
+    entered = await connection.fetchval(
+        """INSERT INTO postrider.daemon (id, hostname, pid, version, started_at, heartbeat_at, pooled,
+                                         application_name, schema)
+           OVERRIDING SYSTEM VALUE
+           VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp(), $5, $6, $7)
+           ON CONFLICT DO NOTHING RETURNING id""",
+        daemon_id,
+        socket.gethostname(),
+        os.getpid(),
+        version,
+        pooled,
+        application_name,
+        schema,
+    )
+    return entered is not None
+
+
+async def come_back(connection: Connection, daemon_id: int, *, locked: bool) -> bool:
+    """Note that the daemon lives on in a new session; False if others took it for dead meanwhile.
+
+    Where the session could not lock the id, the heartbeat alone tells from now on that the daemon lives.
+    """
+    known: int | None = await connection.fetchval(
+        """UPDATE postrider.daemon SET heartbeat_at = clock_timestamp(), pooled = NOT $2
+           WHERE id = $1 RETURNING id""",
+        daemon_id,
+        locked,
+    )
+    return known is not None
+
+
+async def beat(connection: Connection, daemon_id: int) -> datetime | None:
+    """Note that the daemon lives; return the database's time, or None if others took it for dead."""
+    at: datetime | None = await connection.fetchval(_BEAT, daemon_id)
+    return at
+
+
+async def beat_in_session(connection: Connection, daemon_id: int, channels: Iterable[str]) -> datetime | None:
+    """The same; None too if the session does not listen to all of `channels`."""
+    at: datetime | None = await connection.fetchval(
+        f"""WITH beat AS ({_BEAT})
+            SELECT at FROM beat
+            WHERE ARRAY(SELECT pg_listening_channels()) @> $2::text[]""",  # noqa: S608 (constant)
+        daemon_id,
+        list(channels),
+    )
+    return at
+
+
+async def set_idle(connection: Connection, daemon_id: int, *, idle: bool, notify: bool | None) -> bool:
+    """Tell writers whether this daemon needs to be notified; return whether they notify anybody.
+
+    `notify`: what this daemon's configuration says of that; None: nothing.
+    """
+    notified: bool | None = await connection.fetchval(_SET_IDLE, daemon_id, idle, notify)
+    return notified is not False
+
+
+async def report(connection: Connection, daemon_id: int, report: DaemonReport, now: datetime) -> None:
+    """Leave a report for people who ask how the daemon is doing."""
+    await connection.execute(
+        "UPDATE postrider.daemon SET report = $2::text::json, reported_at = $3 WHERE id = $1",
+        daemon_id,
+        write_report(report),
+        now,
+    )
+
+
+async def strike_out(connection: Connection, daemon_id: int) -> None:
+    """Forget a daemon, which holds nothing any more."""
+    await connection.execute("DELETE FROM postrider.daemon WHERE id = $1", daemon_id)
+
+
+# Other daemons.
+
+
+async def dead(connection: Connection, own_id: int) -> list[DeadDaemon]:
+    """Those that live no more, but for our own."""
+    return [DeadDaemon(**row) for row in await connection.fetch(_DEAD, own_id)]
+
+
+async def still_dead(connection: Connection, daemon_id: int) -> bool:
+    """Whether it lives no more; if so its row can't change until the end of the transaction. False too where
+    another rescues it."""
+    locked = await connection.fetchval(
+        "SELECT id FROM postrider.daemon WHERE id = $1 FOR UPDATE SKIP LOCKED", daemon_id
+    )
+    # Asked again now that it can't change any more: it may have come back a moment ago.
+    return locked is not None and not await connection.fetchval(_IS_ALIVE, daemon_id)
+
+
+async def struck_out(connection: Connection) -> list[int]:
+    """Ids that are no daemon's, and hold something."""
+    return [row["owner"] for row in await connection.fetch(_STRUCK_OUT)]
+
+
+async def end_sessions(connection: Connection, application_name: str, *, holding: int | None = None) -> None:
     """End the sessions of a daemon, or the one that holds its lock, where the server lets us."""
     rows = await connection.fetch(
         """SELECT a.pid FROM pg_stat_activity AS a
@@ -296,3 +221,32 @@ async def _end_sessions(connection: Connection, application_name: str, *, holdin
         with suppress(asyncpg.InsufficientPrivilegeError):
             async with connection.transaction():
                 await connection.execute("SELECT pg_terminate_backend($1)", row["pid"])
+
+
+async def alive(connection: Connection) -> set[int]:
+    """The daemons that live."""
+    rows = await connection.fetch(
+        f"SELECT id FROM postrider.daemon AS d WHERE {ALIVE}"  # noqa: S608 (constant)
+    )
+    return {row["id"] for row in rows}
+
+
+async def list_all(connection: Connection) -> list[DaemonRow]:
+    rows = await connection.fetch(
+        f"""SELECT id, hostname, pid, version, started_at, heartbeat_at, pooled, schema, reported_at,
+                   report,
+                   {ALIVE} AS alive
+            FROM postrider.daemon AS d ORDER BY started_at, id"""  # noqa: S608 (constant)
+    )
+    return [
+        DaemonRow(**{**row, "report": None if row["report"] is None else read_report(row["report"])})
+        for row in rows
+    ]
+
+
+async def living_daemons(connection: Connection) -> tuple[str, ...]:
+    """Process and host of each daemon that lives."""
+    rows = await connection.fetch(
+        f"SELECT hostname, pid FROM postrider.daemon AS d WHERE {ALIVE} ORDER BY 1, 2"  # noqa: S608 (constant)
+    )
+    return tuple(f"pid {row['pid']} on {row['hostname']}" for row in rows)

@@ -7,9 +7,8 @@ pooler a session belongs to others, too, so there each use is one transaction th
 """
 
 import asyncio
-import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -54,6 +53,10 @@ class DatabaseError(PostriderError):
 
 class DatabaseUnavailable(DatabaseError):
     """The database can't be reached at the moment; the same call may succeed later."""
+
+
+class Busy(Exception):
+    """A lock was not to be had in the time that others may wait behind it."""
 
 
 _UNAVAILABLE = (
@@ -127,11 +130,18 @@ class Database:
     """Lends connections. It reports once that the database is gone, and once that it is back."""
 
     def __init__(
-        self, dsn: str, *, pool_size: int, keyed: bool = True, synchronous_commit: bool = True
+        self,
+        dsn: str,
+        *,
+        pool_size: int,
+        keyed: bool = True,
+        synchronous_commit: bool = True,
+        process: str | None = None,
     ) -> None:
         """`keyed=False`: people's questions, which may read whole tables. `synchronous_commit=False` is for
         the daemon: a crash of the server may undo its last results, which costs duplicates, never an
-        event."""
+        event. `process` is what no other process has in the name of its sessions: whoever takes a daemon for
+        dead ends them by it."""
         self._dsn = parse_dsn(dsn)
         self._connect_timeout_s = self._dsn.connect_timeout_s or CONNECT_TIMEOUT_S
         self._pool_size = pool_size
@@ -139,13 +149,16 @@ class Database:
         if not synchronous_commit:
             self._settings["synchronous_commit"] = "off"
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self.application_name = f"{self._dsn.application_name or 'postrider'} {secrets.token_hex(6)}"
-        """Of all sessions of this process, and of no other's: whoever takes it for dead ends them by it."""
+        name = self._dsn.application_name or "postrider"
+        self.application_name = name if process is None else f"{name} {process}"
+        """Of all its sessions."""
         self.pooled = False
         """Whether a transaction pooler such as PgBouncer stands between; known once it is open."""
         self.available = True
         self._losses = 0
-        self.on_restored: Callable[[], None] = lambda: None
+        self.restored = asyncio.Event()
+        """Set while nothing says that the database is away."""
+        self.restored.set()
 
     def __repr__(self) -> str:
         return f"<Database {'available' if self.available else 'unavailable'}>"
@@ -233,6 +246,17 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
+    @asynccontextmanager
+    async def brief_transaction(self, what: str, lock_ms: int) -> AsyncIterator[Connection]:
+        """One that waits for each lock only so long, because others wait behind it. Raises Busy, which says
+        `what` was given up."""
+        try:
+            async with self.transaction() as connection:
+                await connection.execute(f"SET LOCAL lock_timeout = {lock_ms}")
+                yield connection
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            raise Busy(f"{what}: {error}") from error
+
     async def dedicated(self, *, command_timeout: float | None = CONNECT_TIMEOUT_S) -> Connection:
         """A connection outside the pool, which the caller closes: for LISTEN and the session lock, and for
         migrations. Behind a pooler its transactions have to begin with `pin`."""
@@ -257,6 +281,7 @@ class Database:
     def mark_lost(self, error: DatabaseError) -> None:
         if self.available:
             self.available = False
+            self.restored.clear()
             self._losses += 1
             log.error("database.lost", reason=error.message)
 
@@ -264,7 +289,7 @@ class Database:
         if not self.available:
             self.available = True
             log.info("database.restored")
-            self.on_restored()
+            self.restored.set()
 
 
 async def _keep_session(connection: Connection) -> None:

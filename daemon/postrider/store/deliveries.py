@@ -1,6 +1,6 @@
 """Deliveries and their attempts: record results, queue what memory can't hold, claim it, bring it back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -18,7 +18,7 @@ from postrider.domain.model import (
     first_event_id,
 )
 from postrider.store import last_deliveries
-from postrider.store.database import Connection, Database
+from postrider.store.database import Connection
 from postrider.store.last_deliveries import LastDelivery
 
 UNWRITABLE = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, asyncpg.IntegrityConstraintViolationError)
@@ -67,6 +67,7 @@ class WaitingWanted:
     """What a lane has room for."""
 
     endpoint_id: int
+    workspace_id: str
     room: int
     """Deliveries."""
     floor: UUID
@@ -121,13 +122,14 @@ SELECT id FROM fence
 """  # noqa: S608 (constant)
 
 # A later result: fenced by the claim of the delivery itself.
-_RECORD_AGAIN = f"""
+_RECORD_LATER = f"""
 UPDATE postrider.delivery AS d
 SET state = r.state, attempts = r.attempts, due = r.due, reason = r.reason, started_at = r.started_at,
   duration_ms = r.duration_ms, connect_ms = r.connect_ms, status = r.status,
   response_headers = r.response_headers, response_body = r.response_body, owner = NULL, updated_at = $15
 FROM (SELECT {_RESULT_COLUMNS}) AS r
-WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.owner = $1 AND d.state = 'sending'
+WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.workspace_id = r.workspace_id
+  AND d.owner = $1 AND d.state = 'sending'
 RETURNING d.event_id, d.endpoint_id
 """  # noqa: S608 (constant)
 
@@ -139,18 +141,18 @@ SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::smallint[], $5::t
 ON CONFLICT DO NOTHING
 """
 
-# $2, $3, $4: endpoints, how many deliveries each has room for, and where to begin; $5: where to end, which
-# keeps it out of the partitions made ahead; $6: bytes in all, $7: bytes for each endpoint, each with its
-# first delivery excepted.
+# $2, $9: endpoints and their workspaces; $3, $4: how many deliveries each has room for, and where to begin;
+# $5: where to end, which keeps it out of the partitions made ahead; $6: bytes in all, $7: bytes for each
+# endpoint, each with its first delivery excepted.
 _CLAIM_WAITING = f"""
 WITH found AS (
   SELECT d.* FROM (SELECT unnest($2::bigint[]) AS endpoint_id, unnest($3::integer[]) AS room,
-                          unnest($4::uuid[]) AS floor) AS wanted
+                          unnest($4::uuid[]) AS floor, unnest($9::text[]) AS workspace_id) AS wanted
   CROSS JOIN LATERAL (
     SELECT event_id, endpoint_id, workspace_id, coalesce(bytes, {MAX_DATA_BYTES}) AS bytes
     FROM postrider.delivery
     WHERE EXISTS (SELECT FROM postrider.daemon WHERE id = $1)
-      AND state = 'waiting' AND endpoint_id = wanted.endpoint_id
+      AND state = 'waiting' AND endpoint_id = wanted.endpoint_id AND workspace_id = wanted.workspace_id
       AND event_id >= wanted.floor AND event_id < $5
     ORDER BY event_id LIMIT wanted.room FOR UPDATE SKIP LOCKED
   ) AS d
@@ -168,6 +170,23 @@ WHERE d.event_id = next.event_id AND d.endpoint_id = next.endpoint_id AND d.work
 RETURNING d.event_id, d.endpoint_id, d.workspace_id, d.attempts, d.attempt_base,
   coalesce(d.bytes, {MAX_DATA_BYTES})
 """  # noqa: S608 (constant)
+
+_RECORDED = """
+SELECT event_id, endpoint_id FROM postrider.delivery
+WHERE event_id = ANY($1::uuid[]) AND workspace_id = ANY($2::text[])
+"""
+
+_OWNED = """
+SELECT event_id, endpoint_id, workspace_id FROM postrider.delivery WHERE state = 'sending' AND owner = $1
+"""
+
+_RELEASE = """
+UPDATE postrider.delivery AS d SET state = 'waiting', owner = NULL
+FROM (SELECT unnest($2::uuid[]) AS event_id, unnest($3::bigint[]) AS endpoint_id,
+             unnest($4::text[]) AS workspace_id) AS r
+WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.workspace_id = r.workspace_id
+  AND d.owner = $1 AND d.state = 'sending'
+"""
 
 _PROMOTE_DUE = """
 WITH next AS (
@@ -197,163 +216,156 @@ _CLOCK_SLACK = timedelta(days=1)
 """How far ahead of the daemon's an event's clock may be."""
 
 
-class Deliveries:
-    def __init__(self, database: Database) -> None:
-        self._database = database
+async def recorded(connection: Connection, events: Sequence[Event]) -> set[DeliveryKey]:
+    """The deliveries of these events that have a row already."""
+    rows = await connection.fetch(
+        _RECORDED, [event.id for event in events], list({event.workspace_id for event in events})
+    )
+    return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
-    async def recorded(self, event_ids: Sequence[UUID]) -> set[DeliveryKey]:
-        """The deliveries of these events that have a row already."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT event_id, endpoint_id FROM postrider.delivery WHERE event_id = ANY($1::uuid[])",
-                event_ids,
-            )
-        return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
-    async def record(
-        self,
-        owner: int,
-        *,
-        first: Sequence[DeliveryResult],
-        again: Sequence[DeliveryResult],
-        claims: Sequence[ClaimProgress],
-        now: datetime,
-    ) -> tuple[set[DeliveryKey], set[int]]:
-        """Write many results in one transaction; return the deliveries that were written, and the claims that
-        count them.
+def is_one_statement(first: Sequence[DeliveryResult], later: Sequence[DeliveryResult]) -> bool:
+    """Whether `record` needs no transaction around it, which saves two round trips."""
+    return not later and not any(map(_failed, first))
 
-        `first` are results of events that `owner` claimed, each of a claim in `claims`; `again` of deliveries
-        that it claimed. What another daemon owns by now is not touched, nor is a claim of which the database
-        has another count than `claims` says, nor any result of it.
-        """
-        written: set[DeliveryKey] = set()
-        counted: set[int] = set()
-        # One statement is a transaction by itself, and saves two round trips.
-        alone = not again and not any(map(_failed, first))
-        async with self._database.connection() if alone else self._database.transaction() as connection:
-            if claims:
-                held = [each for each in claims if not each.finished]
-                finished = [each for each in claims if each.finished]
-                rows = await connection.fetch(
-                    _RECORD_FIRST,
-                    owner,
-                    *_arrays(first),
-                    [r.claim_id for r in first],
-                    [each.claim_id for each in held],
-                    [each.before for each in held],
-                    [each.after for each in held],
-                    [each.claim_id for each in finished],
-                    [each.before for each in finished],
-                    [r.bytes for r in first],
-                    now,
-                )
-                counted = {row["id"] for row in rows}
-                written.update((r.event_id, r.endpoint_id) for r in first if r.claim_id in counted)
-            if again:
-                rows = await connection.fetch(_RECORD_AGAIN, owner, *_arrays(again), now)
-                written.update((row["event_id"], row["endpoint_id"]) for row in rows)
-            await _insert_attempts(
-                connection,
-                [r for r in (*first, *again) if _failed(r) and (r.event_id, r.endpoint_id) in written],
-            )
-        return written, counted
 
-    async def record_test(self, event: Event, result: DeliveryResult, now: datetime) -> None:
-        """Write a test event, its only delivery and its attempt, all of it over already."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
-                                                 data, previous_attributes, actor, related, test)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
-                           $10::text::json, true)""",
-                event.id,
-                event.workspace_id,
-                event.type,
-                event.object_type,
-                event.object_id,
-                event.occurred_at,
-                event.data,
-                event.previous_attributes,
-                event.actor,
-                event.related,
-            )
-            await connection.execute(
-                """INSERT INTO postrider.delivery
-                     (event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at,
-                      duration_ms, connect_ms, status, response_headers, response_body, updated_at)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)""",
-                *(column[0] for column in _columns([result])),
-                now,
-            )
-            await _insert_attempts(connection, [result] if _failed(result) else [])
-            await last_deliveries.note(connection, [result.as_last])
+async def record(
+    connection: Connection,
+    owner: int,
+    *,
+    first: Sequence[DeliveryResult],
+    later: Sequence[DeliveryResult],
+    claims: Sequence[ClaimProgress],
+    now: datetime,
+) -> tuple[set[DeliveryKey], set[int]]:
+    """Write many results, in a transaction of the caller's unless it `is_one_statement`; return the
+    deliveries that were written, and the claims that count them.
 
-    async def claim_waiting(
-        self,
-        owner: int,
-        wanted: Sequence[WaitingWanted],
-        now: datetime,
-        *,
-        most_bytes: int,
-        most_bytes_each: int,
-    ) -> list[ClaimedDelivery]:
-        """Take waiting deliveries of these endpoints, oldest events first; the bytes are of the events' JSON,
-        and bound what is taken but for the first one, in all and of each endpoint."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                _CLAIM_WAITING,
-                owner,
-                [each.endpoint_id for each in wanted],
-                [each.room for each in wanted],
-                [each.floor for each in wanted],
-                first_event_id(now + _CLOCK_SLACK),
-                most_bytes,
-                most_bytes_each,
-                now,
-            )
-        return sorted((ClaimedDelivery(*row) for row in rows), key=lambda claimed: claimed.event_id)
+    `first` are results of deliveries that have no row yet, of events that `owner` claimed, each of a claim in
+    `claims`; `later` are results of deliveries whose row it claimed. What another daemon owns by now is not
+    touched, nor is a claim of which the database has another count than `claims` says, nor any result of it.
+    """
+    written: set[DeliveryKey] = set()
+    counted: set[int] = set()
+    if claims:
+        held = [each for each in claims if not each.finished]
+        finished = [each for each in claims if each.finished]
+        rows = await connection.fetch(
+            _RECORD_FIRST,
+            owner,
+            *_arrays(first),
+            [r.claim_id for r in first],
+            [each.claim_id for each in held],
+            [each.before for each in held],
+            [each.after for each in held],
+            [each.claim_id for each in finished],
+            [each.before for each in finished],
+            [r.bytes for r in first],
+            now,
+        )
+        counted = {row["id"] for row in rows}
+        written.update((r.event_id, r.endpoint_id) for r in first if r.claim_id in counted)
+    if later:
+        rows = await connection.fetch(_RECORD_LATER, owner, *_arrays(later), now)
+        written.update((row["event_id"], row["endpoint_id"]) for row in rows)
+    await _insert_attempts(
+        connection,
+        [r for r in (*first, *later) if _failed(r) and (r.event_id, r.endpoint_id) in written],
+    )
+    return written, counted
 
-    async def promote_due(self, now: datetime, limit: int) -> dict[int, UUID]:
-        """Turn retries that are due into waiting deliveries; return the endpoints with their first events."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(_PROMOTE_DUE, now, limit)
-        return {row["endpoint_id"]: row["event_id"] for row in rows}
 
-    async def next_due(self) -> datetime | None:
-        async with self._database.connection() as connection:
-            due: datetime | None = await connection.fetchval(
-                "SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'"
-            )
-        return due
+async def claim_waiting(
+    connection: Connection,
+    owner: int,
+    wanted: Sequence[WaitingWanted],
+    now: datetime,
+    *,
+    most_bytes: int,
+    most_bytes_each: int,
+) -> list[ClaimedDelivery]:
+    """Take waiting deliveries of these endpoints, oldest events first; the bytes are of the events' JSON,
+    and bound what is taken but for the first one, in all and of each endpoint."""
+    rows = await connection.fetch(
+        _CLAIM_WAITING,
+        owner,
+        [each.endpoint_id for each in wanted],
+        [each.room for each in wanted],
+        [each.floor for each in wanted],
+        first_event_id(now + _CLOCK_SLACK),
+        most_bytes,
+        most_bytes_each,
+        now,
+        [each.workspace_id for each in wanted],
+    )
+    return sorted((ClaimedDelivery(*row) for row in rows), key=lambda claimed: claimed.event_id)
 
-    async def waiting_endpoints(self, after: int, limit: int) -> list[int]:
-        """The first `limit` endpoints that have waiting deliveries, of those with ids above `after`."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(f"{_WAITING_AFTER} LIMIT {limit}", after)
-        return [row["endpoint_id"] for row in rows]
 
-    async def owned(self, owner: int) -> set[DeliveryKey]:
-        """What the database thinks that `owner` is sending."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT event_id, endpoint_id FROM postrider.delivery WHERE state = 'sending' AND owner = $1",
-                owner,
-            )
-        return {(row["event_id"], row["endpoint_id"]) for row in rows}
+async def promote_due(connection: Connection, now: datetime, limit: int) -> dict[int, UUID]:
+    """Turn retries that are due into waiting deliveries; return the endpoints with their first events."""
+    rows = await connection.fetch(_PROMOTE_DUE, now, limit)
+    return {row["endpoint_id"]: row["event_id"] for row in rows}
 
-    async def release(self, owner: int, keys: Iterable[DeliveryKey]) -> None:
-        """Give back deliveries unsent."""
-        pairs = list(keys)
-        async with self._database.connection() as connection:
-            await connection.execute(
-                """UPDATE postrider.delivery AS d SET state = 'waiting', owner = NULL
-                   FROM (SELECT unnest($2::uuid[]) AS event_id, unnest($3::bigint[]) AS endpoint_id) AS r
-                   WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.owner = $1
-                     AND d.state = 'sending'""",
-                owner,
-                [event_id for event_id, _ in pairs],
-                [endpoint_id for _, endpoint_id in pairs],
-            )
+
+async def next_due(connection: Connection) -> datetime | None:
+    due: datetime | None = await connection.fetchval(
+        "SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'"
+    )
+    return due
+
+
+async def waiting_endpoints(connection: Connection, after: int, limit: int) -> list[int]:
+    """The first `limit` endpoints that have waiting deliveries, of those with ids above `after`."""
+    rows = await connection.fetch(f"{_WAITING_AFTER} LIMIT {limit}", after)
+    return [row["endpoint_id"] for row in rows]
+
+
+async def owned(connection: Connection, owner: int) -> dict[DeliveryKey, str]:
+    """What the database thinks that `owner` is sending, each with its workspace."""
+    rows = await connection.fetch(_OWNED, owner)
+    return {(row["event_id"], row["endpoint_id"]): row["workspace_id"] for row in rows}
+
+
+async def release(connection: Connection, owner: int, workspaces: Mapping[DeliveryKey, str]) -> None:
+    """Give back deliveries unsent, each of its workspace."""
+    await connection.execute(
+        _RELEASE,
+        owner,
+        [event_id for event_id, _ in workspaces],
+        [endpoint_id for _, endpoint_id in workspaces],
+        list(workspaces.values()),
+    )
+
+
+async def record_test(connection: Connection, event: Event, result: DeliveryResult, now: datetime) -> None:
+    """Write a test event, its only delivery and its attempt, all of it over already; in a transaction of the
+    caller's."""
+    await connection.execute(
+        """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
+                                         data, previous_attributes, actor, related, test)
+           VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
+                   $10::text::json, true)""",
+        event.id,
+        event.workspace_id,
+        event.type,
+        event.object_type,
+        event.object_id,
+        event.occurred_at,
+        event.data,
+        event.previous_attributes,
+        event.actor,
+        event.related,
+    )
+    await connection.execute(
+        """INSERT INTO postrider.delivery
+             (event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at,
+              duration_ms, connect_ms, status, response_headers, response_body, updated_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)""",
+        *(column[0] for column in _columns([result])),
+        now,
+    )
+    await _insert_attempts(connection, [result] if _failed(result) else [])
+    await last_deliveries.note(connection, [result.as_last])
 
 
 def _failed(result: DeliveryResult) -> bool:
@@ -412,3 +424,14 @@ def _success(result: DeliveryResult) -> tuple[object, ...]:
         reply.headers,
         reply.body,
     )
+
+
+async def release_all(connection: Connection, owner: int, now: datetime) -> int:
+    """Give back every delivery that a daemon holds; return how many there were."""
+    status = await connection.execute(
+        """UPDATE postrider.delivery SET state = 'waiting', owner = NULL, updated_at = $2
+           WHERE owner = $1 AND state = 'sending'""",
+        owner,
+        now,
+    )
+    return int(status.rsplit(" ", 1)[1])

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from postrider.domain.model import DeliveryState
-from postrider.store.database import Connection, Database
+from postrider.store.database import Connection
 
 # What another daemon wrote of a later attempt stands.
 _NOTE = """
@@ -29,18 +29,8 @@ class LastDelivery(msgspec.Struct, frozen=True):
     """When its last attempt began."""
 
 
-class LastDeliveries:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def note(self, deliveries: Sequence[LastDelivery]) -> None:
-        """Write down the last deliveries of some endpoints, one of each."""
-        async with self._database.connection() as connection:
-            await note(connection, deliveries)
-
-
 async def note(connection: Connection, deliveries: Sequence[LastDelivery]) -> None:
-    """The same, in a transaction of the caller's."""
+    """Write down the last deliveries of some endpoints, one of each."""
     rows = sorted(deliveries, key=lambda each: each.endpoint_id)  # two who write wait in one order
     await connection.execute(
         _NOTE,

@@ -1,9 +1,7 @@
 """Events: the queue of what is not yet fanned out (claim, release), and reading the outbox."""
 
-import secrets
-import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -17,7 +15,7 @@ from postrider.domain.errors import UsageError
 from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id, first_event_id
 from postrider.domain.status import MAX_COUNTED
 from postrider.domain.timeshare import TimeShare
-from postrider.store.database import Database
+from postrider.store.database import Connection, Database
 
 log = structlog.get_logger()
 
@@ -158,14 +156,23 @@ class Backlog:
     """When the oldest of them was emitted."""
 
 
-class Outbox:
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class Pending:
+    """The queue of events not yet fanned out, as one daemon looks at it."""
+
+    def __init__(self, monotonic: Callable[[], float], new_id: Callable[[], int]) -> None:
+        """`monotonic`: seconds that only grow; `new_id`: a random one of 63 bits."""
+        self._monotonic = monotonic
+        self._new_id = new_id
         self._newest: deque[UUID] = deque([_NIL], maxlen=_LOOK_BACK)
         """The newest event of each of the last claims."""
         self._full_looks = TimeShare(_FULL_SHARE, _FULL_LOOK_S)
 
-    async def claim(self, owner: int, limit: int, most_bytes: int) -> ClaimedEvents | None:
+    def __repr__(self) -> str:
+        return f"<Pending from {min(self._newest)}>"
+
+    async def claim(
+        self, connection: Connection, owner: int, limit: int, most_bytes: int
+    ) -> ClaimedEvents | None:
         """Take some pending events for daemon `owner`, oldest first; None if there are none, or if others
         took the daemon for dead.
 
@@ -178,18 +185,18 @@ class Outbox:
         of the queue: as often as these may take `_FULL_SHARE` of the time.
         """
         limit = 1 << (limit.bit_length() - 1)  # few different statements
-        claim_id = secrets.randbits(63)
-        started = time.monotonic()
+        claim_id = self._new_id()
+        started = self._monotonic()
         full = self._full_looks.due(started)
         arguments = (owner, _NIL if full else min(self._newest), claim_id, most_bytes)
         events = None
         try:
-            rows = await self._claim(limit, arguments, _TAKEN)
+            rows = await _try(connection, _claim_statement(limit, _TAKEN), *arguments)
         except UNREADABLE:
-            rows = await self._claim(limit, arguments, _NO_EVENT)
-            events = await self._read_safely([row["event_id"] for row in rows], _READ_NO_JSON)
+            rows = await connection.fetch(_claim_statement(limit, _NO_EVENT), *arguments)
+            events = await _read_safely(connection, [row["event_id"] for row in rows], _READ_NO_JSON)
         if full:
-            self._full_looks.spent(started, time.monotonic())
+            self._full_looks.spent(started, self._monotonic())
         if not rows:
             return None
         self._newest.append(rows[-1]["event_id"])
@@ -204,50 +211,65 @@ class Outbox:
         """Let the next claim look at all of the queue: something old may have come back to it."""
         self._full_looks.reset()
 
-    async def _claim(self, limit: int, arguments: tuple[object, ...], events: str) -> list[asyncpg.Record]:
-        async with self._database.connection() as connection:
-            return await connection.fetch(_claim_statement(limit, events), *arguments)
 
-    async def read(self, event_ids: Sequence[UUID]) -> list[Event]:
-        """The events in the order of their ids; ids that retention removed are left out.
+async def read(connection: Connection, event_ids: Sequence[UUID]) -> list[Event]:
+    """The events in the order of their ids; ids that retention removed are left out.
 
-        An event that can't be read carries its `problem` instead of its JSON.
-        """
-        return await self._read_safely(event_ids, _READ)
+    An event that can't be read carries its `problem` instead of its JSON.
+    """
+    return await _read_safely(connection, event_ids, _READ)
 
-    async def _read_safely(self, event_ids: Sequence[UUID], statement: str) -> list[Event]:
-        try:
-            return await self._read(event_ids, statement)
-        except UNREADABLE as error:
-            if len(event_ids) > 1:
-                return [event for each in event_ids for event in await self._read_safely([each], statement)]
-            log.error("event.unreadable", event_id=event_public_id(event_ids[0]), reason=str(error))
-            problem = f"its row can't be read: {error}"
+
+async def _read_safely(connection: Connection, event_ids: Sequence[UUID], statement: str) -> list[Event]:
+    try:
+        return await _read(connection, event_ids, statement)
+    except UNREADABLE as error:
+        if len(event_ids) > 1:
             return [
-                structs.replace(each, problem=problem) for each in await self._read(event_ids, _READ_ESCAPED)
+                event for each in event_ids for event in await _read_safely(connection, [each], statement)
             ]
+        log.error("event.unreadable", event_id=event_public_id(event_ids[0]), reason=str(error))
+        problem = f"its row can't be read: {error}"
+        return [
+            structs.replace(each, problem=problem)
+            for each in await _read(connection, event_ids, _READ_ESCAPED)
+        ]
 
-    async def _read(self, event_ids: Sequence[UUID], statement: str) -> list[Event]:
-        async with self._database.connection() as connection:
-            return [_event(row) for row in await connection.fetch(statement, event_ids)]
 
-    async def release(self, owner: int, claim_ids: Iterable[int]) -> int:
-        """Give back claims, for any daemon to take; return how many events they held."""
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(
-                "DELETE FROM postrider.claim WHERE id = ANY($2::bigint[]) AND owner = $1 RETURNING event_ids",
-                owner,
-                list(claim_ids),
-            )
-            event_ids = [event_id for row in rows for event_id in row["event_ids"]]
-            await connection.execute(REQUEUE, event_ids)
-        return len(event_ids)
+async def _read(connection: Connection, event_ids: Sequence[UUID], statement: str) -> list[Event]:
+    return [_event(row) for row in await _try(connection, statement, event_ids)]
 
-    async def claims(self, owner: int) -> dict[int, int]:
-        """The claims that the database thinks `owner` holds, each with the results recorded of it."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch("SELECT id, recorded FROM postrider.claim WHERE owner = $1", owner)
-        return {row["id"]: row["recorded"] for row in rows}
+
+async def _try(connection: Connection, statement: str, *arguments: object) -> list[asyncpg.Record]:
+    """Run a statement whose failure leaves the connection usable, also where it is in a transaction."""
+    if not connection.is_in_transaction():
+        return await connection.fetch(statement, *arguments)
+    async with connection.transaction():
+        return await connection.fetch(statement, *arguments)
+
+
+async def release(connection: Connection, owner: int, claim_ids: Iterable[int]) -> int:
+    """Give back claims, for any daemon to take, in a transaction of the caller's; return how many events they
+    held."""
+    rows = await connection.fetch(
+        "DELETE FROM postrider.claim WHERE id = ANY($2::bigint[]) AND owner = $1 RETURNING event_ids",
+        owner,
+        list(claim_ids),
+    )
+    event_ids = [event_id for row in rows for event_id in row["event_ids"]]
+    await connection.execute(REQUEUE, event_ids)
+    return len(event_ids)
+
+
+async def claims(connection: Connection, owner: int) -> dict[int, int]:
+    """The claims that the database thinks `owner` holds, each with the results recorded of it."""
+    rows = await connection.fetch("SELECT id, recorded FROM postrider.claim WHERE owner = $1", owner)
+    return {row["id"]: row["recorded"] for row in rows}
+
+
+class Outbox:
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def list_events(
         self,
@@ -393,3 +415,14 @@ def _event(row: asyncpg.Record) -> Event:
         occurred_at=row["occurred_at"],
         test=row["test"],
     )
+
+
+async def release_all(connection: Connection, owner: int) -> int:
+    """Give back every claim of a daemon, in a transaction of the caller's; return how many events they held.
+
+    Events of a claim that was not completed go back whole: what of them is recorded is known by its rows.
+    """
+    rows = await connection.fetch("DELETE FROM postrider.claim WHERE owner = $1 RETURNING event_ids", owner)
+    event_ids = [event_id for row in rows for event_id in row["event_ids"]]
+    await connection.execute(REQUEUE, event_ids)
+    return len(event_ids)

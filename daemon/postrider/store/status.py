@@ -3,13 +3,10 @@
 Counts stop at a limit: one that has reached it means "at least".
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 from uuid import UUID
-
-import asyncpg
 
 from postrider.domain.model import EndpointState
 from postrider.domain.status import Progress, Queue
@@ -21,12 +18,10 @@ from postrider.store.outbox import BACKLOG_LIMIT, emitted_at
 EVENT_LIMIT = BACKLOG_LIMIT
 DELIVERY_LIMIT = 100_000
 MAX_ENDPOINTS = 50
-TOTALS_TIMEOUT_S = 5
-"""Whatever the database is busy with, counting for a metric is not worth more."""
 
 # Statistics may be older than the backlog. Whatever they say, rows are read in the order of an index, until
 # a limit is reached; a bitmap would hold all there are first.
-_BOUNDED = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off"
+BOUNDED = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off"
 
 _QUEUED = f"""
 SELECT (SELECT count(*) FROM (SELECT FROM postrider.pending LIMIT {EVENT_LIMIT}) AS p) AS queued,
@@ -74,38 +69,6 @@ SELECT (SELECT count(*) FROM postrider.endpoint WHERE state = 'paused') AS endpo
           ) AS d WHERE e.state = 'paused' LIMIT {DELIVERY_LIMIT}
         ) AS counted) AS waiting
 """  # noqa: S608 (constant)
-
-# Of endpoints that are active, and of others. uuid has no min() before PostgreSQL 18.
-_ALL_WAITING = f"""
-WITH endpoints AS MATERIALIZED (
-  SELECT w.endpoint_id, e.state = 'active' AS active
-  FROM ({WAITING_ENDPOINTS.format(0)}) AS w JOIN postrider.endpoint AS e ON e.id = w.endpoint_id
-)
-SELECT of.active,
-  (SELECT count(*) FROM (
-     SELECT FROM endpoints AS e CROSS JOIN LATERAL (
-       SELECT FROM postrider.delivery AS d WHERE d.state = 'waiting' AND d.endpoint_id = e.endpoint_id
-       OFFSET 0
-     ) AS d WHERE e.active = of.active LIMIT {DELIVERY_LIMIT}
-   ) AS counted) AS deliveries,
-  (SELECT head.event_id FROM endpoints AS e CROSS JOIN LATERAL (
-     SELECT event_id FROM postrider.delivery AS d
-     WHERE d.state = 'waiting' AND d.endpoint_id = e.endpoint_id ORDER BY event_id LIMIT 1
-   ) AS head WHERE e.active = of.active ORDER BY head.event_id LIMIT 1) AS oldest
-FROM (VALUES (true), (false)) AS of (active)
-"""  # noqa: S608 (constant)
-
-# The oldest days come first, so what lies beyond the limit is not older than a day more than what is counted.
-_ALL_RETRYING = f"""
-SELECT count(*) AS deliveries, min(event_id::text COLLATE "C")::uuid AS oldest
-FROM (SELECT event_id FROM postrider.delivery WHERE state = 'retrying' LIMIT {DELIVERY_LIMIT}) AS d
-"""  # noqa: S608 (constant)
-
-_ENDPOINTS_BY_STATE = """
-SELECT CASE WHEN state = 'active' AND failing_since IS NOT NULL THEN 'failing' ELSE state END AS state,
-       count(*) AS endpoints
-FROM postrider.endpoint WHERE state <> 'deleted' GROUP BY 1
-"""
 
 # Those that should get events come first, the longest failing of them at the head.
 _ENDPOINTS = f"""
@@ -165,24 +128,6 @@ class Situation:
     endpoints: tuple[TroubledEndpoint, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
-    deliveries: int
-    """At most DELIVERY_LIMIT."""
-    oldest: datetime | None
-    """When the event of the oldest of those that were counted was emitted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Of the whole database, however many daemons there are."""
-
-    deliveries: Mapping[Literal["waiting", "kept", "retrying"], Total]
-    """kept: they wait for endpoints that are paused or disabled."""
-    endpoints: Mapping[str, int]
-    """By state; one that is active but fails is `failing`."""
-
-
 class Status:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -190,32 +135,14 @@ class Status:
     async def read(self, slow: Iterable[int], alive: Collection[int]) -> Situation:
         """`slow`: the endpoints that daemons report as being in trouble; `alive`: the daemons that live."""
         async with self._database.transaction() as connection:
-            await connection.execute(_BOUNDED)
+            await connection.execute(BOUNDED)
             return await _read(connection, list(slow), alive)
 
     async def queue(self, alive: Collection[int]) -> Queue:
         """What is not recorded in full, and who is at it."""
         async with self._database.transaction() as connection:
-            await connection.execute(_BOUNDED)
+            await connection.execute(BOUNDED)
             return (await _read_queue(connection, alive))[0]
-
-    async def totals(self) -> Totals | None:
-        """Count; None where that takes too long."""
-        async with self._database.connection() as connection:
-            try:
-                async with connection.transaction():
-                    await connection.execute(f"SET LOCAL statement_timeout = '{TOTALS_TIMEOUT_S}s'")
-                    endpoints = await connection.fetch(_ENDPOINTS_BY_STATE)
-                    await connection.execute(_BOUNDED)
-                    waiting = {row["active"]: _total(row) for row in await connection.fetch(_ALL_WAITING)}
-                    retrying = await connection.fetchrow(_ALL_RETRYING)
-            except asyncpg.QueryCanceledError:
-                return None
-        assert retrying is not None
-        return Totals(
-            deliveries={"waiting": waiting[True], "kept": waiting[False], "retrying": _total(retrying)},
-            endpoints={row["state"]: row["endpoints"] for row in endpoints},
-        )
 
     async def progress(self, event_id: UUID, alive: Collection[int]) -> Progress:
         """How far the fan-out of an event is, where there is one."""
@@ -227,10 +154,6 @@ class Status:
         if not row["owners"]:
             return Progress.DONE
         return Progress.CLAIMED if set(row["owners"]) & set(alive) else Progress.STRANDED
-
-
-def _total(row: asyncpg.Record) -> Total:
-    return Total(row["deliveries"], emitted_at(row["oldest"]))
 
 
 async def _read_queue(connection: Connection, alive: Collection[int]) -> tuple[Queue, datetime | None]:

@@ -11,9 +11,11 @@ import pytest
 from postrider.domain.model import DeliveryState, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome, RetryPolicy
 from postrider.domain.sealing import Sealer
-from postrider.engine.health import Health
+from postrider.engine.disabler import Disabler, OutcomeBook
 from postrider.engine.ledger import HeldEvent, Job
+from postrider.engine.recorded import Entry, Recorded
 from postrider.store.database import Database
+from postrider.store.deliveries import DeliveryResult
 from postrider.store.endpoints import Endpoints
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import add_endpoint
@@ -25,20 +27,18 @@ FAILURE = Outcome(DeliveryState.RETRYING, None, ErrorKind.HTTP, "HTTP 500", None
 
 
 class Daemons:
-    """The health services of two daemons, on one clock."""
+    """Those who disable endpoints in two daemons, on one clock."""
 
     def __init__(self, endpoints: Endpoints, endpoint_id: int) -> None:
         self.clock = FakeClock()
         self.endpoints = endpoints
         self.endpoint_id = endpoint_id
-        self.one, self.other = (
-            Health(endpoints=endpoints, policy_of=lambda _dialect: POLICY, clock=self.clock) for _ in range(2)
-        )
+        self.one, self.other = (Watcher(endpoints, self.clock) for _ in range(2))
 
-    def note(self, health: Health, outcome: Outcome, *, after_s: float = 1.0) -> datetime:
+    def note(self, watcher: "Watcher", outcome: Outcome, *, after_s: float = 1.0) -> datetime:
         """An attempt ends, so long after what was before."""
         self.clock.advance(after_s)
-        health.note(attempt_for(self.endpoint_id), outcome, self.clock.now())
+        watcher.book.put(Recorded(self.clock.now(), [attempt_for(self.endpoint_id, outcome)], [], None))
         return self.clock.now()
 
     async def failing_since(self) -> datetime | None:
@@ -49,10 +49,22 @@ class Daemons:
         return (await self.endpoints.get(self.endpoint_id)).endpoint.state
 
 
-def attempt_for(endpoint_id: int) -> Job:
+class Watcher:
+    def __init__(self, endpoints: Endpoints, clock: FakeClock) -> None:
+        self.book = OutcomeBook()
+        self.disabler = Disabler(
+            endpoints=endpoints, book=self.book, policy_of=lambda _dialect: POLICY, clock=clock
+        )
+
+    async def run_once(self) -> None:
+        await self.disabler.run_once()
+
+
+def attempt_for(endpoint_id: int, outcome: Outcome) -> Entry:
     now = datetime.now(UTC)
     event = Event(uuid4(), "default", "a.b", "{}", 2, None, None, None, None, None, now)
-    return Job(HeldEvent(event, cost=0), endpoint_id)
+    result = DeliveryResult(event.id, endpoint_id, "default", outcome.state, attempts=1)
+    return Entry(Job(HeldEvent(event, cost=0), endpoint_id), result, outcome, 0)
 
 
 @asynccontextmanager
