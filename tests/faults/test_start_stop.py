@@ -25,11 +25,11 @@ SERVICES = (
     "sender",
     "lanes",
     "endpoints",
-    "secret sealer",
     "scheduler",
     "dispatcher",
     "janitor",
     "recoverer",
+    "secret sealer",
     "partitions",
     "schema watch",
 )

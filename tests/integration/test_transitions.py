@@ -22,11 +22,8 @@ from postrider.domain.model import (
 )
 from postrider.domain.sealing import Sealer
 from postrider.domain.transitions import DELIVERY, ENDPOINT, Transitions
-from postrider.edges.clock import SystemClock
-from postrider.engine.partitions import PartitionKeeper, Retention
-from postrider.engine.rescue import leave
-from postrider.store import deliveries
-from postrider.store.captures import Captures
+from postrider.engine import rescue
+from postrider.store import deliveries, retention
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import ClaimProgress, DeliveryResult, WaitingWanted
 from postrider.store.endpoints import Endpoints
@@ -93,12 +90,18 @@ class Case:
                 NOW if delivery is DeliveryState.RETRYING else None,
             )
 
+    async def run(self, verb: "Verb") -> None:
+        # What is there already can't be added.
+        with suppress(asyncpg.UniqueViolationError):
+            async with self.connection.transaction():
+                await verb.run(self)
+
     async def state_of(self, table: str) -> str | None:
         state: str | None = await self.connection.fetchval(f"SELECT state FROM postrider.{table}")
         return state
 
 
-Act = Callable[[Case], Awaitable[object]]
+Run = Callable[[Case], Awaitable[object]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Verb:
     """Something of the store that changes states, and what it is in the domain's table."""
 
     move: str
-    run: Act
+    run: Run
     after: str
     before: frozenset[str | None] | None = None
     """Where it makes the move, if not wherever the table permits it."""
@@ -127,47 +130,44 @@ def result(state: DeliveryState) -> DeliveryResult:
     )  # fmt: skip
 
 
-def of_store(verb: Callable[..., Awaitable[object]], *arguments: Any, **named: Any) -> Act:
-    """A verb of the store in a transaction."""
+def record(state: DeliveryState, *, first: bool) -> Run:
+    made = [result(state)]
 
     async def run(case: Case) -> None:
-        async with case.database.transaction() as connection:
-            await verb(connection, *arguments, **named)
+        await deliveries.record(
+            case.connection,
+            OWNER,
+            first_results=made if first else [],
+            later_results=[] if first else made,
+            claims=[ClaimProgress(CLAIM, 0, 1, True)] if first else [],
+            now=NOW,
+        )
 
     return run
 
 
-def record(state: DeliveryState, *, first: bool) -> Act:
-    results = [result(state)]
-    if first:
-        progress = [ClaimProgress(CLAIM, 0, 1, True)]
-        return of_store(deliveries.record, OWNER, first=results, later=[], claims=progress, now=NOW)
-    return of_store(deliveries.record, OWNER, first=[], later=results, claims=[], now=NOW)
-
-
-def record_test(state: DeliveryState) -> Act:
-    event = Event(EVENT, "default", "a.b", "{}", 2, None, None, None, None, None, NOW, test=True)
-    record = of_store(deliveries.record_test, event, result(state), NOW)
-
+def record_test(state: DeliveryState) -> Run:
     async def run(case: Case) -> None:
+        event = Event(EVENT, "default", "a.b", "{}", 2, None, None, None, None, None, NOW, test=True)
         await case.connection.execute("DELETE FROM postrider.outbox")
-        with suppress(asyncpg.UniqueViolationError):
-            await record(case)
+        await deliveries.record_test(case.connection, event, result(state), NOW)
 
     return run
 
 
-async def drop_before(case: Case) -> None:
-    keeper = PartitionKeeper(
-        database=case.database,
-        captures=Captures(case.database),
-        retention=Retention(0.0, 0.0),
-        clock=SystemClock(),
+def claim_waiting(case: Case) -> Awaitable[object]:
+    floor = first_event_id(NOW - timedelta(days=30))
+    wanted = [WaitingWanted(1, "default", 5, floor)]
+    return deliveries.claim_waiting(
+        case.connection, OWNER, wanted, NOW, most_bytes=2**30, most_bytes_each=2**30
     )
-    await keeper.drop_before("delivery", timedelta())
 
 
-WANTED = [WaitingWanted(1, "default", 5, first_event_id(NOW - timedelta(days=30)))]
+async def end_disabled(case: Case) -> None:
+    for state in ("waiting", "retrying"):
+        await retention.end_disabled(case.connection, NOW.date(), state)
+
+
 NEW = frozenset[str | None]({None})
 SENDING = frozenset[str | None]({"sending"})
 STORED = frozenset[str | None]({"waiting", "retrying"})
@@ -189,14 +189,12 @@ DELIVERY_VERBS = {
     "record later: cancelled": Verb(
         "cancel", record(DeliveryState.CANCELLED, first=False), "cancelled", SENDING
     ),
-    "claim_waiting": Verb(
-        "claim",
-        of_store(deliveries.claim_waiting, OWNER, WANTED, NOW, most_bytes=2**30, most_bytes_each=2**30),
-        "sending",
+    "claim_waiting": Verb("claim", claim_waiting, "sending"),
+    "promote_due": Verb("promote", lambda case: deliveries.promote_due(case.connection, NOW, 10), "waiting"),
+    "release": Verb(
+        "give back", lambda case: deliveries.release(case.connection, OWNER, {KEY: "default"}), "waiting"
     ),
-    "promote_due": Verb("promote", of_store(deliveries.promote_due, NOW, 10), "waiting"),
-    "release": Verb("give back", of_store(deliveries.release, OWNER, {KEY: "default"}), "waiting"),
-    "leave": Verb("give back", of_store(leave, OWNER, NOW), "waiting"),
+    "leave": Verb("give back", lambda case: rescue.leave(case.connection, OWNER, NOW), "waiting"),
     "cancel_deleted": Verb(
         "cancel",
         lambda case: Endpoints(case.database, Sealer()).cancel_deleted(1, NOW),
@@ -204,9 +202,9 @@ DELIVERY_VERBS = {
         STORED,
         EndpointState.DELETED,
     ),
-    "drop_before": Verb(
+    "end_disabled": Verb(
         "expire",
-        drop_before,
+        end_disabled,
         "failed",
         endpoint=EndpointState.DISABLED,
     ),
@@ -217,15 +215,14 @@ DELIVERY_VERBS = {
 }
 
 
-def add(state: EndpointState) -> Act:
+def add(state: EndpointState) -> Run:
     async def run(case: Case) -> None:
-        with suppress(asyncpg.UniqueViolationError):
-            await Endpoints(case.database, Sealer()).add(replace(endpoint(1), state=state), [SECRET], NOW)
+        await Endpoints(case.database, Sealer()).add(replace(endpoint(1), state=state), [SECRET], NOW)
 
     return run
 
 
-def set_state(state: EndpointState) -> Act:
+def set_state(state: EndpointState) -> Run:
     return lambda case: Endpoints(case.database, Sealer()).set_state(1, state, NOW)
 
 
@@ -263,7 +260,7 @@ async def run_all(dsn: str) -> tuple[dict[str, set[tuple[str | None, str]]], lis
             found[name] = set()
             for state in (None, *DeliveryState):
                 await case.prepare(state, verb.endpoint)
-                await verb.run(case)
+                await case.run(verb)
                 if (after := await case.state_of("delivery")) != state:
                     assert after is not None
                     found[name].add((state, after))
@@ -271,7 +268,7 @@ async def run_all(dsn: str) -> tuple[dict[str, set[tuple[str | None, str]]], lis
             found[name] = set()
             for of_endpoint in (None, *EndpointState):
                 await case.prepare(None, of_endpoint)
-                await verb.run(case)
+                await case.run(verb)
                 if (after := await case.state_of("endpoint")) != of_endpoint:
                     assert after is not None
                     found[name].add((of_endpoint, after))

@@ -56,7 +56,6 @@ def _state_matches() -> list[tuple[str, ast.Match]]:
     return found
 
 
-@pytest.mark.xfail(strict=True, reason="engine/recorder and engine/lanes take all other states together")
 def test_a_match_over_states_is_exhaustive() -> None:
     matches = _state_matches()
     assert matches

@@ -132,7 +132,7 @@ def compose(
         rules=rules,
         changed=signals.endpoints,
         on_change=keeper.update,
-        read_anew=signals.unsealed,
+        read_anew=signals.endpoints_read_anew,
         clock=clock,
         tuning=tuning.endpoints,
     )
@@ -158,7 +158,13 @@ def compose(
         recorder=recorder,
         rules=rules,
         snapshot=snapshot,
-        secret_sealer=SecretSealer(database=database, sealer=sealer, due=signals.unsealed, clock=clock),
+        secret_sealer=SecretSealer(
+            database=database,
+            sealer=sealer,
+            due=signals.endpoints_read_anew,
+            clock=clock,
+            tuning=tuning.secret_sealer,
+        ),
         sender=Sender(
             tuning.sender,
             settings=settings,

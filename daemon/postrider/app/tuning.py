@@ -19,6 +19,7 @@ from postrider.engine.recoverer import RecovererTuning
 from postrider.engine.reporter import ReporterTuning
 from postrider.engine.scheduler import SchedulerTuning
 from postrider.engine.schema_watch import SchemaWatchTuning
+from postrider.engine.secret_sealer import SecretSealerTuning
 from postrider.engine.sender import SenderTuning
 from postrider.engine.supervisor import SupervisorTuning
 
@@ -40,6 +41,7 @@ class Tuning:
     dispatcher: DispatcherTuning = field(default_factory=DispatcherTuning)
     scheduler: SchedulerTuning = field(default_factory=SchedulerTuning)
     endpoints: EndpointTuning = field(default_factory=EndpointTuning)
+    secret_sealer: SecretSealerTuning = field(default_factory=SecretSealerTuning)
     disabler: DisablerTuning = field(default_factory=DisablerTuning)
     failures: FailuresTuning = field(default_factory=FailuresTuning)
     janitor: JanitorTuning = field(default_factory=JanitorTuning)

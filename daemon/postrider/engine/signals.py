@@ -63,8 +63,8 @@ class EngineSignals:
         """Memory and database may differ about claims of deliveries."""
         self.endpoints = Signal()
         """Endpoints may have changed."""
-        self.unsealed = Signal()
-        """All endpoints were read anew: some may hold secrets in clear text."""
+        self.endpoints_read_anew = Signal()
+        """All endpoints were read, not only what changed."""
         self.failed = Signal()
         """A service failed, and not for want of the database."""
 
