@@ -20,7 +20,7 @@ import structlog
 
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from tests.support.leaks import nothing_left, wait_for_no_sessions, watch_event_loops
 
 _numbers = itertools.count()
@@ -122,7 +122,7 @@ def template_database(server_dsn: str) -> Iterator[str]:
     async def build() -> None:
         connection = await asyncpg.connect(on_database(server_dsn, name))
         try:
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
         finally:
             await connection.close()
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from postrider.domain.capture import parse_captures
-from postrider.store.captures import Captures
 from postrider.store.database import Database
 from tests.bench.report import Row, compared
 from tests.bench.stage import Stage
+from tests.support.captures import Captures
 
 ROWS = 10_000
 _TABLES = f"""
@@ -66,7 +66,7 @@ async def captured_crm(stage: Stage) -> AsyncIterator[Callable[[str | None], Awa
     store = Captures(database)
 
     async def put(name: str | None) -> None:
-        await store.drop(None, datetime.now(UTC))
+        await store.drop(None)
         await stage.clear()
         await stage.connection.execute("VACUUM ANALYZE crm.deals")
         if name is not None:
@@ -78,7 +78,7 @@ async def captured_crm(stage: Stage) -> AsyncIterator[Callable[[str | None], Awa
         await stage.connection.execute(_TABLES)
         yield put
     finally:
-        await store.drop(None, datetime.now(UTC))
+        await store.drop(None)
         await database.close()
         await stage.connection.execute("DROP SCHEMA crm CASCADE")
 

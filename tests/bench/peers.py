@@ -24,9 +24,9 @@ import asyncpg
 from postrider.domain.model import Endpoint, EndpointState
 from postrider.domain.sealing import Sealer
 from postrider.edges.resources import sql_dir
+from postrider.store import endpoints
 from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from tests.bench.peers_handler import CONCURRENCY, DATA_BYTES
 from tests.bench.peers_install import Installed, NotInstallable, installers
 from tests.bench.processes import DAEMON_CORE, Sink
@@ -78,7 +78,7 @@ class Postrider:
         database = Database(dsn, pool_size=1)
         await database.open()
         async with database.connection() as connection:
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
         endpoint = Endpoint(
             id=secrets.randbits(62) + 1,
             workspace_id="default",
@@ -92,10 +92,10 @@ class Postrider:
             headers={},
             failing_since=None,
         )
-        await Endpoints(database, Sealer()).add(
-            endpoint, ["bench-secret-of-sufficient-length"], datetime.now(UTC)
-        )
         async with database.connection() as connection:
+            await endpoints.add(
+                connection, Sealer(), endpoint, ["bench-secret-of-sufficient-length"], datetime.now(UTC)
+            )
             await connection.execute(
                 """SELECT postrider.emit('deal.updated', json_build_object('title', repeat('x', $2)))
                    FROM generate_series(1, $1)""",

@@ -20,7 +20,7 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
 from postrider.store.database import Connection
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from tests.bench import processes
 from tests.bench.floor import WORKERS, text
 from tests.bench.processes import DAEMON_CORE, OTHER_CORE, Daemon, Sink
@@ -221,7 +221,7 @@ async def staged(scale: float) -> AsyncIterator[Stage]:
     with EmbeddedPostgres(directory) as server, processes.sink(OTHER_CORE) as sink:
         connection = await asyncpg.connect(server.dsn)
         try:
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
             yield Stage(server.dsn, connection, sink, directory, scale)
         finally:
             connection.terminate()

@@ -17,9 +17,9 @@ from postrider.domain.model import Event
 from postrider.edges.config import parse_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import config_dir, sql_dir
-from postrider.store.captures import Captures
 from postrider.store.database import Connection, Database
 from tests.dialects.rendering import DIALECTS
+from tests.support.captures import Captures
 
 CRMS = sorted(set(DIALECTS) - {"standard"})
 SESSIONS = 3
@@ -45,7 +45,7 @@ class Crm:
         async with self.connection.transaction():
             for statement in statements:
                 await self.connection.execute(statement)
-        assert await self.store.list_rejections(10) == []
+        assert await self.store.rejections() == []
         return await self.bodies()
 
     async def bodies(self) -> list[Body]:
@@ -108,7 +108,7 @@ async def test_every_event_type_comes_in_the_form_of_its_sample(database_dsn: st
                 if set(seen) == set(catalogue.types):
                     break
             assert set(seen) == set(catalogue.types)
-            assert await crm.store.list_rejections(10) == []
+            assert await crm.store.rejections() == []
             for event_type, row in seen.items():
                 sample = catalogue.sample(event_type)
                 for part in ("data", "actor", "related"):

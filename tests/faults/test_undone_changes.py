@@ -6,16 +6,19 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from postrider.domain.audit import EVERYWHERE
+from postrider.domain.endpoint_input import EndpointChange
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_migrations
-from tests.support.daemon_process import SECRET, add_endpoint, open_endpoints, query
+from postrider.operations import endpoint_changes
+from postrider.store.migrations import migrate, read_schema
+from tests.support.acting import ACTOR, backend_on
+from tests.support.daemon_process import SECRET, add_endpoint, query
 from tests.support.stage import eventually, staged
 
 TRIALS = 3
@@ -30,7 +33,7 @@ def crashing_server() -> Iterator[tuple[str, Path]]:
 
     async def prepare(dsn: str) -> None:
         connection = await asyncpg.connect(dsn)
-        await migrate(connection, read_migrations(sql_dir()))
+        await migrate(connection, read_schema(sql_dir()))
         await connection.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
         await connection.close()
 
@@ -63,8 +66,8 @@ def test_a_living_daemon_notices_that_a_crash_undid_a_change(
     crash(data)  # so that the setting holds
 
     async def change(endpoint_id: int, url: str) -> None:
-        async with open_endpoints(dsn) as endpoints:
-            await endpoints.update(endpoint_id, datetime.now(UTC), url=url)
+        async with backend_on(dsn) as backend:
+            await endpoint_changes.update(backend, ACTOR, EVERYWHERE, endpoint_id, EndpointChange(url=url))
 
     async def story() -> int:
         undone = 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import read_migrations
+from postrider.store.migrations import read_schema
 from tests.conftest import execute
 from tests.support.cli import Cli
 from tests.support.daemon_process import (
@@ -24,10 +24,11 @@ from tests.support.daemon_process import (
     query,
     write_config,
 )
+from tests.support.functions import functions_of
 from tests.support.receiver_process import ReceiverProcess
 
 PREVIOUS_RELEASE = "4bc66530e713176b3ecf6a141015b671d8445922"
-KNOWN = len(read_migrations(sql_dir()))
+KNOWN = read_schema(sql_dir()).number
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def with_sql(directory: Path, *, last: int = KNOWN, more: str | None = None) -> 
     directory.mkdir()
     for path in sorted(sql_dir().glob("[0-9]*.sql"))[:last]:
         shutil.copy(path, directory)
+    shutil.copytree(sql_dir() / "functions", directory / "functions")
     if more is not None:
         (directory / f"{last + 1:04}_more.sql").write_text(more)
     return ("tests.support.other_sql", str(directory))
@@ -180,9 +182,27 @@ def test_a_daemon_of_a_release_that_told_nothing_is_known_by_its_start(
     Cli(config)("migrate", "--yes")
 
 
+def test_functions_of_an_upgraded_database_are_those_of_a_new_one(
+    empty_database_dsn: str, database_dsn: str, tmp_path: Path, previous: Path
+) -> None:
+    config = write_config(tmp_path, empty_database_dsn)
+    Cli(config, within=("env", f"PYTHONPATH={previous / 'daemon'}"))("migrate")
+    released = len(list((previous / "sql").glob("[0-9]*.sql")))
+    for number in range(released + 1, KNOWN):
+        Cli(config)("migrate", "--to", str(number))
+    Cli(config)("migrate")
+    assert functions_of(empty_database_dsn) == functions_of(database_dsn)
+
+
+def test_a_function_that_differs_from_the_previous_release_comes_with_a_migration(previous: Path) -> None:
+    """Its number tells which of two programs has the newer text."""
+    before = read_schema(previous / "sql")
+    assert before.functions == read_schema(sql_dir()).functions or before.number < KNOWN
+
+
 def test_no_migration_breaks_the_previous_release() -> None:
     released = 12
-    for migration in read_migrations(sql_dir())[released:]:
+    for migration in read_schema(sql_dir()).migrations[released:]:
         assert migration.breaks is None or migration.breaks < released, migration.name
 
 

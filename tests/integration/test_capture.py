@@ -13,9 +13,10 @@ import asyncpg
 import pytest
 
 from postrider.domain.capture import Capture, parse_captures
+from postrider.domain.capture_steps import Step
 from postrider.domain.errors import UsageError
-from postrider.store.captures import Captures, Step
 from postrider.store.database import Connection, Database, DatabaseError
+from tests.support.captures import Captures
 from tests.support.stage import staged
 
 NOW = datetime(2026, 3, 15, tzinfo=UTC)
@@ -104,7 +105,7 @@ class Crm:
         ]
 
     async def rejected(self) -> list[str]:
-        return [each.reason for each in await self.store.list_rejections(100)]
+        return [each.reason for each in await self.store.rejections()]
 
 
 @asynccontextmanager
@@ -449,8 +450,8 @@ async def test_plan_apply_and_drop(database_dsn: str) -> None:
         assert types(await crm.does("INSERT INTO crm.offers (id) VALUES (5)")) == ["deal.created"]
         assert actions(await crm.store.plan(())) == [("deal", "drop")]
         with pytest.raises(UsageError, match="no capture 'deals'"):
-            await crm.store.drop(["deals"], NOW)
-        assert actions(await crm.store.drop(["deal"], NOW)) == [("deal", "drop")]
+            await crm.store.drop(["deals"])
+        assert actions(await crm.store.drop(["deal"])) == [("deal", "drop")]
         left = """SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'postrider%')
                        + (SELECT count(*) FROM pg_proc WHERE proname LIKE 'capture\\_%')
                        + (SELECT count(*) FROM postrider.capture)"""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from postrider.app.tuning import Tuning
+from postrider.domain.capture_steps import MAX_COUNTED
 from postrider.engine.reporter import ReporterTuning
-from postrider.store import captures as captures_module
 from tests.integration.test_capture import SIMPLE, crm_of, types
 from tests.support.cli import Cli
 from tests.support.stage import eventually, staged
@@ -111,5 +111,5 @@ async def test_counting_stops_at_a_limit(database_dsn: str, config_file: Path) -
             """INSERT INTO postrider.capture_rejected (capture, operation, reason)
                SELECT 'deal', 'INSERT', 'x' FROM generate_series(1, 12000)"""
         )
-        assert await crm.store.count_rejections() == captures_module.MAX_COUNTED
+        assert await crm.store.count_rejections() == MAX_COUNTED
         assert "10,000+ captured rows are set aside" in await asyncio.to_thread(Cli(config_file), "status")

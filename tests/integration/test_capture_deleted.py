@@ -91,11 +91,11 @@ async def test_deleted_rows_are_no_other_transactions_and_are_forgotten(database
             async with other.transaction():
                 await other.execute("INSERT INTO crm.clients VALUES ('c', 9)")
                 await other.execute("DELETE FROM crm.clients")
-                await crm.store.forget_rejections(NOW)
+                await crm.store.forget(NOW)
                 assert await other.fetchval(kept) == 1
         finally:
             await other.close()
-        await crm.store.forget_rejections(NOW)
+        await crm.store.forget(NOW)
         assert await crm.connection.fetchval(kept) == 0
 
 
@@ -174,7 +174,7 @@ async def test_rows_deleted_straight_from_a_partition_are_kept(database_dsn: str
             "DELETE FROM crm.clients_2",
         )
         assert [event["data"]["name"] for event in events] == ["New", "New"]
-        await crm.store.drop(None, NOW)
+        await crm.store.drop(None)
         left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'postrider%'"
         assert await crm.connection.fetchval(left) == 0
 

@@ -14,9 +14,9 @@ import asyncpg
 import pytest
 
 from postrider.domain.errors import UsageError
-from postrider.store.captures import Captures
 from postrider.store.database import Connection, Database, DatabaseError
 from tests.integration.test_capture import captures
+from tests.support.captures import Captures
 from tests.support.cli import Cli
 
 NOW = datetime(2026, 3, 15, tzinfo=UTC)
@@ -172,7 +172,7 @@ async def everything_is_done(crm: Crm, swap: str, mood: str) -> None:
         await crm.root.execute("UPDATE crm.deals SET title = title || '!'")
     shorter = SECTION.replace('title = "title"\n', "")
     for section in (SECTION, shorter, shorter, SECTION.replace('mood = "mood"\n', "")):
-        await crm.store.recover(limit=100, name=None, after=0)
+        await crm.store.recover(limit=100, after=0)
         with suppress(UsageError, DatabaseError):
             await crm.store.plan(captures(section))
         with suppress(UsageError, DatabaseError):
@@ -237,7 +237,7 @@ async def test_nothing_stays_of_what_an_owners_code_does_in_a_superusers_stateme
         assert await crm.root.fetchval("SELECT count(*) FROM crm.traps") == 0
         assert await crm.root.fetch(functions) == before
         names = await crm.root.fetch("SELECT data->'client'->>'name' AS name FROM postrider.outbox")
-        rejections = await crm.store.list_rejections(10)
+        rejections = await crm.store.rejections()
         if way == "an error that claims success":
             assert (len(names), len(rejections)) == (0, 4)
         else:
@@ -266,7 +266,7 @@ async def test_a_view_that_is_not_granted_in_the_place_of_a_looked_up_table_is_n
                INSERT INTO crm.deals (id, client_id) VALUES (1, 7)"""
         )
         assert await crm.runs() == 0
-        (row,) = await crm.store.list_rejections(10)
+        (row,) = await crm.store.rejections()
         assert "permission denied" in row.reason
 
 
@@ -296,7 +296,7 @@ async def test_a_right_that_is_gone_is_told_and_mended(database_dsn: str) -> Non
         )
         await crm.store.apply(captures(SECTION), NOW)
         await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
-        assert await crm.store.list_rejections(10) == []
+        assert await crm.store.rejections() == []
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ async def test_the_tables_owner_applies_a_capture_with_the_grants_that_it_is_tol
             assert await crm.root.fetchval("SELECT data->'client'->>'name' FROM postrider.outbox") == "Acme"
             (step,) = await store.plan(captures(SECTION.replace('mood = "mood"\n', "")))
             assert step.action == "keep"
-            await store.drop(None, NOW)
+            await store.drop(None)
             assert not await crm.root.fetchval(
                 "SELECT has_schema_privilege('postrider_capture', 'postrider', 'CREATE')"
             )
@@ -463,7 +463,7 @@ async def test_row_security_hides_nothing_without_a_word(database_dsn: str) -> N
         await crm.owner.execute(SWAPS["row security"])
         await crm.owner.execute("INSERT INTO crm.deals (id, client_id) VALUES (1, 7)")
         assert await crm.runs() == 0, "a policy's code ran"
-        (row,) = await crm.store.list_rejections(10)
+        (row,) = await crm.store.rejections()
         assert "row-level security" in row.reason
         with pytest.raises(UsageError, match=r"crm\.clients has row security"):
             await crm.store.plan(captures(SECTION))
@@ -503,7 +503,7 @@ async def test_drop_takes_the_rights_back_that_no_other_capture_needs(database_d
         await crm.root.execute("REVOKE USAGE ON SCHEMA crm FROM PUBLIC")
         await crm.store.apply(captures(SECTION + other), NOW)
         assert await crm.root.fetchval(rights) == ["id", "name"]
-        await crm.store.drop(["deal"], NOW)
+        await crm.store.drop(["deal"])
         assert await crm.root.fetchval(rights) == ["id"]
         await crm.store.apply((), NOW)
         assert await crm.root.fetchval(rights) is None

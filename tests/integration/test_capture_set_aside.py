@@ -12,7 +12,8 @@ import asyncpg
 import pytest
 
 from postrider.store import capture_recovery
-from tests.integration.test_capture import DEALS, NOW, SIMPLE, Crm, crm_of, types
+from postrider.store.capture_recovery import Patience
+from tests.integration.test_capture import DEALS, SIMPLE, Crm, crm_of, types
 from tests.support.cli import Cli
 from tests.support.stage import eventually, staged
 
@@ -159,7 +160,7 @@ async def test_rows_that_still_make_no_event_stay_and_are_tried_less_and_less_of
     async with crm_of(database_dsn) as crm:
         await crm.apply(SIMPLE)
         await crm.does("INSERT INTO crm.deals (id, title) VALUES (1, repeat('x', 2000000)), (2, 'fine')")
-        await crm.store.log_rejections(10)
+        await crm.store.tell_rejections()
         waits = []
         for _ in range(3):
             await crm.connection.execute("UPDATE postrider.capture_rejected SET due = now()")
@@ -200,13 +201,13 @@ async def test_rows_stay_set_aside_when_their_capture_is_dropped(database_dsn: s
         await crm.apply(SIMPLE)
         async with locked(database_dsn, "postrider.outbox"):
             await crm.connection.execute("INSERT INTO crm.deals (id) VALUES (1)")
-        await crm.store.drop(None, NOW)
+        await crm.store.drop(None)
         assert await recovered(crm) == (0, 0, 0)
         assert len(await crm.rejected()) == 1
         await crm.apply(SIMPLE)
         assert await recovered(crm) == (1, 1, 0)
         await crm.does("INSERT INTO crm.deals (id, title) VALUES (2, repeat('x', 2000000))")
-        await crm.store.drop(None, NOW, with_rejected=True)
+        await crm.store.drop(None, with_rejected=True)
         assert not await crm.rejected()
 
 
@@ -292,7 +293,7 @@ async def test_retry_says_what_stays_and_why(database_dsn: str, config_file: Pat
         await crm.apply(SIMPLE)
         async with locked(database_dsn, "postrider.outbox"):
             await crm.connection.execute("INSERT INTO crm.deals (id) SELECT generate_series(1, 5)")
-        await crm.store.drop(None, NOW)
+        await crm.store.drop(None)
         cli = Cli(config_file)
         done = await asyncio.to_thread(cli.json, "capture", "retry")
         assert done["kept"] == 5
@@ -351,10 +352,8 @@ async def test_a_bad_row_costs_the_others_few_attempts(database_dsn: str) -> Non
         assert len(statements) < 25
 
 
-async def test_a_row_that_takes_too_long_is_put_off_and_says_so(
-    database_dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(capture_recovery, "STATEMENT_TIMEOUT_S", 0.5)
+async def test_a_row_that_takes_too_long_is_put_off_and_says_so(database_dsn: str) -> None:
+    patience = Patience(statement_s=0.5)
     tables = """
         CREATE SCHEMA crm;
         CREATE TYPE crm.mood AS ENUM ('quick', 'slow');
@@ -378,7 +377,7 @@ async def test_a_row_that_takes_too_long_is_put_off_and_says_so(
                 "FROM generate_series(1, 8) AS n"
             )
         rows = kept = 0
-        while (batch := await crm.store.recover(limit=100, budget_s=1.0)).last is not None:
+        while (batch := await crm.store.recover(limit=100, budget_s=1.0, patience=patience)).last is not None:
             rows, kept = rows + batch.rows, kept + batch.kept
         assert (rows, kept) == (7, 1)
         assert await crm.rejected() == ["it takes longer than 0.5 s"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from postrider.domain.errors import UsageError
-from tests.integration.test_capture import NOW, SIMPLE, captures, crm_of, types
+from tests.integration.test_capture import SIMPLE, captures, crm_of, types
 from tests.integration.test_capture_set_aside import locked, recovered
 from tests.support.cli import Cli
 
@@ -79,7 +79,7 @@ async def test_a_partition_that_came_later_is_told_of_until_it_is_captured(
         assert step.action == "change"
         await crm.apply(CALLS)
         assert not await crm.does("INSERT INTO crm.late VALUES (2, '2026-04-03', 'x')")
-        await crm.store.drop(["call"], NOW)
+        await crm.store.drop(["call"])
         assert not await crm.does("INSERT INTO crm.calls_1 VALUES (2, '2026-01-03', 'x')")
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from postrider.cli.check_promises import sending_findings
 from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.edges.config import Config, DatabaseConfig
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import config_dir
+from postrider.operations.check_promises import sending_findings
 from tests.conftest import execute
 from tests.support.cli import Cli
 from tests.support.daemon_process import add_endpoint, query, write_config

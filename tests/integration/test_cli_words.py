@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from postrider.cli import cli
-from postrider.cli.common import ago
+from postrider.operations.wording import ago
 from tests.support.cli import Cli
 from tests.support.daemon_process import query, write_config
 

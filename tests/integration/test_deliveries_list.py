@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from postrider.domain.audit import EVERYWHERE
+from postrider.domain.lists import DeliveryFilter, DeliveryKey
 from postrider.domain.model import (
     DeliveryState,
     delivery_public_id,
@@ -23,8 +25,7 @@ from postrider.domain.model import (
     first_event_id,
 )
 from postrider.store.database import Database
-from postrider.store.deliveries import DeliveryKey
-from postrider.store.delivery_search import DeliveryFilter, search
+from postrider.store.delivery_search import search
 from tests.support.cli import Cli
 from tests.support.daemon_process import DaemonProcess, add_endpoint, assert_settled, query, write_config
 from tests.support.receiver_process import ReceiverProcess
@@ -182,9 +183,16 @@ def test_a_list_that_ends_early_says_where_and_goes_on(story: Story) -> None:
                     seen: list[int] = []
                     after: DeliveryKey | None = None
                     for _ in range(20):
-                        found = await search(
-                            database, chosen, after=after, newest_first=newest_first, limit=3, look_at_most=2
-                        )
+                        async with database.transaction() as connection:
+                            found = await search(
+                                connection,
+                                EVERYWHERE,
+                                chosen,
+                                after=after,
+                                newest_first=newest_first,
+                                limit=3,
+                                look_at_most=2,
+                            )
                         seen += [story.keys.index((row.event_id, row.endpoint_id)) for row in found.rows]
                         if found.looked_to is None:
                             break

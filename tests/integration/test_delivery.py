@@ -12,22 +12,19 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from postrider.app import Tuning
-from postrider.domain.model import EndpointState, Reply
+from postrider.domain.audit import EVERYWHERE
+from postrider.domain.model import Reply
+from postrider.domain.sealing import Sealer
 from postrider.edges.network import WebhookClient
 from postrider.engine.lane_room import LanesTuning
-from postrider.store.history import DeliveryHistory
+from postrider.operations import endpoints
+from postrider.store import endpoints as store
+from postrider.store import history
+from tests.support.acting import ACTOR, backend_on, working_on
 from tests.support.clock import FakeClock
-from tests.support.daemon_process import SECRET, add_endpoint, emit, open_endpoints, query
+from tests.support.daemon_process import SECRET, add_endpoint, emit, query
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import Stage, eventually, staged
-
-
-def change(dsn: str, call: Callable[..., Awaitable[object]]) -> None:
-    async def run() -> None:
-        async with open_endpoints(dsn) as endpoints:
-            await call(endpoints, datetime.now(UTC))
-
-    asyncio.run(run())
 
 
 def test_the_body_is_the_crms_own_bytes_in_the_standard_envelope(database_dsn: str, tmp_path: Path) -> None:
@@ -86,14 +83,11 @@ def test_one_event_reaches_three_hundred_endpoints(database_dsn: str, tmp_path: 
     with ReceiverProcess(SECRET) as receiver:
 
         async def add() -> None:
-            async with open_endpoints(database_dsn) as endpoints:
-                row = (await endpoints.list_endpoints())[0].endpoint
+            async with working_on(database_dsn) as work:
+                row = (await endpoints.list_endpoints(work)).rows[0].endpoint
                 for number in range(299):
-                    await endpoints.add(
-                        replace(row, id=number + 1, url=receiver.url(f"/{number}")),
-                        [SECRET],
-                        datetime.now(UTC),
-                    )
+                    other = replace(row, id=number + 1, url=receiver.url(f"/{number}"))
+                    await store.add(work.connection, Sealer(), other, [SECRET], work.now)
 
         add_endpoint(database_dsn, receiver.url("/first"))
         asyncio.run(add())
@@ -141,14 +135,16 @@ def test_a_paused_endpoint_keeps_its_deliveries_and_resuming_sends_them(
         endpoint_id = add_endpoint(database_dsn, receiver.url("/a"))
 
         async def story() -> None:
-            async with staged(database_dsn, tmp_path) as stage, open_endpoints(database_dsn) as endpoints:
-                await endpoints.set_state(endpoint_id, EndpointState.PAUSED, datetime.now(UTC))
+            async with staged(database_dsn, tmp_path) as stage:
+                async with working_on(database_dsn) as work:
+                    await endpoints.pause(work, endpoint_id)
                 await reloaded(stage)
                 await stage.emit()
                 await stage.emit()
                 await stage.wait_for_states("waiting", "waiting")
                 assert receiver.stats()["received"] == 0
-                await endpoints.set_state(endpoint_id, EndpointState.ACTIVE, datetime.now(UTC))
+                async with working_on(database_dsn) as work:
+                    await endpoints.resume(work, endpoint_id)
                 await stage.wait_for_states("succeeded", "succeeded")
 
         asyncio.run(story())
@@ -159,10 +155,10 @@ def test_deleting_an_endpoint_cancels_what_waits(database_dsn: str, tmp_path: Pa
         endpoint_id = add_endpoint(database_dsn, receiver.url("/a"))
 
         async def story() -> None:
-            async with staged(database_dsn, tmp_path) as stage, open_endpoints(database_dsn) as endpoints:
+            async with staged(database_dsn, tmp_path) as stage, backend_on(database_dsn) as backend:
                 await stage.emit()
                 await stage.wait_for_states("retrying")
-                assert await endpoints.delete(endpoint_id, datetime.now(UTC)) == 1
+                assert await endpoints.delete(backend, ACTOR, EVERYWHERE, endpoint_id) == 1
                 await stage.wait_for_states("cancelled")
                 assert await stage.connection.fetchval("SELECT count(*) FROM postrider.endpoint_secret") == 0
 
@@ -323,12 +319,14 @@ def test_a_delivery_that_failed_is_sent_again_when_a_person_asks(database_dsn: s
                 await stage.emit()
                 await stage.wait_for_states("failed")
                 receiver.set_mode("ok")
-                history = DeliveryHistory(stage.daemon.database)
                 key = await stage.connection.fetchrow("SELECT event_id, endpoint_id FROM postrider.delivery")
                 assert key is not None
-                assert len(await history.retry([tuple(key)], datetime.now(UTC))) == 1
+                async with stage.daemon.database.transaction() as connection:
+                    now = datetime.now(UTC)
+                    assert len(await history.retry(connection, EVERYWHERE, [tuple(key)], now)) == 1
                 await stage.wait_for_states("succeeded")
-                assert [attempt.number for attempt in await history.attempts(tuple(key))] == [1, 2]
+                attempts = await history.attempts(stage.connection, "default", tuple(key))
+                assert [attempt.number for attempt in attempts] == [1, 2]
 
         asyncio.run(story())
 

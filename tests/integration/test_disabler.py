@@ -8,15 +8,16 @@ from uuid import uuid4
 
 import pytest
 
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.model import DeliveryState, EndpointState, ErrorKind, Event
 from postrider.domain.policy import Outcome, RetryPolicy
 from postrider.domain.sealing import Sealer
 from postrider.engine.disabler import Disabler, OutcomeBook
 from postrider.engine.ledger import HeldEvent, Job
 from postrider.engine.recorded import Entry, Recorded
+from postrider.store import endpoint_health, endpoints
 from postrider.store.database import Database
 from postrider.store.deliveries import DeliveryResult
-from postrider.store.endpoints import Endpoints
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import add_endpoint
 
@@ -29,11 +30,11 @@ FAILURE = Outcome(DeliveryState.RETRYING, None, ErrorKind.HTTP, "HTTP 500", None
 class Daemons:
     """Those who disable endpoints in two daemons, on one clock."""
 
-    def __init__(self, endpoints: Endpoints, endpoint_id: int) -> None:
+    def __init__(self, database: Database, endpoint_id: int) -> None:
         self.clock = FakeClock()
-        self.endpoints = endpoints
+        self.database = database
         self.endpoint_id = endpoint_id
-        self.one, self.other = (Watcher(endpoints, self.clock) for _ in range(2))
+        self.one, self.other = (Watcher(database, self.clock) for _ in range(2))
 
     def note(self, watcher: "Watcher", outcome: Outcome, *, after_s: float = 1.0) -> datetime:
         """An attempt ends, so long after what was before."""
@@ -42,18 +43,21 @@ class Daemons:
         return self.clock.now()
 
     async def failing_since(self) -> datetime | None:
-        failing = (await self.endpoints.failing()).get(self.endpoint_id)
+        async with self.database.connection() as connection:
+            failing = (await endpoint_health.failing(connection)).get(self.endpoint_id)
         return failing.since if failing is not None else None
 
     async def state(self) -> EndpointState:
-        return (await self.endpoints.get(self.endpoint_id)).endpoint.state
+        async with self.database.connection() as connection:
+            row = await endpoints.get(connection, Sealer(), EVERYWHERE, self.endpoint_id)
+        return row.endpoint.state
 
 
 class Watcher:
-    def __init__(self, endpoints: Endpoints, clock: FakeClock) -> None:
+    def __init__(self, database: Database, clock: FakeClock) -> None:
         self.book = OutcomeBook()
         self.disabler = Disabler(
-            endpoints=endpoints, book=self.book, policy_of=lambda _dialect: POLICY, clock=clock
+            database=database, book=self.book, policy_of=lambda _dialect: POLICY, clock=clock
         )
 
     async def run_once(self) -> None:
@@ -72,7 +76,7 @@ async def daemons_on(dsn: str, endpoint_id: int) -> AsyncIterator[Daemons]:
     database = Database(dsn, pool_size=2)
     await database.open()
     try:
-        yield Daemons(Endpoints(database, Sealer()), endpoint_id)
+        yield Daemons(database, endpoint_id)
     finally:
         await database.close()
 
@@ -163,9 +167,10 @@ def test_an_endpoint_that_recovers_while_it_is_about_to_be_disabled_stays(
             await both.one.run_once()
             both.note(both.other, SUCCESS, after_s=6 * DAY_S)
             await both.other.run_once()
-            assert not await both.endpoints.disable(
-                endpoint_id, "it failed for too long", both.clock.now(), failing_since=since
-            )
+            async with both.database.connection() as connection:
+                assert not await endpoint_health.disable(
+                    connection, endpoint_id, "it failed for too long", both.clock.now(), failing_since=since
+                )
             assert await both.state() is EndpointState.ACTIVE
 
     asyncio.run(story())

@@ -19,9 +19,9 @@ from postrider.edges.dialect_files import load_dialects
 from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.signals import Signal
+from postrider.store import endpoints
 from postrider.store.database import Connection, Database
 from postrider.store.endpoint_changes import PAGE
-from postrider.store.endpoints import Endpoints
 from tests.support.daemon_process import SECRET, add_endpoint
 from tests.support.lanes import kept_lanes
 from tests.support.stage import staged
@@ -50,7 +50,6 @@ class Memory:
     def __init__(self, database: Database, connection: Connection) -> None:
         clock = SystemClock()
         self.connection = connection
-        self.endpoints = Endpoints(database, Sealer())
         kept = kept_lanes(database, clock)
         self.lanes = kept.lanes
         self.read_anew = Signal()
@@ -190,7 +189,7 @@ def test_an_endpoint_that_is_deleted_leaves_memory(database_dsn: str, by_hand: b
         if by_hand:
             await memory.connection.execute("DELETE FROM postrider.endpoint WHERE id = 2")
         else:
-            await memory.endpoints.delete(2, datetime.now(UTC))
+            await endpoints.delete(memory.connection, "ws_2", 2, datetime.now(UTC))
         await memory.snapshot.run_once()
         assert memory.known("ws_2") == []
         assert memory.lanes.lane(2) is None

@@ -7,12 +7,12 @@ import asyncpg
 import pytest
 
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from tests.conftest import execute
 from tests.support.daemon_process import query
 from tests.support.logins import login, user_of
 
-MIGRATIONS = read_migrations(sql_dir())
+SCHEMA = read_schema(sql_dir())
 OLD_CAPTURE = """
 CREATE SCHEMA crm;
 CREATE TABLE crm.deals (id bigint PRIMARY KEY, title text);
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("template_database")
 def migrated(dsn: str, to: int | None = None) -> None:
     async def run() -> None:
         connection = await asyncpg.connect(dsn)
-        await migrate(connection, MIGRATIONS, to)
+        await migrate(connection, SCHEMA, to)
         await connection.close()
 
     asyncio.run(run())

@@ -10,14 +10,16 @@ import pytest
 
 from postrider.edges.resources import sql_dir
 from postrider.store.database import DatabaseError
-from postrider.store.migrations import Migration, Patience, migrate, read_migrations
+from postrider.store.migrations import Migration, Schema, migrate, read_schema
+from postrider.store.patience import Patience
 from tests.conftest import execute
 from tests.support.cli import Cli
 from tests.support.daemon_process import query, write_config
 from tests.support.logins import login, user_of
 from tests.support.pooler import transaction_pooler
 
-MIGRATIONS = read_migrations(sql_dir())
+SCHEMA = read_schema(sql_dir())
+MIGRATIONS = SCHEMA.migrations
 EMIT = "SELECT postrider.emit('deal.updated', '{}'::json)"
 PATIENCE = Patience(tries=3, pause_s=0.3)
 BOUND_S = 3.0
@@ -45,21 +47,21 @@ def test_emit_never_waits_longer_than_a_moment_for_migrate(empty_database_dsn: s
             )
             for name in ("migrating", "crm worker 7", "writing")
         ]
-        await migrate(migrating, MIGRATIONS[:4])
+        await migrate(migrating, Schema(MIGRATIONS[:4]))
         forgotten = idling.transaction()
         await forgotten.start()
         await idling.execute(EMIT)
         stop = asyncio.Event()
         slowest = asyncio.create_task(_emit_until(writing, stop))
         with pytest.raises(DatabaseError) as caught:
-            await migrate(migrating, MIGRATIONS[:7], patience=PATIENCE)
+            await migrate(migrating, Schema(MIGRATIONS[:7]), patience=PATIENCE)
         assert f"session {idling.get_server_pid()}" in caught.value.message
         assert "'crm worker 7'" in caught.value.message
         assert "idle in transaction" in caught.value.message
         assert "outbox" in caught.value.message
         assert f"pg_terminate_backend({idling.get_server_pid()})" in caught.value.hint
         await forgotten.rollback()
-        assert [each.number for each in await migrate(migrating, MIGRATIONS[:7])] == [5, 6, 7]
+        assert await migrate(migrating, Schema(MIGRATIONS[:7])) == list(MIGRATIONS[4:7])
         stop.set()
         assert await slowest < BOUND_S
         for connection in (migrating, idling, writing):
@@ -106,7 +108,7 @@ def test_a_login_without_rights_can_not_hold_migrate_up(empty_database_dsn: str)
         migrating = await asyncpg.connect(empty_database_dsn)
         try:
             async with asyncio.timeout(60):
-                assert await migrate(migrating, MIGRATIONS) == MIGRATIONS
+                assert await migrate(migrating, SCHEMA) == [*MIGRATIONS, *SCHEMA.functions]
         finally:
             await migrating.close()
             await stranger.close()
@@ -122,7 +124,7 @@ def test_migrate_waits_with_a_bound_for_another_one_and_names_it(database_dsn: s
         transaction = other.transaction()
         await transaction.start()
         await other.execute("LOCK TABLE postrider.migration IN SHARE ROW EXCLUSIVE MODE")
-        more = [*MIGRATIONS, Migration(len(MIGRATIONS) + 1, "more", "SELECT 1")]
+        more = Schema((*MIGRATIONS, Migration("more", "SELECT 1", SCHEMA.number + 1)))
         with pytest.raises(DatabaseError, match="'other host'"):
             await migrate(mine, more, patience=PATIENCE)
         await transaction.rollback()
@@ -144,7 +146,7 @@ def test_a_concurrent_migration_that_was_cut_off_is_made_good(database_dsn: str)
 
     async def story() -> None:
         connection = await asyncpg.connect(database_dsn)
-        applied = await migrate(connection, MIGRATIONS)
+        applied = await migrate(connection, SCHEMA)
         await connection.close()
         assert [migration.name for migration in applied] == ["idempotency_by_event"]
 
@@ -162,11 +164,11 @@ INDEX = (
 UNNOTED = "DELETE FROM postrider.migration WHERE name = 'idempotency_by_event'"
 
 
-def migrated_now(dsn: str, migrations: list[Migration] = MIGRATIONS) -> list[str]:
+def migrated_now(dsn: str, schema: Schema = SCHEMA) -> list[str]:
     async def story() -> list[str]:
         connection = await asyncpg.connect(dsn)
         try:
-            return [each.name for each in await migrate(connection, migrations, patience=PATIENCE)]
+            return [each.name for each in await migrate(connection, schema, patience=PATIENCE)]
         finally:
             await connection.close()
 
@@ -184,14 +186,14 @@ def test_an_index_that_another_host_has_finished_is_left_to_it(database_dsn: str
 def test_a_migration_is_not_noted_without_its_index(database_dsn: str) -> None:
     """Another session drops it, or is cut off while it makes it anew."""
     execute(database_dsn, UNNOTED)
-    spoiling = [
+    spoiling = tuple(
         replace(each, sql=f"{each.sql}DROP INDEX postrider.idempotency_event;\n")
         if each.name == "idempotency_by_event"
         else each
         for each in MIGRATIONS
-    ]
+    )
     with pytest.raises(DatabaseError):
-        migrated_now(database_dsn, spoiling)
+        migrated_now(database_dsn, Schema(spoiling))
     assert not query(database_dsn, "SELECT FROM postrider.migration WHERE name = $1", "idempotency_by_event")
     assert migrated_now(database_dsn) == ["idempotency_by_event"]
     assert [row["indisvalid"] for row in query(database_dsn, INDEX)] == [True]
@@ -205,7 +207,7 @@ def test_hosts_that_migrate_at_once_all_end_with_the_index(database_dsn: str) ->
             return [
                 len(each)
                 for each in await asyncio.gather(
-                    *(migrate(connection, MIGRATIONS, patience=patience) for connection in connections)
+                    *(migrate(connection, SCHEMA, patience=patience) for connection in connections)
                 )
             ]
         finally:
@@ -249,7 +251,7 @@ def test_behind_a_pooler_nothing_is_set_in_a_session_that_others_share(
 def test_who_has_nothing_to_do_needs_no_right_to_change_the_schema(database_dsn: str) -> None:
     async def story(daemon_dsn: str) -> None:
         connection = await asyncpg.connect(daemon_dsn)
-        assert await migrate(connection, MIGRATIONS) == []
+        assert await migrate(connection, SCHEMA) == []
         await connection.close()
 
     with login(database_dsn, member_of=["postrider_daemon"]) as daemon_dsn:

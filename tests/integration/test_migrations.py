@@ -11,10 +11,11 @@ import pytest
 
 from postrider.edges.resources import sql_dir
 from postrider.store.database import Connection, DatabaseError
-from postrider.store.migrations import SchemaError, check_schema, migrate, read_migrations
+from postrider.store.migrations import Schema, SchemaError, check_schema, migrate, read_schema
 from tests.conftest import execute
 
-MIGRATIONS = read_migrations(sql_dir())
+SCHEMA = read_schema(sql_dir())
+MIGRATIONS = SCHEMA.migrations
 
 
 def with_connection(dsn: str, call: Callable[[Connection], Awaitable[Any]]) -> Any:
@@ -29,40 +30,42 @@ def with_connection(dsn: str, call: Callable[[Connection], Awaitable[Any]]) -> A
 
 
 def test_a_second_run_has_nothing_to_do(empty_database_dsn: str) -> None:
-    assert with_connection(empty_database_dsn, lambda c: migrate(c, MIGRATIONS)) == MIGRATIONS
-    assert with_connection(empty_database_dsn, lambda c: migrate(c, MIGRATIONS)) == []
-    assert with_connection(empty_database_dsn, lambda c: check_schema(c, MIGRATIONS)) == len(MIGRATIONS)
+    everything = [*MIGRATIONS, *SCHEMA.functions]
+    assert with_connection(empty_database_dsn, lambda c: migrate(c, SCHEMA)) == everything
+    assert with_connection(empty_database_dsn, lambda c: migrate(c, SCHEMA)) == []
+    assert with_connection(empty_database_dsn, lambda c: check_schema(c, SCHEMA)) == len(MIGRATIONS)
 
 
-def test_two_runs_at_once_apply_each_migration_once(empty_database_dsn: str) -> None:
+def test_two_runs_at_once_apply_each_migration_and_function_once(empty_database_dsn: str) -> None:
     async def run() -> list[str]:
         first, second = [await asyncpg.connect(empty_database_dsn) for _ in range(2)]
         try:
-            applied = await asyncio.gather(migrate(first, MIGRATIONS), migrate(second, MIGRATIONS))
+            applied = await asyncio.gather(migrate(first, SCHEMA), migrate(second, SCHEMA))
         finally:
             await first.close()
             await second.close()
-        return [migration.name for each in applied for migration in each]
+        return [str(script) for each in applied for script in each]
 
-    assert sorted(asyncio.run(run())) == sorted(migration.name for migration in MIGRATIONS)
+    assert sorted(asyncio.run(run())) == sorted(map(str, [*MIGRATIONS, *SCHEMA.functions]))
 
 
 def test_it_stops_where_it_is_told_to(empty_database_dsn: str) -> None:
-    assert len(with_connection(empty_database_dsn, lambda c: migrate(c, MIGRATIONS, to=1))) == 1
+    assert len(with_connection(empty_database_dsn, lambda c: migrate(c, SCHEMA, to=1))) == 1
     with pytest.raises(SchemaError, match="this Postrider needs") as caught:
-        with_connection(empty_database_dsn, lambda c: check_schema(c, MIGRATIONS))
+        with_connection(empty_database_dsn, lambda c: check_schema(c, SCHEMA))
     assert "postrider migrate" in caught.value.hint
 
 
 def test_a_failing_migration_leaves_nothing_of_itself(empty_database_dsn: str) -> None:
-    broken = [*MIGRATIONS[:1], replace(MIGRATIONS[1], sql=MIGRATIONS[1].sql + "; SELECT 1/0;")]
+    broken = Schema((MIGRATIONS[0], replace(MIGRATIONS[1], sql=MIGRATIONS[1].sql + "; SELECT 1/0;")))
     with pytest.raises(asyncpg.DivisionByZeroError):
         with_connection(empty_database_dsn, lambda c: migrate(c, broken))
-    assert len(with_connection(empty_database_dsn, lambda c: migrate(c, MIGRATIONS))) == len(MIGRATIONS) - 1
+    applied = with_connection(empty_database_dsn, lambda c: migrate(c, SCHEMA))
+    assert applied == [*MIGRATIONS[1:], *SCHEMA.functions]
 
 
 def test_an_edited_migration_is_refused(database_dsn: str) -> None:
-    edited = [replace(MIGRATIONS[0], sql=MIGRATIONS[0].sql + "-- later thought"), *MIGRATIONS[1:]]
+    edited = Schema((replace(MIGRATIONS[0], sql=MIGRATIONS[0].sql + "-- later thought"), *MIGRATIONS[1:]))
     with pytest.raises(SchemaError, match=r"0001_outbox was edited") as caught:
         with_connection(database_dsn, lambda c: migrate(c, edited))
     assert "new migration" in caught.value.hint
@@ -70,14 +73,14 @@ def test_an_edited_migration_is_refused(database_dsn: str) -> None:
 
 def test_a_newer_database_is_refused(database_dsn: str) -> None:
     with pytest.raises(SchemaError, match="newer than this Postrider") as caught:
-        with_connection(database_dsn, lambda c: migrate(c, MIGRATIONS[:-1]))
+        with_connection(database_dsn, lambda c: migrate(c, Schema(MIGRATIONS[:-1], SCHEMA.functions)))
     assert "Upgrade" in caught.value.hint
 
 
 def test_a_user_without_rights_is_told_what_is_missing(empty_database_dsn: str, server_dsn: str) -> None:
     async def run(connection: Connection) -> None:
         await connection.execute("SET ROLE postrider_migration_test")
-        await migrate(connection, MIGRATIONS)
+        await migrate(connection, SCHEMA)
 
     execute(
         server_dsn, "DROP ROLE IF EXISTS postrider_migration_test", "CREATE ROLE postrider_migration_test"
@@ -101,7 +104,7 @@ def test_who_migrates_may_be_no_superuser_but_has_to_belong_to_the_roles(
 
     async def run(connection: Connection) -> str:
         await connection.execute(f"SET ROLE {role}")
-        await migrate(connection, MIGRATIONS)
+        await migrate(connection, SCHEMA)
         await connection.execute("SELECT postrider.create_partition('outbox', current_date + 40)")
         return str(await connection.fetchval("SELECT postrider.emit('deal.updated', '{}')"))
 

@@ -6,22 +6,23 @@ import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.model import EndpointState, endpoint_public_id, parse_event_id
-from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.resources import sql_dir
 from postrider.engine.partitions import PartitionKeeper, Retention
-from postrider.engine.resending import Tally, count_missed, recover_missed, spans
-from postrider.store.captures import Captures
-from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
-from postrider.store.migrations import read_migrations
-from postrider.store.missed import MissedEvents, Period
+from postrider.operations.recovery import Tally, count_missed, recover_missed, spans
+from postrider.store import missed as missed_store
+from postrider.store.database import Connection, Database
+from postrider.store.migrations import read_schema
+from postrider.store.missed import Period
+from tests.support.acting import ACTOR, backend_on
 from tests.support.cli import Cli
 from tests.support.daemon_process import (
     QUEUED,
@@ -204,33 +205,27 @@ def test_under_load_and_changes_of_state_every_event_is_delivered_or_missed_and_
             assert set(receiver.ids("/a")) == set(ids)
 
 
-def test_counting_ends_however_fast_events_come(database_dsn: str) -> None:
+def test_counting_ends_however_fast_events_come(database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = add_endpoint(database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
     emit(database_dsn)
     query(database_dsn, "DELETE FROM postrider.pending")
 
-    class BesideWriters(MissedEvents):
-        looks = 0
+    looks = 0
+    look = missed_store.events
 
-        async def events(
-            self, workspace_id: str, first: UUID, beyond: UUID, limit: int
-        ) -> list[tuple[UUID, str]]:
-            found = await super().events(workspace_id, first, beyond, limit)
-            async with database.connection() as connection:
-                await connection.execute("SELECT postrider.emit('deal.updated', '{}')")
-            self.looks += 1
-            assert self.looks < 10
-            return found
+    async def beside_writers(connection: Connection, *what: Any) -> list[tuple[UUID, str]]:
+        nonlocal looks
+        found = await look(connection, *what)
+        await connection.execute("SELECT postrider.emit('deal.updated', '{}')")
+        looks += 1
+        assert looks < 10
+        return found
 
     async def story() -> Tally:
-        await database.open()
-        try:
-            target = (await Endpoints(database, Sealer()).get(endpoint)).endpoint
-            return await count_missed(BesideWriters(database), target)
-        finally:
-            await database.close()
+        async with backend_on(database_dsn) as backend:
+            return await count_missed(backend, ACTOR, EVERYWHERE, endpoint)
 
-    database = Database(database_dsn, pool_size=1)
+    monkeypatch.setattr(missed_store, "events", beside_writers)
     assert asyncio.run(story()).events == 1
 
 
@@ -281,13 +276,8 @@ def test_an_event_that_committed_or_was_fanned_out_after_the_change_is_no_gap(da
     emit(database_dsn)
 
     async def missed() -> Tally:
-        database = Database(database_dsn, pool_size=1)
-        await database.open()
-        try:
-            target = (await Endpoints(database, Sealer()).get(endpoint)).endpoint
-            return await count_missed(MissedEvents(database), target)
-        finally:
-            await database.close()
+        async with backend_on(database_dsn) as backend:
+            return await count_missed(backend, ACTOR, EVERYWHERE, endpoint)
 
     assert asyncio.run(missed()).events == 0, "they may be delivered yet"
     query(database_dsn, "DELETE FROM postrider.pending WHERE event_id = $1", old)
@@ -345,17 +335,12 @@ def test_recovery_waits_for_claims_that_are_older_than_the_resumption(database_d
     set_state(database_dsn, endpoint, "active")
 
     async def story() -> Tally:
-        database = Database(database_dsn, pool_size=2)
-        await database.open()
-        try:
-            target = (await Endpoints(database, Sealer()).get(endpoint)).endpoint
-            recovering = asyncio.create_task(recover_missed(MissedEvents(database), target, SystemClock()))
+        async with backend_on(database_dsn) as backend:
+            recovering = asyncio.create_task(recover_missed(backend, ACTOR, EVERYWHERE, endpoint))
             await asyncio.sleep(0.5)
-            async with database.connection() as connection:
+            async with backend.database.connection() as connection:
                 await connection.execute("DELETE FROM postrider.claim")
             return await recovering
-        finally:
-            await database.close()
 
     assert asyncio.run(story()) == Tally(1, event, 0)
     rows = query(database_dsn, "SELECT event_id, state FROM postrider.delivery")
@@ -379,7 +364,6 @@ def test_retention_forgets_periods_with_their_events(database_dsn: str) -> None:
         await database.open()
         keeper = PartitionKeeper(
             database=database,
-            captures=Captures(database),
             retention=Retention(7 * 86_400.0, 7 * 86_400.0),
             clock=SystemClock(),
         )
@@ -407,7 +391,7 @@ def test_an_endpoint_that_was_disabled_before_the_upgrade_has_a_period(
     empty_database_dsn: str, tmp_path: Path
 ) -> None:
     cli = Cli(write_config(tmp_path, empty_database_dsn))
-    numbers = [each.number for each in read_migrations(sql_dir()) if each.name == "disabled_periods"]
+    numbers = [each.number for each in read_schema(sql_dir()).migrations if each.name == "disabled_periods"]
     cli("migrate", "--to", str(numbers[0] - 1))
     endpoint = add_endpoint(empty_database_dsn, "http://127.0.0.1:9/", state=EndpointState.DISABLED)
     event = emit(empty_database_dsn)[0]

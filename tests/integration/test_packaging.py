@@ -31,7 +31,7 @@ def test_the_wheel_runs_the_demo_in_an_empty_environment(directory: Path) -> Non
     (wheel,) = directory.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     for path in (
-        *(ROOT / "sql").glob("*.sql"),
+        *(ROOT / "sql").rglob("*.sql"),
         *(ROOT / "config").rglob("*.toml"),
         *(ROOT / "systemd").iterdir(),
     ):

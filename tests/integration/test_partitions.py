@@ -15,7 +15,6 @@ from postrider.domain.model import EndpointState, endpoint_public_id
 from postrider.edges.clock import Clock, SystemClock
 from postrider.engine.partitions import PartitionKeeper, PartitionTuning, Retention
 from postrider.store import partitions, retention
-from postrider.store.captures import Captures
 from postrider.store.database import Busy, Database
 from postrider.store.partitions import PARTITIONED
 from tests.conftest import execute
@@ -42,7 +41,6 @@ def keeping(
         await database.open()
         keeper = PartitionKeeper(
             database=database,
-            captures=Captures(database),
             retention=RETENTION,
             clock=clock or SystemClock(),
             tuning=tuning,

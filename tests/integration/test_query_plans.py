@@ -5,14 +5,23 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 
-from postrider.domain.model import DeliveryState
-from postrider.store import deliveries, missed, outbox, status, totals
+from postrider.domain.audit import EVERYWHERE, Scope
+from postrider.domain.model import EndpointState
+from postrider.store import (
+    audit,
+    deliveries,
+    endpoint_deliveries,
+    endpoints,
+    missed,
+    outbox,
+    situation,
+    totals,
+)
 from postrider.store.database import Database
-from postrider.store.delivery_search import DeliveryFilter, reach_statement, search_statement
+from postrider.store.endpoints import Place
 from tests.support.daemon_process import query
 
 HOT = {
@@ -58,20 +67,23 @@ HOT = {
         "'default', '019a8f6e-0000-7000-8000-000000000000'::uuid,"
         " 'ffffffff-0000-7000-8000-000000000000'::uuid, 1000",
     ),
-    "missed: fates": (missed._FATES, "7, ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[]"),
+    "missed: fates": (missed._FATES, "7, ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[], 'default'"),
+    "endpoint: waiting": (endpoint_deliveries.COUNT, "7, 'default'"),
+    "endpoint: cancel waiting": (endpoint_deliveries.CANCEL_WAITING, "7, now(), 100"),
+    "endpoint: cancel retrying": (endpoint_deliveries.CANCEL_RETRYING, "7, now(), 100"),
     "promote due": (deliveries._PROMOTE_DUE, "now(), 100"),
     "waiting endpoints": (f"{deliveries._WAITING_AFTER} LIMIT 500", "-1"),
     "next due": ("SELECT min(due) FROM postrider.delivery WHERE state = 'retrying'", ""),
     "backlog": (outbox.BACKLOG, ""),
-    "status: queued": (status._QUEUED, ""),
-    "status: progress": (status._PROGRESS, "'019a8f6e-0000-7000-8000-000000000000'::uuid"),
+    "status: queued": (situation._QUEUED, ""),
+    "status: progress": (situation._PROGRESS, "'019a8f6e-0000-7000-8000-000000000000'::uuid"),
     "totals: waiting": (totals._ALL_WAITING, ""),
     "totals: retrying": (totals._ALL_RETRYING, ""),
-    "status: paused": (status._PAUSED, ""),
-    "status: deliveries": (status._DELIVERIES, ""),
-    "status: oldest waiting": (status._OLDEST_WAITING, ""),
-    "status: retrying": (status._RETRYING, ""),
-    "status: endpoints": (status._ENDPOINTS, "ARRAY[7]"),
+    "status: paused": (situation._PAUSED, ""),
+    "status: deliveries": (situation._DELIVERIES, ""),
+    "status: oldest waiting": (situation._OLDEST_WAITING, ""),
+    "status: retrying": (situation._RETRYING, ""),
+    "status: endpoints": (situation._ENDPOINTS, "ARRAY[7]"),
 }
 
 
@@ -107,77 +119,58 @@ def test_a_hot_statement_scans_no_table(database_dsn: str, name: str) -> None:
 
 
 NOW = datetime.now(UTC)
-TODAY = f"{NOW:%Y%m%d}"
-"""Other days have no rows, which are best read by a scan."""
-CHOSEN = {
-    "all": DeliveryFilter(),
-    "endpoint": DeliveryFilter(endpoint_id=7),
-    "endpoint, waiting": DeliveryFilter(endpoint_id=7, state=DeliveryState.WAITING),
-    "endpoint, failed": DeliveryFilter(endpoint_id=7, state=DeliveryState.FAILED),
-    "endpoint, succeeded": DeliveryFilter(endpoint_id=7, state=DeliveryState.SUCCEEDED),
-    "workspace": DeliveryFilter(workspace_id="ws_1"),
-    "event": DeliveryFilter(event_id=UUID("019a8f6e-0000-7000-8000-000000000000")),
-    "window of time": DeliveryFilter(since=NOW - timedelta(hours=2), until=NOW, state=DeliveryState.FAILED),
-    "type": DeliveryFilter(type_pattern="deal.*"),
-    "status": DeliveryFilter(http_status=range(500, 600)),
-    "workspace, type, status": DeliveryFilter(
-        workspace_id="ws_1", type_pattern="a.b", http_status=range(503, 504), since=NOW - timedelta(days=1)
-    ),
-}
-
-
-@pytest.fixture
-def many_deliveries(database_dsn: str) -> str:
-    query(
-        database_dsn,
-        "INSERT INTO postrider.outbox (type, data, workspace_id) "
-        "SELECT 'a.b', '{}', 'ws_' || n % 100 FROM generate_series(1, 5000) AS n",
-    )
-    query(
-        database_dsn,
-        """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, attempts, updated_at)
-           SELECT id, 7, workspace_id, CASE WHEN random() < 0.05 THEN 'waiting'
-                                            WHEN random() < 0.05 THEN 'failed' ELSE 'succeeded' END, 1, now()
-           FROM postrider.outbox""",
-    )
-    query(
-        database_dsn,
-        """INSERT INTO postrider.attempt
-             (event_id, endpoint_id, workspace_id, number, started_at, duration_ms, status)
-           SELECT event_id, endpoint_id, workspace_id, 1, now(), 1, 503 FROM postrider.delivery""",
-    )
-    # As every partition has it that was not made by the first migrations.
-    query(database_dsn, f"CREATE INDEX ON postrider.outbox_{TODAY} (workspace_id, id)")
-    query(database_dsn, "ANALYZE")
-    return database_dsn
 
 
 def plan_of(dsn: str, statement: str, parameters: Sequence[object]) -> str:
     return "\n".join(row[0] for row in query(dsn, f"EXPLAIN {statement}", *parameters))
 
 
-@pytest.mark.parametrize("newest_first", [True, False])
-def test_a_list_of_deliveries_scans_no_table(many_deliveries: str, newest_first: bool) -> None:
-    after = (UUID("019a8f6e-0000-7000-8000-000000000000"), 7)
-    for name, chosen in CHOSEN.items():
-        for beyond in (None, after):
-            for statement, parameters in (
-                search_statement(chosen, after=beyond, newest_first=newest_first, limit=10, look_at_most=100),
-                reach_statement(chosen, after=beyond, newest_first=newest_first, look_at_most=100),
-            ):
-                plan = plan_of(many_deliveries, statement, parameters)
-                assert not re.search(rf"Seq Scan on \w+_{TODAY}", plan), f"{name}\n{plan}"
+PLACE = Place("ws_5", NOW - timedelta(days=1), 5)
+LISTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "deleted ones too": {"include_deleted": True},
+    "workspace": {"workspace_id": "ws_7"},
+    "state": {"state": EndpointState.PAUSED},
+    "workspace, state": {"workspace_id": "ws_7", "state": EndpointState.ACTIVE},
+    "workspace, deleted ones too": {"workspace_id": "ws_7", "include_deleted": True},
+}
+NO_FILTER: dict[str, Any] = {"workspace_id": None, "state": None, "include_deleted": False}
 
 
-def test_a_list_of_events_scans_no_table(many_deliveries: str) -> None:
-    for workspace, type_, object_id in (
-        (None, None, None),
-        ("ws_1", None, None),
-        (None, "a.b", None),
-        ("ws_1", None, "dl_1"),
-        (None, None, "dl_1"),
-    ):
-        for newest_first in (True, False):
-            statement = outbox.events_statement(newest_first=newest_first, look_at_most=100)
-            plan = plan_of(many_deliveries, statement, [workspace, None, None, type_, None, object_id, 10])
-            assert not re.search(rf"Seq Scan on \w+_{TODAY}", plan), plan
+def test_lists_of_endpoints_and_of_changes_read_a_page_of_an_index(database_dsn: str) -> None:
+    """With 100,000 endpoints, most of them deleted or not."""
+    query(database_dsn, "ALTER TABLE postrider.endpoint DISABLE TRIGGER USER")
+    query(
+        database_dsn,
+        """INSERT INTO postrider.endpoint
+             (id, workspace_id, url, patterns, dialect, state, created_at, updated_at)
+           SELECT n, 'ws_' || n % 10, 'https://example.com', '{*}', 'standard',
+                  (ARRAY['active', 'deleted', 'deleted', 'paused', 'active'])[n % 5 + 1],
+                  now() - n * interval '1 s', now()
+           FROM generate_series(1, 100000) AS n""",
+    )
+    query(
+        database_dsn,
+        """INSERT INTO postrider.audit_log (at, workspace_id, who, how, origin, action, subject)
+           SELECT now(), 'ws_' || n % 100, 'ada', 'cli', 'host', 'endpoint.paused', 'ep_' || n
+           FROM generate_series(1, 20000) AS n""",
+    )
+    query(database_dsn, "ANALYZE postrider.endpoint, postrider.audit_log")
+    for name, filters in LISTS.items():
+        for scope in (EVERYWHERE, Scope("ws_7")):
+            for after in (None, PLACE):
+                statement, parameters = endpoints.page_statement(
+                    scope, **{**NO_FILTER, **filters}, after=after, limit=51
+                )
+                plan = plan_of(database_dsn, statement, parameters)
+                assert "endpoint_place" in plan, f"{name}\n{plan}"
+                assert not re.search(r"Seq Scan on endpoint e|Sort", plan), f"{name}\n{plan}"
+    for scope in (EVERYWHERE, Scope("ws_7")):
+        for subject in (None, "ep_70"):
+            for before_id in (None, 10_000):
+                statement, parameters = audit.entries_statement(
+                    scope, subject=subject, before_id=before_id, limit=51
+                )
+                plan = plan_of(database_dsn, statement, parameters)
+                assert "Seq Scan on audit_log" not in plan, plan
+                assert subject is not None or "Sort" not in plan, plan

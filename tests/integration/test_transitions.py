@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.model import (
     Attempt,
     DeliveryState,
@@ -23,18 +24,24 @@ from postrider.domain.model import (
 from postrider.domain.sealing import Sealer
 from postrider.domain.transitions import DELIVERY, ENDPOINT, Transitions
 from postrider.engine import rescue
-from postrider.store import deliveries, retention
+from postrider.store import (
+    deliveries,
+    endpoint_deliveries,
+    endpoint_health,
+    endpoints,
+    history,
+    outbox,
+    retention,
+)
 from postrider.store.database import Connection, Database
 from postrider.store.deliveries import ClaimProgress, DeliveryResult, WaitingWanted
-from postrider.store.endpoints import Endpoints
-from postrider.store.history import DeliveryHistory
-from postrider.store.missed import MissedEvents
 from tests.support.daemon_process import ROOT, SECRET
 from tests.support.endpoints import endpoint
 
 NOW = datetime.now(UTC)
 EVENT = first_event_id(NOW - timedelta(days=3))
 OWNER, CLAIM = 7, 11
+WORKSPACE = "default"
 KEY = (EVENT, 1)
 
 # Notes each statement that writes a state, whether it finds a row or not.
@@ -150,7 +157,8 @@ def record_test(state: DeliveryState) -> Run:
     async def run(case: Case) -> None:
         event = Event(EVENT, "default", "a.b", "{}", 2, None, None, None, None, None, NOW, test=True)
         await case.connection.execute("DELETE FROM postrider.outbox")
-        await deliveries.record_test(case.connection, event, result(state), NOW)
+        await outbox.add_test(case.connection, event)
+        await deliveries.add_finished(case.connection, result(state), NOW)
 
     return run
 
@@ -197,7 +205,7 @@ DELIVERY_VERBS = {
     "leave": Verb("give back", lambda case: rescue.leave(case.connection, OWNER, NOW), "waiting"),
     "cancel_deleted": Verb(
         "cancel",
-        lambda case: Endpoints(case.database, Sealer()).cancel_deleted(1, NOW),
+        lambda case: endpoint_deliveries.cancel_left(case.connection, 1, NOW, 10),
         "cancelled",
         STORED,
         EndpointState.DELETED,
@@ -208,8 +216,15 @@ DELIVERY_VERBS = {
         "failed",
         endpoint=EndpointState.DISABLED,
     ),
-    "retry": Verb("retry", lambda case: DeliveryHistory(case.database).retry([KEY], NOW), "waiting"),
-    "send missed": Verb("replay", lambda case: MissedEvents(case.database).send(1, [EVENT], NOW), "waiting"),
+    "retry": Verb("retry", lambda case: history.retry(case.connection, EVERYWHERE, [KEY], NOW), "waiting"),
+    "send missed": Verb(
+        "replay",
+        lambda case: endpoint_deliveries.send(case.connection, WORKSPACE, 1, [EVENT], NOW),
+        "waiting",
+    ),
+    "cancel": Verb(
+        "cancel", lambda case: history.cancel(case.connection, WORKSPACE, KEY, NOW), "cancelled", STORED
+    ),
     "record_test: succeeded": Verb("test", record_test(DeliveryState.SUCCEEDED), "succeeded"),
     "record_test: failed": Verb("test", record_test(DeliveryState.FAILED), "failed"),
 }
@@ -217,25 +232,26 @@ DELIVERY_VERBS = {
 
 def add(state: EndpointState) -> Run:
     async def run(case: Case) -> None:
-        await Endpoints(case.database, Sealer()).add(replace(endpoint(1), state=state), [SECRET], NOW)
+        added = replace(endpoint(1), state=state)
+        await endpoints.add(case.connection, Sealer(), added, [SECRET], NOW)
 
     return run
 
 
 def set_state(state: EndpointState) -> Run:
-    return lambda case: Endpoints(case.database, Sealer()).set_state(1, state, NOW)
+    return lambda case: endpoints.set_state(case.connection, WORKSPACE, 1, state, NOW)
 
 
 ENDPOINT_VERBS = {
     "add": Verb("add", add(EndpointState.ACTIVE), "active"),
     "add: unverified": Verb("add", add(EndpointState.UNVERIFIED), "unverified"),
-    "activate": Verb("verify", lambda case: Endpoints(case.database, Sealer()).activate(1, NOW), "active"),
+    "activate": Verb("verify", lambda case: endpoints.activate(case.connection, WORKSPACE, 1, NOW), "active"),
     "set_state: paused": Verb("pause", set_state(EndpointState.PAUSED), "paused"),
     "set_state: active": Verb("resume", set_state(EndpointState.ACTIVE), "active"),
     "disable": Verb(
-        "disable", lambda case: Endpoints(case.database, Sealer()).disable(1, "it failed", NOW), "disabled"
+        "disable", lambda case: endpoint_health.disable(case.connection, 1, "it failed", NOW), "disabled"
     ),
-    "delete": Verb("delete", lambda case: Endpoints(case.database, Sealer()).delete(1, NOW), "deleted"),
+    "delete": Verb("delete", lambda case: endpoints.delete(case.connection, WORKSPACE, 1, NOW), "deleted"),
 }
 
 

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 from tests.conftest import execute, on_database
 from tests.integration.test_capture import SIMPLE, crm_of
 from tests.support.cli import Cli
@@ -36,7 +36,7 @@ def dsn(server_of_its_own: str) -> Iterator[str]:
     async def build(dsn: str) -> None:
         connection = await asyncpg.connect(dsn)
         try:
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
         finally:
             await connection.close()
 

@@ -19,8 +19,7 @@ import psycopg
 
 from postrider.domain.model import Endpoint, EndpointState
 from postrider.domain.sealing import Sealer
-from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
+from postrider.store import endpoints
 
 QUEUED = """
 SELECT (SELECT count(*) FROM postrider.pending)
@@ -126,23 +125,14 @@ def add_endpoint(dsn: str, url: str, *patterns: str, secret: str = SECRET, **fie
     assert not fields, fields
 
     async def add() -> None:
-        async with open_endpoints(dsn) as endpoints:
-            await endpoints.add(endpoint, [secret], datetime.now(UTC))
+        connection = await asyncpg.connect(dsn)
+        try:
+            await endpoints.add(connection, Sealer(), endpoint, [secret], datetime.now(UTC))
+        finally:
+            await connection.close()
 
     asyncio.run(add())
     return endpoint.id
-
-
-class open_endpoints:  # noqa: N801 (used as a function)
-    def __init__(self, dsn: str) -> None:
-        self._database = Database(dsn, pool_size=1)
-
-    async def __aenter__(self) -> Endpoints:
-        await self._database.open()
-        return Endpoints(self._database, Sealer())
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._database.close()
 
 
 def query(dsn: str, statement: str, *arguments: object) -> list[asyncpg.Record]:

@@ -14,7 +14,7 @@ import asyncpg
 
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_migrations
+from postrider.store.migrations import migrate, read_schema
 
 
 class OwnServer:
@@ -69,7 +69,7 @@ def own_server(**settings: str) -> Iterator[OwnServer]:
             for name, value in settings.items():
                 await connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
             await connection.fetchval("SELECT pg_reload_conf()")
-            await migrate(connection, read_migrations(sql_dir()))
+            await migrate(connection, read_schema(sql_dir()))
         finally:
             await connection.close()
 

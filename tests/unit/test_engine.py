@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
@@ -246,7 +245,6 @@ class Engine:
         self.scheduler = Scheduler(
             SchedulerTuning(),
             database=anything,
-            endpoints=cast(Any, SimpleNamespace()),
             lanes=self.lanes,
             keeper=self.keeper,
             ledger=self.ledger,

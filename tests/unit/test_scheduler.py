@@ -91,7 +91,6 @@ class Desk:
         self.scheduler = Scheduler(
             SchedulerTuning(rescan_s=5.0, reconcile_s=30.0),
             database=cast(Any, self.database),
-            endpoints=cast(Any, None),
             lanes=self.lanes,
             keeper=self.keeper,
             ledger=self.ledger,

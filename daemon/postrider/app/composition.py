@@ -39,10 +39,8 @@ from postrider.engine.secret_sealer import SecretSealer
 from postrider.engine.sender import Sender, SendSettings
 from postrider.engine.signals import EngineSignals
 from postrider.engine.supervisor import Supervisor
-from postrider.store.captures import Captures
 from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
-from postrider.store.migrations import Migration
+from postrider.store.migrations import Schema
 from postrider.store.outbox import Outbox, Pending
 
 
@@ -51,7 +49,7 @@ class Surroundings:
     """What the services find there."""
 
     database: Database
-    migrations: list[Migration]
+    schema: Schema
     """Those of the program."""
     clock: SharedClock
     signing_clock: Clock
@@ -67,7 +65,6 @@ class Services:
     ledger: Ledger
     lanes: Lanes
     keeper: LaneKeeper
-    endpoints: Endpoints
     failures: Failures
     recorder: Recorder
     rules: DialectRules
@@ -95,7 +92,6 @@ def compose(
     left_waiting = LeftWaiting(signals.schedule)
     outcomes, last_deliveries = OutcomeBook(), LastDeliveryBook()
 
-    captures, endpoints = Captures(database), Endpoints(database, sealer)
     ledger = Ledger(tuning.ledger)
     lanes = Lanes(
         tuning.lanes,
@@ -153,7 +149,6 @@ def compose(
         ledger=ledger,
         lanes=lanes,
         keeper=keeper,
-        endpoints=endpoints,
         failures=around.failures,
         recorder=recorder,
         rules=rules,
@@ -180,7 +175,6 @@ def compose(
         scheduler=Scheduler(
             tuning.scheduler,
             database=database,
-            endpoints=endpoints,
             lanes=lanes,
             keeper=keeper,
             ledger=ledger,
@@ -206,7 +200,7 @@ def compose(
             doubt=signals.events_doubt,
         ),
         disabler=Disabler(
-            endpoints=endpoints,
+            database=database,
             book=outcomes,
             policy_of=rules.retry_policy,
             clock=clock,
@@ -217,26 +211,24 @@ def compose(
         ),
         partitions=PartitionKeeper(
             database=database,
-            captures=captures,
             retention=Retention(config.retention.events, config.retention.attempts),
             clock=clock,
             tuning=tuning.partitions,
         ),
         janitor=Janitor(
             database=database,
-            captures=captures,
             ledger=ledger,
             freed=(signals.events_doubt, signals.rescan),
             clock=clock,
             tuning=tuning.janitor,
         ),
-        recoverer=Recoverer(captures=captures, clock=clock, tuning=tuning.recoverer),
+        recoverer=Recoverer(database=database, clock=clock, tuning=tuning.recoverer),
         listener=Listener(
             database=database,
             identity=Identity(
                 application_name=database.application_name,
                 version=__version__,
-                schema=len(around.migrations),
+                schema=around.schema.number,
                 pooled=database.pooled,
             ),
             ledger=ledger,
@@ -254,7 +246,6 @@ def compose(
         reporter=Reporter(
             database=database,
             outbox=Outbox(database),
-            captures=captures,
             ledger=ledger,
             lanes=lanes,
             endpoints=snapshot,
@@ -266,7 +257,7 @@ def compose(
         ),
         schema_watch=SchemaWatch(
             database=database,
-            migrations=around.migrations,
+            schema=around.schema,
             wake=signals.failed,
             clock=clock,
             tuning=tuning.schema_watch,

@@ -11,7 +11,7 @@ from postrider import __version__
 from postrider.app.clients import Clients
 from postrider.app.composition import Services, Surroundings, compose
 from postrider.app.readiness import ClaimLoopWatch, Readiness, ask_readiness
-from postrider.app.reloading import Reloader, tell_of_overruled
+from postrider.app.reloading import Reloader, publish, tell_of_overruled
 from postrider.app.running import Running, StopPhase, running_services
 from postrider.app.tuning import Tuning
 from postrider.edges.clock import DatabaseClock, SharedClock, SystemClock
@@ -25,9 +25,8 @@ from postrider.edges.systemd import Notifier
 from postrider.engine.failures import Failures
 from postrider.engine.rescue import Freed, leave
 from postrider.engine.sender import SendSettings
-from postrider.store.catalogue import CatalogueStore
 from postrider.store.database import Database, DatabaseError, DatabaseUnavailable
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 
 T = TypeVar("T")
 
@@ -63,7 +62,7 @@ class Daemon:
         self._failures = Failures(self.clock, self._tuning.failures)
         self._clients = Clients(self.metrics, self._failures)
         self._notifier = notifier or Notifier()
-        self._migrations = read_migrations(sql_dir())
+        self._schema = read_schema(sql_dir())
         self._schema_checked = False
         self._opened = AsyncExitStack()
         self.started = asyncio.Event()
@@ -92,7 +91,7 @@ class Daemon:
         settings = SendSettings(client, dialects, config.delivery.user_agent, config.network.https_only)
         around = Surroundings(
             database=self.database,
-            migrations=self._migrations,
+            schema=self._schema,
             clock=self.clock,
             signing_clock=self._host_clock,
             metrics=self.metrics,
@@ -107,13 +106,12 @@ class Daemon:
         await self._patiently(services.janitor.rescue)
         await self._patiently(services.snapshot.run_once)
         # Last: what emit() accepts changes only for a daemon that can run.
-        catalogue = CatalogueStore(self.database)
-        await self._patiently(lambda: catalogue.publish(spoken))
-        await self._patiently(lambda: tell_of_overruled(services.endpoints, config, dialects))
+        await self._patiently(lambda: publish(self.database, spoken))
+        await self._patiently(lambda: tell_of_overruled(self.database, config, dialects))
         self._reloader = Reloader(
             config,
             services=services,
-            catalogue=catalogue,
+            database=self.database,
             clients=self._clients,
             metrics=self.metrics,
             clock=self.clock,
@@ -167,11 +165,11 @@ class Daemon:
     async def readiness(self) -> Readiness:
         if not self.started.is_set():
             return Readiness(False, self._schema_checked, False)
-        return await ask_readiness(self.database, self._migrations, listening=self.services.listener.up)
+        return await ask_readiness(self.database, self._schema, listening=self.services.listener.up)
 
     async def _check_schema(self) -> None:
         async with self.database.connection() as connection:
-            await check_schema(connection, self._migrations)
+            await check_schema(connection, self._schema)
         self._schema_checked = True
 
     async def _patiently(self, call: Callable[[], Coroutine[object, object, T]]) -> T:

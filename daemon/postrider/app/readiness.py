@@ -7,7 +7,7 @@ from postrider.domain.errors import PostriderError
 from postrider.edges.clock import Clock
 from postrider.edges.systemd import Notifier
 from postrider.store.database import Database, DatabaseUnavailable
-from postrider.store.migrations import Migration, check_schema
+from postrider.store.migrations import Schema, check_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,11 @@ class Readiness:
         return self.database and self.schema and self.listener
 
 
-async def ask_readiness(database: Database, migrations: list[Migration], *, listening: bool) -> Readiness:
+async def ask_readiness(database: Database, schema: Schema, *, listening: bool) -> Readiness:
     """Ask the database, not memory. One that is away had the right schema when the daemon started."""
     try:
         async with database.connection() as connection:
-            await check_schema(connection, migrations)
+            await check_schema(connection, schema)
     except DatabaseUnavailable:
         return Readiness(False, True, listening)
     except PostriderError:

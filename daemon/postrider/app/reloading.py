@@ -20,8 +20,8 @@ from postrider.edges.metrics import Metrics
 from postrider.edges.settings import read_sealer, retry_settings
 from postrider.engine.partitions import Retention
 from postrider.engine.sender import SendSettings
-from postrider.store.catalogue import CatalogueStore
-from postrider.store.endpoints import Endpoints
+from postrider.store import catalogue, endpoints
+from postrider.store.database import Database
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ class Reloader:
         started_with: Config,
         *,
         services: Services,
-        catalogue: CatalogueStore,
+        database: Database,
         clients: Clients,
         metrics: Metrics,
         clock: Clock,
@@ -40,7 +40,7 @@ class Reloader:
         self.config = self._started_with = started_with
         """The one in use."""
         self._services = services
-        self._catalogue = catalogue
+        self._database = database
         self._clients = clients
         self._metrics = metrics
         self._clock = clock
@@ -69,13 +69,12 @@ class Reloader:
         client = await self._clients.open(config)
         services = self._services
         try:
-            await tell_of_overruled(services.endpoints, config, dialects)
-            await self._catalogue.publish(spoken)
+            await tell_of_overruled(self._database, config, dialects)
+            await publish(self._database, spoken)
         except BaseException:
             await self._clients.close(client)
             raise
         self.config = config
-        services.endpoints.sealer = sealer
         services.rules.configure(dialects, retry)
         services.snapshot.configure(sealer)
         services.secret_sealer.configure(sealer)
@@ -90,9 +89,16 @@ class Reloader:
         log.info("config.reloaded", needs_restart=fixed)
 
 
-async def tell_of_overruled(endpoints: Endpoints, config: Config, dialects: Mapping[str, Dialect]) -> None:
+async def publish(database: Database, spoken: Dialect) -> None:
+    """Let emit() take the event types of the default dialect."""
+    async with database.transaction() as connection:
+        await catalogue.publish(connection, spoken)
+
+
+async def tell_of_overruled(database: Database, config: Config, dialects: Mapping[str, Dialect]) -> None:
     """Say which keys have no effect on endpoints, because what their dialect promises goes first."""
-    spoken = {config.dialect.default, *await endpoints.dialects()}
+    async with database.connection() as connection:
+        spoken = {config.dialect.default, *await endpoints.dialects(connection)}
     for name in sorted(spoken & dialects.keys()):
         for key in overruled(dialects[name], retry_settings(config)):
             log.warning("config.overruled", dialect=name, key=key, reason="the dialect promises its schedule")

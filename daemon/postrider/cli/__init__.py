@@ -21,6 +21,7 @@ _COMMANDS = {
     "emit": "postrider.cli.emit",
     "event": "postrider.cli.event",
     "delivery": "postrider.cli.delivery",
+    "audit": "postrider.cli.audit",
     "capture": "postrider.cli.capture",
     "dialect": "postrider.cli.dialect",
     "listen": "postrider.cli.listen",

@@ -1,31 +1,29 @@
 """postrider capture: triggers on the CRM's tables that write the outbox."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from postrider.cli.common import (
     as_option,
+    backend_of,
     config_option,
     json_option,
-    known_dialect,
-    open_stores,
+    operator,
     print_json,
     print_table,
-    printable,
     run_async,
-    stores_of,
 )
 from postrider.cli.groups import Commands
+from postrider.domain.audit import EVERYWHERE
+from postrider.domain.capture_steps import Step
 from postrider.domain.errors import UsageError
-from postrider.edges.config import Config, load_config
-from postrider.store.captures import Captures, SetAside, Step
+from postrider.operations import captures
+from postrider.operations.views import capture as views
+from postrider.operations.wording import printable
 
 _SIGNS = {"create": ("+", "green"), "change": ("~", "yellow"), "drop": ("-", "red"), "keep": ("=", "")}
-
-RETRY_BATCH = 500
 
 
 @click.group(cls=Commands)
@@ -43,10 +41,8 @@ async def plan(with_sql: bool, config_path: Path | None, as_json: bool) -> None:
 
     Example: postrider capture plan
     """
-    config = load_config(config_path, os.environ)
-    check_event_types(config)
-    async with stores_of(config) as stores:
-        steps = await Captures(stores.database).plan(config.capture)
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        steps = await captures.plan(work)
     _print(steps, as_json=as_json, with_sql=with_sql)
     if not as_json and any(step.action != "keep" for step in steps):
         click.echo("`postrider capture apply` does this, in one transaction", err=True)
@@ -67,10 +63,9 @@ async def apply(as_user: str | None, config_path: Path | None, as_json: bool) ->
 
     Example: postrider capture apply --as postgres
     """
-    config = load_config(config_path, os.environ)
-    check_event_types(config)
-    async with stores_of(config, as_user) as stores:
-        steps = await Captures(stores.database).apply(config.capture, stores.clock.now())
+    actor = operator()
+    async with backend_of(config_path, as_user) as backend, backend.begin(actor, EVERYWHERE) as work:
+        steps = await captures.apply(work)
     _print(steps, as_json=as_json, with_sql=False)
 
 
@@ -102,10 +97,9 @@ async def drop(
             "say which captures to drop: their names, or --all",
             "`postrider capture plan` shows those that are applied.",
         )
-    async with stores_of(load_config(config_path, os.environ), as_user) as stores:
-        steps = await Captures(stores.database).drop(
-            None if every else names, stores.clock.now(), with_rejected=with_rejected
-        )
+    actor = operator()
+    async with backend_of(config_path, as_user) as backend, backend.begin(actor, EVERYWHERE) as work:
+        steps = await captures.drop(work, None if every else names, with_rejected=with_rejected)
     _print(steps, as_json=as_json, with_sql=False, empty="no capture is applied: there is nothing to drop")
 
 
@@ -119,10 +113,10 @@ async def rejected(limit: int, config_path: Path | None, as_json: bool) -> None:
 
     Example: postrider capture rejected
     """
-    async with open_stores(config_path) as stores:
-        rows = await Captures(stores.database).list_rejections(limit)
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        rows = await captures.rejections(work, limit)
     if as_json:
-        print_json(rows)
+        print_json([views.rejection(each) for each in rows])
         return
     print_table(
         ["at", "capture", "operation", "object", "reason"],
@@ -144,54 +138,16 @@ async def retry(name: str | None, config_path: Path | None, as_json: bool) -> No
 
     Example: postrider capture retry deal
     """
-    rows = events = 0
-    last: int | None = 0
-    async with open_stores(config_path) as stores:
-        captures = Captures(stores.database)
-        if name is not None:
-            _check_applied(name, await captures.count_set_aside())
-        while last is not None:
-            batch = await captures.recover(limit=RETRY_BATCH, name=name, after=last)
-            rows, events, last = rows + batch.rows, events + batch.events, batch.last
-        left = [each for each in (await captures.count_set_aside()).values() if name in (None, each.capture)]
-    kept = sum(each.rows for each in left)
-    waiting = [each for each in left if each.rows and not each.applied]
+    async with backend_of(config_path) as backend:
+        done = await captures.retry(backend, EVERYWHERE, name)
     if as_json:
-        print_json({"rows": rows, "events": events, "kept": kept, "not_applied": waiting})
+        print_json(views.retried(done))
         return
-    click.echo(f"{rows} rows were made into {events} events; {kept} stay set aside")
-    for each in waiting:
+    click.echo(f"{done.rows} rows were made into {done.events} events; {done.kept} stay set aside")
+    for each in done.not_applied:
         click.echo(f"{each.rows} of them wait until the capture {each.capture} is applied", err=True)
-    if kept:
+    if done.kept:
         click.echo("`postrider capture rejected` lists them", err=True)
-
-
-def _check_applied(name: str, known: Mapping[str, SetAside]) -> None:
-    if name not in known:
-        applied = ", ".join(each.capture for each in known.values() if each.applied)
-        raise UsageError(
-            f"there is no capture {name!r} in the database", f"Applied are: {applied or 'none'}."
-        )
-    if not known[name].applied:
-        raise UsageError(
-            f"the capture {name} is not applied; its rows stay set aside: {known[name].rows}",
-            "`postrider capture apply` with its section makes events of them; "
-            "`retention.events` deletes them.",
-        )
-
-
-def check_event_types(config: Config) -> None:
-    """Raise UsageError for a capture whose event types the default dialect's closed catalogue lacks."""
-    spoken = known_dialect(config.dialect.default, config)
-    for each in config.capture:
-        for event_type in each.event_types:
-            try:
-                spoken.catalogue.check_type(event_type)
-            except UsageError as error:
-                raise UsageError(
-                    f"capture {each.name}: {error.message} in the catalogue of {spoken.name}",
-                    f"{error.hint} Or leave it out: events = {{ … = false }}.",
-                ) from None
 
 
 def _print(
@@ -202,20 +158,7 @@ def _print(
     empty: str = "no captures: the configuration has no [[capture]] section, and none is applied",
 ) -> None:
     if as_json:
-        print_json(
-            [
-                {
-                    "name": step.name,
-                    "table": step.table,
-                    "action": step.action,
-                    "event_types": step.event_types,
-                    "diff": step.diff,
-                    "warnings": step.warnings,
-                    "statements": step.statements,
-                }
-                for step in steps
-            ]
-        )
+        print_json([views.step(each) for each in steps])
         return
     if not steps:
         click.echo(empty, err=True)

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import wraps
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import click
 
-from postrider.cli.common import printable
 from postrider.domain.errors import UsageError
+from postrider.domain.lists import DeliveryFilter
 from postrider.domain.matching import parse_pattern
-from postrider.domain.model import DeliveryState, emitted_at_s, parse_endpoint_id
+from postrider.domain.model import DeliveryState, parse_endpoint_id
 from postrider.edges.durations import parse_moment
-from postrider.store.delivery_search import LOOK_AT_MOST, DeliveryFilter
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -92,9 +91,3 @@ def parse_http_status(text: str) -> range:
         if text.isascii() and text.isdigit():
             return range(int(text), int(text) + 1)
     raise UsageError(f"{text!r} is not an HTTP status", "Write one such as 503, or a class such as 5xx.")
-
-
-def where_it_ended(what: str, event_id: UUID, go_on: str) -> str:
-    """That a list looked at no more than it may, and how to look further."""
-    moment = printable(datetime.fromtimestamp(emitted_at_s(event_id), UTC))
-    return f"looked at {LOOK_AT_MOST:,} {what}, to {moment}; narrow it down by time, or go on: {go_on}"

@@ -1,41 +1,25 @@
-"""What commands share: the options --config and --json, the stores, and printing of facts."""
+"""What commands share: the options --config and --json, where operations begin, and printing of facts."""
 
 import asyncio
-import difflib
 import os
 import pwd
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from uuid import UUID
 
 import click
 import orjson
 
 from postrider.cli.groups import CONFIG
 from postrider.domain.audit import Actor
-from postrider.domain.dialects import Dialect, parse_event_ids
-from postrider.domain.dsn import DsnMistake, by_peer
 from postrider.domain.errors import UsageError
-from postrider.edges.clock import SystemClock
-from postrider.edges.config import Config, load_config
-from postrider.edges.dialect_files import load_dialects
-from postrider.edges.resources import sql_dir
-from postrider.edges.settings import read_sealer
+from postrider.edges.config import load_config
+from postrider.operations.wording import printable
 from postrider.operations.work import Backend, open_backend
-from postrider.store import outbox
-from postrider.store.database import Database
-from postrider.store.endpoints import Endpoints
-from postrider.store.history import DeliveryHistory
-from postrider.store.migrations import check_schema, read_migrations
-from postrider.store.missed import MissedEvents
-from postrider.store.outbox import Outbox
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,84 +40,24 @@ as_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """What a command may read and change."""
-
-    config: Config
-    database: Database
-    outbox: Outbox
-    endpoints: Endpoints
-    history: DeliveryHistory
-    missed: MissedEvents
-    clock: SystemClock
-
-
 @asynccontextmanager
-async def open_stores(config_path: Path | None) -> AsyncIterator[Stores]:
-    """Read the configuration, connect, and check the schema."""
-    async with stores_of(load_config(config_path, os.environ)) as stores:
-        yield stores
-
-
-@asynccontextmanager
-async def stores_of(config: Config, as_user: str | None = None) -> AsyncIterator[Stores]:
-    """Connect, see `dsn_as`, and check the schema."""
-    sealer = read_sealer(config)
-    database = Database(dsn_as(config, as_user), pool_size=2, keyed=False)
-    await database.open()
-    try:
-        async with database.connection() as connection:
-            await check_schema(connection, read_migrations(sql_dir()))
-        yield Stores(
-            config,
-            database,
-            Outbox(database),
-            Endpoints(database, sealer),
-            DeliveryHistory(database),
-            MissedEvents(database),
-            SystemClock(),
-        )
-    finally:
-        await database.close()
-
-
-@asynccontextmanager
-async def backend_of(config_path: Path | None) -> AsyncIterator[Backend]:
-    """Read the configuration, connect, and check the schema."""
-    async with open_backend(load_config(config_path, os.environ)) as backend:
+async def backend_of(config_path: Path | None, as_user: str | None = None) -> AsyncIterator[Backend]:
+    """Read the configuration, connect (`as_user`: as that system user), and check the schema."""
+    async with open_backend(load_config(config_path, os.environ), as_user=as_user) as backend:
         yield backend
 
 
 def operator() -> Actor:
     """Whoever runs this command; behind sudo, who asked for it."""
-    user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    return Actor(user, "cli", socket.gethostname())
+    return Actor(os.environ.get("SUDO_USER") or _user(), "cli", socket.gethostname())
 
 
-def dsn_as(config: Config, user: str | None) -> str:
-    """The DSN of the configuration; or, as root, become that system user for good, and reach its database as
-    him. What the configuration names has to have been read before."""
-    if user is None:
-        return config.database.dsn
-    if os.geteuid() != 0:
-        raise UsageError(f"only root may act as {user}", "Run it as root, or as that user without --as.")
+def _user() -> str:
+    uid = os.getuid()
     try:
-        facts = pwd.getpwnam(user)
-    except KeyError:
-        raise UsageError(f"this host has no user {user}", "Name the system user of PostgreSQL.") from None
-    try:
-        dsn = by_peer(config.database.dsn, user)
-    except DsnMistake:
-        raise UsageError(
-            "--as takes this host's Unix socket, but database.dsn names another host",
-            "Give the DSN of a superuser in $POSTRIDER_DATABASE_DSN instead.",
-        ) from None
-    os.initgroups(user, facts.pw_gid)
-    os.setgid(facts.pw_gid)
-    os.setuid(facts.pw_uid)
-    os.environ["HOME"] = facts.pw_dir  # where the driver looks for certificates and passwords
-    return dsn
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # a container may run as a user that no file lists
+        return f"uid {uid}"
 
 
 def type_text(event_type: str | None, *, test: bool | None) -> str | None:
@@ -159,29 +83,6 @@ def read_data(text: str) -> str:
         return sys.stdin.read() if text == "@-" else Path(text[1:]).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{text[1:]} can't be read: {error}", "Name a UTF-8 file.") from None
-
-
-def known_dialect(name: str, config: Config) -> Dialect:
-    """The dialect of that name; UsageError, with the nearest name, if there is none."""
-    known = load_dialects(config.dialect.paths, config.dialect.values)
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        raise UsageError(
-            f"there is no dialect {name!r}",
-            f"Did you mean {nearest[0]}?" if nearest else f"Known are: {', '.join(sorted(known))}.",
-        )
-    return known[name]
-
-
-async def event_id_of(text: str, stores: Stores) -> UUID:
-    """The event that an id means, in any dialect's form. Raises UsageError if it is not one."""
-    meant = parse_event_ids(text, load_dialects(stores.config.dialect.paths).values())
-    if len(meant) == 1:
-        return meant[0]
-    # Two templates may fit one text; hardly will there be an event for each.
-    async with stores.database.connection() as connection:
-        known = await outbox.read(connection, meant)
-    return known[0].id if known else meant[0]
 
 
 def print_json(value: object) -> None:
@@ -243,29 +144,7 @@ def _print_lines(console: "Console", columns: Sequence[str], row: Sequence[str])
         console.print(line, overflow="fold", crop=False)
 
 
-def printable(value: object) -> str:
-    """Text for a person: local time to the second with its zone, as `parse_moment` reads it; and no control
-    character that could drive the terminal."""
-    if value is None:
-        return "-"
-    if isinstance(value, datetime):
-        return value.astimezone().isoformat(" ", "seconds")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
-
-
 def show_progress(text: str) -> None:
     """Write over the last such line, where a person is looking."""
     if sys.stderr.isatty():
         click.echo(f"\r\x1b[K{text}", nl=False, err=True)
-
-
-def ago(moment: datetime, now: datetime | None = None) -> str:
-    """How long ago, or in how long, in the largest unit that fits."""
-    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
-    size, unit = next(
-        (step for step in ((86_400, "d"), (3600, "h"), (60, "m")) if abs(seconds) >= step[0]), (1, "s")
-    )
-    amount = f"{abs(seconds) / size:.0f} {unit}"
-    return f"{amount} ago" if seconds > -0.5 else f"in {amount}"

@@ -1,56 +1,53 @@
-"""postrider delivery: what became of an event at an endpoint, and sending it again."""
+"""postrider delivery: what became of an event at an endpoint, sending it again, and giving it up."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from uuid import UUID
 
 import click
 
-from postrider.cli.choosing import FilterOptions, filter_options, where_it_ended
+from postrider.cli.choosing import FilterOptions, filter_options
 from postrider.cli.common import (
-    Stores,
-    ago,
+    backend_of,
     config_option,
-    event_id_of,
     json_option,
-    open_stores,
+    operator,
     print_json,
     print_table,
-    printable,
     run_async,
+    show_progress,
     type_text,
 )
-from postrider.cli.delivery_absent import unlisted, why_absent, why_missed
-from postrider.cli.delivery_facts import (
-    Request,
-    attempt_facts,
-    delivery_facts,
-    emitted_at,
-    host_of,
-    request_of,
-)
 from postrider.cli.groups import Commands
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.errors import PostriderError, UsageError
+from postrider.domain.lists import DeliveryFilter, DeliveryKey
 from postrider.domain.model import (
     Attempt,
-    DeliveryState,
     Reply,
     delivery_public_id,
     endpoint_public_id,
     parse_delivery_id,
 )
-from postrider.store.delivery_search import DeliveryFilter, DeliveryRow
-
-RETRY_BATCH = 1000
-_AGAIN = {"failed", "cancelled", "retrying", "succeeded"}
-"""States of which deliveries can be sent again."""
+from postrider.operations import deliveries, events
+from postrider.operations.delivery_absent import unlisted
+from postrider.operations.delivery_request import Request
+from postrider.operations.views.attempt import attempt_text
+from postrider.operations.views.delivery import (
+    delivery_view,
+    retried_all_view,
+    retried_view,
+    shown_delivery_view,
+)
+from postrider.operations.views.event import where_it_ended
+from postrider.operations.wording import ago, printable
+from postrider.operations.work import Backend
 
 
 @click.group(cls=Commands)
 def delivery() -> None:
-    """List, show and retry deliveries."""
+    """List, show, retry and cancel deliveries."""
 
 
 @delivery.command(name="list")
@@ -79,26 +76,26 @@ async def list_(
 
     Example: postrider delivery list --workspace ws_1 --since 2h --http-status 5xx
     """
-    async with open_stores(config_path) as stores:
-        event_id = await event_id_of(evt, stores) if evt else None
-        chosen = options.read(stores.clock.now(), event_id)
-        found = await stores.history.search(
-            chosen, before=parse_delivery_id(before) if before else None, limit=limit
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        event_id = await events.find(work, evt) if evt else None
+        chosen = options.read(work.now, event_id)
+        found = await deliveries.list_deliveries(
+            work, chosen, after=parse_delivery_id(before) if before else None, limit=limit
         )
-        notes = [] if before else await unlisted(stores, event_id, options.status, found.rows)
+        notes = [] if before else await unlisted(work, event_id, chosen.state, found.rows)
     if as_json:
-        print_json([delivery_facts(row) for row in found.rows])
+        print_json([delivery_view(row) for row in found.rows])
     else:
         print_table(
             ["id", "time", "type", "state", "endpoint", "host", "workspace", "attempts", "next", "reason"],
             [
                 (
-                    delivery_public_id(row.event_id, row.endpoint_id),
-                    emitted_at(row),
+                    delivery_public_id(*row.key),
+                    row.emitted_at,
                     type_text(row.event_type, test=row.test),
                     row.state,
                     endpoint_public_id(row.endpoint_id),
-                    host_of(row.url),
+                    row.host,
                     row.workspace_id,
                     row.attempts,
                     ago(row.due) if row.due else "-",
@@ -112,8 +109,7 @@ async def list_(
         go_on = f"--before {delivery_public_id(*found.looked_to)}"
         click.echo(where_it_ended("deliveries", found.looked_to[0], go_on), err=True)
     elif len(found.rows) == limit:
-        last = found.rows[-1]
-        click.echo(f"more: --before {delivery_public_id(last.event_id, last.endpoint_id)}", err=True)
+        click.echo(f"more: --before {delivery_public_id(*found.rows[-1].key)}", err=True)
     if notes:
         click.echo("; ".join(notes), err=True)
 
@@ -129,21 +125,15 @@ async def show(dlv: str, config_path: Path | None, as_json: bool) -> None:
     Example: postrider delivery show dlv_0198c5b0c7e27a7f8a3c6d1e2f3041520123456789abcdef
     """
     key = parse_delivery_id(dlv)
-    async with open_stores(config_path) as stores:
-        row = await stores.history.get(key)
-        if row is None:
-            raise UsageError(f"there is no delivery {dlv}", await why_absent(stores, key))
-        attempts = await stores.history.attempts(key)
-        request = await request_of(stores, row, attempts)
-    facts = delivery_facts(row)
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        shown = await deliveries.show(work, key)
     if as_json:
-        shown = {"url": request.url, "headers": request.headers, "body": request.body, "notes": request.notes}
-        print_json({**facts, "request": shown, "history": [attempt_facts(attempt) for attempt in attempts]})
+        print_json(shown_delivery_view(shown))
         return
-    for name, value in facts.items():
+    for name, value in delivery_view(shown.row).items():
         click.echo(f"{name + ':':<12} {printable(value)}")
-    _print_request(request)
-    for attempt in attempts:
+    _print_request(shown.request)
+    for attempt in shown.attempts:
         _print_attempt(attempt)
 
 
@@ -159,10 +149,9 @@ def _print_request(request: Request) -> None:
 
 def _print_attempt(attempt: Attempt) -> None:
     result = attempt.result
-    said = f"HTTP {result.status}" if isinstance(result, Reply) else f"{result.kind}: {result.reason}"
     click.echo(
         f"\nattempt {attempt.number}  {printable(attempt.started_at)}  "
-        f"{result.duration_ms:.0f} ms  {printable(said)}"
+        f"{result.duration_ms:.0f} ms  {printable(attempt_text(attempt))}"
     )
     if isinstance(result, Reply):
         for line in [*result.headers.splitlines(), "", *result.body.splitlines()]:
@@ -193,65 +182,51 @@ async def retry(
         raise click.UsageError(
             "Name deliveries; or choose them with --status and --endpoint EP, or with --status and --since T."
         )
-    if not dlv and options.status not in _AGAIN:
-        raise click.UsageError("--status has to be failed, cancelled, retrying or succeeded.")
-    async with open_stores(config_path) as stores:
-        now = stores.clock.now()
+    async with backend_of(config_path) as backend:
         if dlv:
-            await _retry_named(stores, [parse_delivery_id(each) for each in dlv], as_json=as_json)
+            await _retry_named(backend, [parse_delivery_id(each) for each in dlv], as_json=as_json)
             return
+        now = backend.clock.now()
         chosen = options.read(now)
-        # What comes meanwhile is left alone, so that it ends.
-        chosen = replace(chosen, until=chosen.until or now, tests=False)
-        await _retry_chosen(stores, chosen, yes=yes, as_json=as_json)
+        # The same are counted and sent.
+        chosen = replace(chosen, until=chosen.until or now)
+        deliveries.check_retriable(chosen)
+        await _retry_chosen(backend, chosen, yes=yes, as_json=as_json)
 
 
-async def _retry_named(stores: Stores, keys: Sequence[tuple[UUID, int]], *, as_json: bool) -> None:
-    queued = set(await stores.history.retry(keys, stores.clock.now()))
-    reasons = {
-        delivery_public_id(*key): _why_not(row)
-        if (row := await stores.history.get(key)) is not None
-        else await why_missed(stores, key) or "there is no such delivery"
-        for key in keys
-        if key not in queued
-    }
+async def _retry_named(backend: Backend, keys: Sequence[DeliveryKey], *, as_json: bool) -> None:
+    async with backend.begin(operator(), EVERYWHERE) as work:
+        retried = await deliveries.retry(work, keys)
     if as_json:
-        names = [delivery_public_id(*key) for key in keys if key in queued]
-        print_json({"queued": names, "refused": reasons})
+        print_json(retried_view(retried))
     else:
-        click.echo(f"{len(queued)} queued to be sent again")
-        for name, reason in reasons.items():
-            click.echo(f"{name}: {reason}", err=True)
-    if reasons and not queued:
+        click.echo(f"{len(retried.queued)} queued to be sent again")
+        for key, reason in retried.refused.items():
+            click.echo(f"{delivery_public_id(*key)}: {reason}", err=True)
+    if retried.refused and not retried.queued:
         raise PostriderError("nothing was queued")
 
 
-async def _retry_chosen(stores: Stores, chosen: DeliveryFilter, *, yes: bool, as_json: bool) -> None:
+async def _retry_chosen(backend: Backend, chosen: DeliveryFilter, *, yes: bool, as_json: bool) -> None:
     if not yes:
-        count = 0
-        async for keys in stores.history.batches(chosen, RETRY_BATCH):
-            count += len(keys)
+        count = await deliveries.count(backend, operator(), EVERYWHERE, chosen)
         if count and not sys.stdin.isatty():
             raise UsageError(f"sending {_number(count)} again needs a confirmation", "Add --yes.")
         if count:
             click.confirm(f"Send {_number(count)} again?", abort=True)
-    queued, left = [], 0
-    async for keys in stores.history.batches(chosen, RETRY_BATCH):
-        done = set(await stores.history.retry(keys, stores.clock.now()))
-        queued += [delivery_public_id(*key) for key in keys if key in done]
-        left += len(keys) - len(done)
-        if sys.stderr.isatty():
-            click.echo(f"\r{len(queued):,} queued", err=True, nl=False)
-    if sys.stderr.isatty() and queued:
+    done = await deliveries.retry_all(
+        backend, operator(), EVERYWHERE, chosen, lambda queued: show_progress(f"{queued:,} queued")
+    )
+    if sys.stderr.isatty() and done.queued:
         click.echo(err=True)
     if as_json:
-        print_json({"queued": queued, "refused": {}, "left_out": left})
+        print_json(retried_all_view(done))
         return
-    click.echo(f"{len(queued):,} queued to be sent again")
-    if left:
+    click.echo(f"{len(done.queued):,} queued to be sent again")
+    if done.left_out:
         click.echo(
-            f"{left:,} were left out: their endpoint is deleted, their event is past retention, or they are "
-            "being sent already",
+            f"{done.left_out:,} were left out: their endpoint is deleted, their event is past retention, or "
+            "they are being sent already",
             err=True,
         )
 
@@ -260,10 +235,22 @@ def _number(count: int) -> str:
     return "1 delivery" if count == 1 else f"{count:,} deliveries"
 
 
-def _why_not(row: DeliveryRow) -> str:
-    if row.state in (DeliveryState.WAITING, DeliveryState.SENDING):
-        return f"it is {row.state} already"
-    if row.test:
-        ep = endpoint_public_id(row.endpoint_id)
-        return f"it is a test; for another one: postrider endpoint test {ep}, or verify {ep}"
-    return "its endpoint is deleted, or its event is past retention"
+@delivery.command()
+@click.argument("dlv")
+@config_option
+@json_option
+@run_async
+async def cancel(dlv: str, config_path: Path | None, as_json: bool) -> None:
+    """Give up a delivery that waits, or is to be retried. `delivery retry` brings it back.
+
+    One that a daemon is sending at this moment is not stopped.
+
+    Example: postrider delivery cancel dlv_0198c5b0c7e27a7f8a3c6d1e2f3041520123456789abcdef
+    """
+    key = parse_delivery_id(dlv)
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        row = await deliveries.cancel(work, key)
+    if as_json:
+        print_json(delivery_view(row))
+    else:
+        click.echo(f"cancelled {delivery_public_id(*key)}")

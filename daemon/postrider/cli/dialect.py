@@ -2,9 +2,8 @@
 
 import os
 import shutil
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
-from uuid import UUID
 
 import click
 import orjson
@@ -12,31 +11,21 @@ import orjson
 from postrider.cli.common import (
     config_option,
     json_option,
-    known_dialect,
     print_json,
     print_table,
-    printable,
     run_async,
 )
 from postrider.cli.groups import Commands
-from postrider.domain.catalogue import Sample
-from postrider.domain.dialects import Dialect, render, request_headers
+from postrider.domain.dialects import Dialect
 from postrider.domain.errors import UsageError
-from postrider.domain.model import DEFAULT_WORKSPACE, Event
-from postrider.domain.promises import retry_policy
-from postrider.domain.signing import Secret
 from postrider.edges.config import Config, DatabaseConfig, load_config
 from postrider.edges.dialect_files import load_dialects
-from postrider.edges.durations import format_duration
-from postrider.edges.settings import retry_settings
+from postrider.operations.dialects import known_dialect, sample_request
+from postrider.operations.views import dialect as views
+from postrider.operations.wording import printable
 
 NOTES_WIDTH = 110
 """Longer lines are hard to read."""
-_SAMPLE_ID = UUID("0195a9b2-8e40-7000-8000-0123456789ab")
-_SAMPLE_TIME = datetime(2026, 3, 15, 10, 30, tzinfo=UTC)
-_NOTHING = Sample(None, None, "{}", None, None, None)
-"""What a handshake tells of."""
-_SAMPLE_SECRET = Secret(b"an example key, not a secret", b"an example key, not a secret")
 
 
 @click.group(cls=Commands)
@@ -54,22 +43,9 @@ async def list_(config_path: Path | None, as_json: bool) -> None:
     Example: postrider dialect list
     """
     config = _config(config_path)
-    dialects = sorted(
-        load_dialects(config.dialect.paths, config.dialect.values).values(), key=lambda each: each.name
-    )
+    dialects = sorted(_dialects(config).values(), key=lambda each: each.name)
     if as_json:
-        print_json(
-            [
-                {
-                    "name": each.name,
-                    "description": each.description,
-                    "default": each.name == config.dialect.default,
-                    "events": len(each.events),
-                    "closed_catalogue": each.closed_catalogue,
-                }
-                for each in dialects
-            ]
-        )
+        print_json([views.listed(each, config) for each in dialects])
         return
     print_table(
         ["name", "events", "description"],
@@ -96,14 +72,10 @@ async def show(name: str, config_path: Path | None, as_json: bool) -> None:
     Example: postrider dialect show workestra
     """
     config = _config(config_path)
-    shown = known_dialect(name, config)
-    facts = _facts(shown, config)
+    shown = known_dialect(_dialects(config), name)
+    facts = views.facts(shown, config)
     if as_json:
-        types = [
-            {"type": each.type, "group": each.group, "description": each.description, "status": each.status}
-            for each in shown.events
-        ]
-        print_json({**facts, "notes": shown.notes, "events": types})
+        print_json({**facts, "notes": shown.notes, "events": views.event_types(shown)})
         return
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
@@ -134,43 +106,13 @@ async def sample(name: str, event_type: str, config_path: Path | None, as_json: 
     Example: postrider dialect sample heffl deal.created
     """
     config = _config(config_path)
-    shown = known_dialect(name, config)
-    event = sample_event(shown, event_type)
-    body = render(shown, event)
+    shown = known_dialect(_dialects(config), name)
+    request = sample_request(shown, event_type, user_agent=config.delivery.user_agent)
     if not as_json:
-        headers = request_headers(
-            shown,
-            event,
-            [_SAMPLE_SECRET],
-            timestamp=int(_SAMPLE_TIME.timestamp()),
-            body=body,
-            user_agent=config.delivery.user_agent,
-            extra={},
-        )
-        for header, value in headers.items():
+        for header, value in request.headers.items():
             click.echo(f"{header}: {value}")
         click.echo()
-    click.echo(orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode())
-
-
-def sample_event(shown: Dialect, event_type: str) -> Event:
-    """An event as the catalogue shows it, or the handshake. Raises UsageError for a type that is neither."""
-    handshake = shown.handshake is not None and event_type == shown.handshake.type
-    found = _NOTHING if handshake else shown.catalogue.sample(event_type)
-    return Event(
-        id=_SAMPLE_ID,
-        workspace_id=DEFAULT_WORKSPACE,
-        type=event_type,
-        data=found.data,
-        data_bytes=len(found.data.encode()),
-        previous_attributes=found.previous_attributes,
-        object_type=found.object_type,
-        object_id=found.object_id,
-        actor=found.actor,
-        related=found.related,
-        occurred_at=_SAMPLE_TIME,
-        test=handshake,
-    )
+    click.echo(orjson.dumps(orjson.loads(request.body), option=orjson.OPT_INDENT_2).decode())
 
 
 def _config(path: Path | None) -> Config:
@@ -185,37 +127,5 @@ def _config(path: Path | None) -> Config:
         return Config(database=DatabaseConfig(dsn="postgresql://localhost/"))
 
 
-def _https(shown: Dialect, config: Config) -> str:
-    """Whether endpoints need it, and by whose choice."""
-    if not config.network.https_only:
-        return "not demanded: network.https_only = false"
-    return "demanded, as the CRM promises it" if shown.https_only else "demanded by network.https_only"
-
-
-def _facts(shown: Dialect, config: Config) -> dict[str, object]:
-    policy = retry_policy(shown, retry_settings(config))
-    return {
-        "name": shown.name,
-        "description": shown.description,
-        "signature": [each.header for each in shown.signatures]
-        + (["webhook-signature"] if shown.standard_webhooks else []),
-        "user_agent": shown.user_agent or config.delivery.user_agent,
-        "https_only": shown.https_only,
-        "https": _https(shown, config),
-        "timeout": format_duration(shown.timeout or config.delivery.timeout),
-        "connect_timeout": format_duration(shown.connect_timeout or config.delivery.connect_timeout),
-        "retry_schedule": [format_duration(delay) for delay in policy.delays],
-        "promised_schedule": shown.promised_schedule,
-        "retry_after": "puts the next attempt off" if policy.heeds_retry_after else "is ignored",
-        "on_410": "the endpoint is disabled" if policy.gone_disables else "as any other failure",
-        "when_exhausted": "the endpoint is disabled"
-        if shown.disable_when_exhausted
-        else "the delivery is failed",
-        "disable_after": "never"
-        if policy.disable_after is None
-        else f"{format_duration(policy.disable_after)} of nothing but failures",
-        "handshake": shown.handshake.type if shown.handshake else None,
-        "sending_addresses": list(shown.sending_addresses),
-        "closed_catalogue": shown.closed_catalogue,
-        "values": [f"{name} = {value}" for name, value in shown.values.items()],
-    }
+def _dialects(config: Config) -> Mapping[str, Dialect]:
+    return load_dialects(config.dialect.paths, config.dialect.values)

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import click
 
-from postrider.cli.common import config_option, json_option, open_stores, print_json, read_data, run_async
+from postrider.cli.common import (
+    backend_of,
+    config_option,
+    json_option,
+    operator,
+    print_json,
+    read_data,
+    run_async,
+)
+from postrider.domain.audit import EVERYWHERE
+from postrider.operations import emit as operation
+from postrider.operations.emit import NewEvent
 
 
 @click.command()
@@ -37,18 +48,19 @@ async def emit(
 
     Example: postrider emit deal.updated --data '{"id":"dl_1","title":"Acme"}'
     """
-    async with open_stores(config_path) as stores:
-        event_id = await stores.outbox.emit(
-            event_type,
-            read_data(data),
-            previous_attributes=read_data(previous_attributes) if previous_attributes else None,
-            workspace_id=workspace_id,
-            object_type=object_type,
-            object_id=object_id,
-            actor=read_data(actor) if actor else None,
-            related=read_data(related) if related else None,
-            idempotency_key=idempotency_key,
-        )
+    new = NewEvent(
+        type=event_type,
+        data=read_data(data),
+        previous_attributes=read_data(previous_attributes) if previous_attributes else None,
+        workspace_id=workspace_id,
+        object_type=object_type,
+        object_id=object_id,
+        actor=read_data(actor) if actor else None,
+        related=read_data(related) if related else None,
+        idempotency_key=idempotency_key,
+    )
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        event_id = await operation.emit(work, new)
     if as_json:
         print_json({"id": event_id})
     else:

@@ -6,23 +6,27 @@ from pathlib import Path
 import click
 
 from postrider.cli.common import (
-    Stores,
+    backend_of,
     config_option,
     json_option,
-    open_stores,
+    operator,
     print_json,
     print_table,
-    printable,
     run_async,
     show_progress,
 )
-from postrider.cli.endpoint_facts import endpoint_facts, last_delivery_text, living, pattern_text, state_text
+from postrider.cli.endpoint_facts import last_delivery_text, pattern_text, state_text
 from postrider.cli.groups import Commands
 from postrider.cli.subscription import add, update
 from postrider.cli.trial import test, verify
-from postrider.domain.errors import PostriderError, UsageError
-from postrider.domain.model import EndpointState, endpoint_public_id, parse_endpoint_id
-from postrider.engine.resending import count_missed, recover_missed
+from postrider.domain.audit import EVERYWHERE
+from postrider.domain.errors import UsageError
+from postrider.domain.model import endpoint_public_id, parse_endpoint_id
+from postrider.operations import endpoints, recovery
+from postrider.operations.views.endpoint import endpoint_view
+from postrider.operations.wording import printable
+
+_PAGE = 500
 
 
 @click.group(cls=Commands)
@@ -43,10 +47,23 @@ async def list_(
 
     Example: postrider endpoint list --workspace ws_1
     """
-    async with open_stores(config_path) as stores:
-        rows = await stores.endpoints.list_endpoints(workspace_id=workspace, include_deleted=include_deleted)
+    rows = []
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        cursor, more = None, True
+        while more:
+            page = await endpoints.list_endpoints(
+                work,
+                workspace_id=workspace,
+                include_deleted=include_deleted,
+                cursor=cursor,
+                limit=_PAGE,
+            )
+            rows += page.rows
+            cursor = page.next_cursor
+            more = cursor is not None
+    views = [endpoint_view(row) for row in rows]
     if as_json:
-        print_json([endpoint_facts(row) for row in rows])
+        print_json(views)
         return
     print_table(
         ["id", "workspace", "state", "last delivery", "events", "url"],
@@ -55,11 +72,11 @@ async def list_(
                 endpoint_public_id(row.endpoint.id),
                 row.endpoint.workspace_id,
                 state_text(row.endpoint),
-                last_delivery_text(row),
+                last_delivery_text(view),
                 pattern_text(row.endpoint),
                 row.endpoint.url,
             )
-            for row in rows
+            for row, view in zip(rows, views, strict=True)
         ],
         empty="no endpoints; add one with `postrider endpoint add`",
     )
@@ -77,15 +94,15 @@ async def show(ep: str, with_secret: bool, config_path: Path | None, as_json: bo
     Example: postrider endpoint show ep_0123456789abcdef
     """
     endpoint_id = parse_endpoint_id(ep)
-    async with open_stores(config_path) as stores:
-        row = await stores.endpoints.get(endpoint_id)
-        facts = {**endpoint_facts(row), "waiting": await stores.endpoints.waiting(endpoint_id)}
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        facts = endpoint_view(await endpoints.get(work, endpoint_id))
+        facts["waiting"] = await endpoints.waiting(work, endpoint_id)
         if with_secret:
-            facts["secret"] = await stores.endpoints.secret(endpoint_id)
+            facts["secret"] = await endpoints.secret(work, endpoint_id)
     if as_json:
         print_json(facts)
         return
-    facts["last_delivery"] = last_delivery_text(row)
+    facts["last_delivery"] = last_delivery_text(facts)
     for name, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         click.echo(f"{name + ':':<17} {printable(text if text != '' else None)}")
@@ -101,9 +118,8 @@ async def pause(ep: str, config_path: Path | None) -> None:
     Example: postrider endpoint pause ep_0123456789abcdef
     """
     endpoint_id = parse_endpoint_id(ep)
-    async with open_stores(config_path) as stores:
-        await _verified(stores, endpoint_id)
-        changed = await stores.endpoints.set_state(endpoint_id, EndpointState.PAUSED, stores.clock.now())
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        changed = await endpoints.pause(work, endpoint_id)
     click.echo(f"paused {ep}; its deliveries wait" if changed else f"{ep} was paused already")
 
 
@@ -123,26 +139,32 @@ async def resume(ep: str, recover: bool, config_path: Path | None, as_json: bool
     Example: postrider endpoint resume ep_0123456789abcdef --recover
     """
     endpoint_id = parse_endpoint_id(ep)
-    async with open_stores(config_path) as stores:
-        await _verified(stores, endpoint_id)
-        waiting = await stores.endpoints.waiting(endpoint_id)  # before a daemon takes some of them
-        changed = await stores.endpoints.set_state(endpoint_id, EndpointState.ACTIVE, stores.clock.now())
-        target = (await stores.endpoints.get(endpoint_id)).endpoint
+    actor = operator()
+    async with backend_of(config_path) as backend:
+        async with backend.begin(actor, EVERYWHERE) as work:
+            resumed = await endpoints.resume(work, endpoint_id)
         if recover:
-            tally = await recover_missed(
-                stores.missed, target, stores.clock, lambda n: show_progress(f"{n} that it missed are sent")
+            tally = await recovery.recover_missed(
+                backend,
+                actor,
+                EVERYWHERE,
+                endpoint_id,
+                lambda n: show_progress(f"{n} that it missed are sent"),
             )
         else:
-            tally = await count_missed(stores.missed, target, lambda n: show_progress(f"it missed {n}"))
+            tally = await recovery.count_missed(
+                backend, actor, EVERYWHERE, endpoint_id, lambda n: show_progress(f"it missed {n}")
+            )
         show_progress("")
-        target = (await stores.endpoints.get(endpoint_id)).endpoint  # what is sent may disable it
+        async with backend.begin(actor, EVERYWHERE) as work:
+            target = (await endpoints.get(work, endpoint_id)).endpoint  # what is sent may disable it
     if as_json:
         print_json(
             {
                 "id": ep,
                 "state": target.state,
-                "resumed": changed,
-                "waiting": waiting,
+                "resumed": resumed.changed,
+                "waiting": resumed.waiting,
                 "missed": tally.events,
                 "first_missed_at": tally.first_at,
                 "recovered": tally.events if recover else 0,
@@ -150,7 +172,11 @@ async def resume(ep: str, recover: bool, config_path: Path | None, as_json: bool
             }
         )
         return
-    click.echo(f"resumed {ep}; {waiting} deliveries wait for it" if changed else f"{ep} is active already")
+    click.echo(
+        f"resumed {ep}; {resumed.waiting} deliveries wait for it"
+        if resumed.changed
+        else f"{ep} is active already"
+    )
     if tally.events:
         events = "1 event" if tally.events == 1 else f"{tally.events} events"
         said = f"it missed {events} while it was disabled, the first at {printable(tally.first_at)}"
@@ -173,9 +199,11 @@ async def delete(ep: str, yes: bool, config_path: Path | None) -> None:
     Example: postrider endpoint delete ep_0123456789abcdef
     """
     endpoint_id = parse_endpoint_id(ep)
-    async with open_stores(config_path) as stores:
-        row = await living(stores, endpoint_id)
-        waiting = await stores.endpoints.waiting(endpoint_id)
+    actor = operator()
+    async with backend_of(config_path) as backend:
+        async with backend.begin(actor, EVERYWHERE) as work:
+            row = await endpoints.get_living(work, endpoint_id)
+            waiting = await endpoints.waiting(work, endpoint_id)
         if not yes:
             if not sys.stdin.isatty():
                 raise UsageError(f"deleting {ep} needs a confirmation", "Add --yes.")
@@ -183,18 +211,8 @@ async def delete(ep: str, yes: bool, config_path: Path | None) -> None:
                 f"Delete {printable(row.endpoint.url)} and cancel {waiting} deliveries that wait for it?",
                 abort=True,
             )
-        cancelled = await stores.endpoints.delete(endpoint_id, stores.clock.now())
+        cancelled = await endpoints.delete(backend, actor, EVERYWHERE, endpoint_id)
     click.echo(f"deleted {ep}; {cancelled} deliveries cancelled")
-
-
-async def _verified(stores: Stores, endpoint_id: int) -> None:
-    row = await living(stores, endpoint_id)
-    if row.endpoint.state is EndpointState.UNVERIFIED:
-        ep = endpoint_public_id(endpoint_id)
-        raise PostriderError(
-            f"{ep} has not answered the handshake of its dialect yet; it gets no events",
-            f"postrider endpoint verify {ep}",
-        )
 
 
 for _command in (add, update, test, verify):

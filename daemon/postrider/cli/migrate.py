@@ -1,28 +1,16 @@
 """postrider migrate: creates or upgrades the schema."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
 
-from postrider.cli.common import (
-    as_option,
-    config_option,
-    dsn_as,
-    json_option,
-    print_json,
-    printable,
-    run_async,
-)
-from postrider.domain.errors import UsageError
+from postrider.cli.common import as_option, config_option, json_option, print_json, run_async
 from postrider.edges.config import load_config
 from postrider.edges.dialect_files import default_dialect, load_dialects
-from postrider.edges.resources import sql_dir
-from postrider.store.catalogue import CatalogueStore
-from postrider.store.database import Database
-from postrider.store.migrations import migrate as apply_migrations
-from postrider.store.migrations import read_migrations
-from postrider.store.upgrades import Upgrade, look_ahead
+from postrider.operations import installation
+from postrider.operations.work import open_database
 
 
 @click.command()
@@ -52,42 +40,14 @@ async def migrate(
     spoken = default_dialect(
         load_dialects(config.dialect.paths, config.dialect.values), config.dialect.default
     )
-    migrations = read_migrations(sql_dir())
-    database = Database(dsn_as(config, as_user), pool_size=1)
-    await database.open()
-    try:
-        connection = await database.dedicated(command_timeout=None)
-        try:
-            _look_out(await look_ahead(connection, migrations[:to]), yes=yes)
-            applied = await apply_migrations(connection, migrations, to)
-        finally:
-            await connection.close(timeout=2)
-        if to is None or to == len(migrations):
-            await CatalogueStore(database).publish(spoken)
-    finally:
-        await database.close()
+    async with open_database(config, as_user=as_user) as database:
+        applied = await installation.migrate(
+            database, spoken, to, though_daemons_stop=yes, warn=partial(click.echo, err=True)
+        )
     if as_json:
-        print_json({"applied": [f"{migration.number:04}_{migration.name}" for migration in applied]})
+        print_json({"applied": applied})
         return
-    for migration in applied:
-        click.echo(f"applied {migration.number:04}_{migration.name}")
+    for each in applied:
+        click.echo(f"applied {each}")
     if not applied:
         click.echo("nothing to do: the schema is current")
-
-
-def _look_out(upgrade: Upgrade, *, yes: bool) -> None:
-    """Say which daemons the migrations would break; UsageError where that was not asked for."""
-    broken = upgrade.broken()
-    lines = [
-        f"{printable(daemon)} would stop working with {migration.number:04}_{migration.name}"
-        for daemon, migration in broken
-    ]
-    if broken and not yes:
-        raise UsageError(
-            "nothing was migrated, because of daemons that run:\n" + "\n".join(f"  {line}" for line in lines),
-            "Stop or upgrade them first; or add --yes, and they end as soon as they notice.",
-        )
-    for line in lines:
-        click.echo(line, err=True)
-    for each in upgrade.unstartable():
-        click.echo(f"{printable(each)} goes on, but can't be started again before it is upgraded", err=True)

@@ -1,7 +1,6 @@
 """The endpoint that a local receiver registers for itself, for as long as it runs."""
 
 import os
-import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,11 +8,14 @@ from pathlib import Path
 
 import click
 
-from postrider.cli.common import Stores, known_dialect, open_stores
-from postrider.cli.subscription import check_target, check_workspace, parse_patterns
+from postrider.cli.common import backend_of, operator
+from postrider.domain.audit import EVERYWHERE
+from postrider.domain.endpoint_input import NewEndpoint
 from postrider.domain.errors import PostriderError, UsageError
-from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
-from postrider.domain.signing import parse_secret
+from postrider.domain.model import endpoint_public_id
+from postrider.operations import endpoint_changes, endpoints
+from postrider.operations.endpoint_rules import UrlRefused
+from postrider.operations.work import Backend
 
 _MARK = "postrider listen on "
 """What the description of such an endpoint begins with; host and process follow."""
@@ -27,16 +29,33 @@ async def registered(
 
     What a receiver of this host left that was killed is deleted first.
     """
-    async with open_stores(config_path) as stores:
-        await _delete_left(stores)
-        endpoint = _endpoint(stores, url, events=events, workspace=workspace, secret=secret)
-        await stores.endpoints.add(endpoint, [secret], stores.clock.now())
-        ep = endpoint_public_id(endpoint.id)
+    async with backend_of(config_path) as backend:
+        await _delete_left(backend)
+        new = NewEndpoint(
+            url=url,
+            patterns=tuple(events.split(",")),
+            workspace_id=workspace,
+            secret=secret,
+            description=f"{_MARK}{socket.gethostname()}, process {os.getpid()}",
+        )
+        try:
+            # No handshake: it is this process that would answer it.
+            added = await endpoint_changes.add(backend, operator(), EVERYWHERE, new, vouched=True)
+        except UrlRefused as error:
+            raise UsageError(
+                f"{url} can't be registered: {error.message}",
+                'A daemon sends to this machine only with network.allow = ["127.0.0.0/8"] and '
+                "network.https_only = false in its configuration.",
+            ) from None
+        for notice in added.notices:
+            click.echo(notice, err=True)
+        endpoint_id = added.row.endpoint.id
+        ep = endpoint_public_id(endpoint_id)
         try:
             yield ep
         finally:
             try:
-                await stores.endpoints.delete(endpoint.id, stores.clock.now())
+                await endpoints.delete(backend, operator(), EVERYWHERE, endpoint_id)
             except PostriderError as error:
                 click.echo(
                     f"{ep} could not be deleted: {error.message}\n"
@@ -45,39 +64,14 @@ async def registered(
                 )
 
 
-def _endpoint(stores: Stores, url: str, *, events: str, workspace: str, secret: str) -> Endpoint:
-    check_workspace(workspace)
-    dialect = known_dialect(stores.config.dialect.default, stores.config)
-    try:
-        check_target(url, dialect, stores.config)
-    except UsageError as error:
-        raise UsageError(
-            f"{url} can't be registered: {error.message}",
-            'A daemon sends to this machine only with network.allow = ["127.0.0.0/8"] and '
-            "network.https_only = false in its configuration.",
-        ) from None
-    return Endpoint(
-        id=secrets.randbits(63) or 1,
-        workspace_id=workspace,
-        url=url,
-        patterns=parse_patterns(events, dialect),
-        exclusions=(),
-        dialect=dialect.name,
-        secrets=(parse_secret(secret),),
-        state=EndpointState.ACTIVE,  # no handshake: it is this process that would answer it
-        concurrency=None,
-        headers={},
-        failing_since=None,
-        description=f"{_MARK}{socket.gethostname()}, process {os.getpid()}",
-    )
-
-
-async def _delete_left(stores: Stores) -> None:
+async def _delete_left(backend: Backend) -> None:
     mine = f"{_MARK}{socket.gethostname()}, process "
-    for endpoint_id, description in await stores.endpoints.described(mine):
+    async with backend.begin(operator(), EVERYWHERE) as work:
+        described = await endpoints.described(work, mine)
+    for endpoint_id, description in described:
         process = description.removeprefix(mine)
         if process.isdigit() and not _runs(int(process)):
-            await stores.endpoints.delete(endpoint_id, stores.clock.now())
+            await endpoints.delete(backend, operator(), EVERYWHERE, endpoint_id)
             click.echo(f"deleted {endpoint_public_id(endpoint_id)}, which a killed listener left", err=True)
 
 

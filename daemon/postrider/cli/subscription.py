@@ -1,45 +1,32 @@
 """postrider endpoint add, update: subscribe a URL to events."""
 
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import UNSET, UnsetType
 
 from postrider.cli.common import (
+    backend_of,
     config_option,
     json_option,
-    known_dialect,
-    open_stores,
+    operator,
     print_json,
-    printable,
     read_data,
     run_async,
 )
-from postrider.cli.endpoint_facts import endpoint_facts, living
-from postrider.cli.trial import ask_for_handshake, problem_of, show_delivery, verify_endpoint
-from postrider.domain.dialects import Dialect, check_headers
-from postrider.domain.errors import PostriderError, UsageError
-from postrider.domain.matching import parse_pattern
-from postrider.domain.model import (
-    DEFAULT_WORKSPACE,
-    MAX_WORKSPACE_ID_LENGTH,
-    Endpoint,
-    EndpointState,
-    parse_endpoint_id,
-)
-from postrider.domain.signing import check_new_secret, parse_secret
-from postrider.edges.addresses import check_url
-from postrider.edges.config import Config
+from postrider.cli.trial import show_delivery
+from postrider.domain.audit import EVERYWHERE
+from postrider.domain.endpoint_input import EndpointChange, NewEndpoint
+from postrider.domain.errors import UsageError
+from postrider.domain.model import DEFAULT_WORKSPACE, parse_endpoint_id
 from postrider.edges.durations import parse_rate
-from postrider.edges.randomness import new_secret
-from postrider.edges.settings import address_policy
-from postrider.store.deliveries import DeliveryResult
-
-MAX_PLANNED = 5
-"""Names of event types that are told."""
+from postrider.operations import endpoint_changes
+from postrider.operations.endpoint_changes import Changed
+from postrider.operations.endpoint_rules import MAX_CONCURRENCY
+from postrider.operations.views.endpoint import endpoint_view
+from postrider.operations.wording import printable
 
 
 class _Slots(click.IntRange):
@@ -54,7 +41,7 @@ _subscription_options = [
     click.option("--dialect", metavar="D", help="Wire format [dialect.default]."),
     click.option(
         "--concurrency",
-        type=_Slots(1, 10_000),
+        type=_Slots(1, MAX_CONCURRENCY),
         metavar="N",
         help="Most requests at a time, or none for delivery.endpoint_concurrency.",
     ),
@@ -111,42 +98,31 @@ async def add(
 
     Example: postrider endpoint add --url https://example.com/hooks --events 'deal.*,contact.created'
     """
-    check_workspace(workspace)
-    given = _read_secret(secret_file) if secret_file else None
-    secret = new_secret() if given is None else given
-    rate_per_s = _rate(rate)
-    async with open_stores(config_path) as stores:
-        spoken = known_dialect(dialect or stores.config.dialect.default, stores.config)
-        check_target(url, spoken, stores.config)
-        new = Endpoint(
-            id=secrets.randbits(63) or 1,
-            workspace_id=workspace,
-            url=url,
-            patterns=parse_patterns(events, spoken),
-            exclusions=parse_patterns(exclude, spoken) if exclude else (),
-            dialect=spoken.name,
-            secrets=(parse_secret(secret),),
-            state=EndpointState.UNVERIFIED if spoken.handshake else EndpointState.ACTIVE,
-            concurrency=concurrency or None,
-            headers=_headers(headers),
-            failing_since=None,
-            description=description or "",
-            rate=rate_per_s or None,
-        )
-        await stores.endpoints.add(new, [secret], stores.clock.now())
-        handshake = await verify_endpoint(stores, new) if spoken.handshake else None
-        facts = endpoint_facts(await stores.endpoints.get(new.id))
+    new = NewEndpoint(
+        url=url,
+        patterns=_parts(events),
+        exclusions=_parts(exclude) if exclude else (),
+        workspace_id=workspace,
+        dialect=dialect,
+        secret=_read_secret(secret_file) if secret_file else None,
+        headers=_headers(headers),
+        concurrency=concurrency or None,
+        rate=None if rate is None else _rate(rate),
+        description=description or "",
+    )
+    async with backend_of(config_path) as backend:
+        added = await endpoint_changes.add(backend, operator(), EVERYWHERE, new)
+    facts = endpoint_view(added.row)
     if as_json:
-        print_json(facts if given is not None else {**facts, "secret": secret})
+        print_json(facts if added.secret is None else {**facts, "secret": added.secret})
     else:
         click.echo(f"added {facts['id']}: {printable(url)}")
-        if given is None:
-            click.echo(f"secret: {secret}")
+        if added.secret is not None:
+            click.echo(f"secret: {added.secret}")
             click.echo(
                 "Give it to the receiver; `postrider endpoint show --secret` prints it again.", err=True
             )
-    _tell_of_planned(facts, spoken)
-    _tell_of_handshake(str(facts["id"]), spoken, handshake)
+    _tell(facts["id"], added)
 
 
 @click.command()
@@ -176,77 +152,47 @@ async def update(
     Example: postrider endpoint update ep_0123456789abcdef --events '*' --exclude 'activity.*'
     """
     endpoint_id = parse_endpoint_id(ep)
-    rate_per_s = _rate(rate)
-    async with open_stores(config_path) as stores:
-        before = (await living(stores, endpoint_id)).endpoint
-        spoken = known_dialect(dialect or before.dialect, stores.config)
-        if url is not None:
-            check_target(url, spoken, stores.config)
-        patterns = parse_patterns(events, spoken) if events is not None else None
-        if dialect is not None:
-            _check_patterns(patterns or before.patterns, spoken)
-        after = replace(before, url=url or before.url, dialect=spoken.name)
-        if headers and not before.secrets:
-            # Most likely the key is another one than the daemon's: nothing may be sealed with it.
-            raise PostriderError(f"{ep} can't be used: {before.unusable}", "Mend that first.")
-        unverified = before.state is EndpointState.UNVERIFIED
-        if not unverified and (after.url, after.dialect) != (before.url, before.dialect):
-            if spoken.handshake is not None and not before.secrets:
-                raise PostriderError(f"{ep} can't be used: {before.unusable}", "Mend that first.")
-            handshake = await ask_for_handshake(stores, after)
-            if (problem := problem_of(handshake)) is not None:
-                raise PostriderError(
-                    f"{ep} was not changed: the handshake of {spoken.name} failed: {problem}",
-                    "Mend the receiver, then try again.",
-                )
-        await stores.endpoints.update(
-            endpoint_id,
-            stores.clock.now(),
-            url=url,
-            description=description,
-            patterns=patterns,
-            exclusions=(parse_patterns(exclude, spoken) if exclude else ()) if exclude is not None else None,
-            dialect=spoken.name if dialect is not None else None,
-            concurrency=concurrency,
-            rate=rate_per_s,
-            headers=_headers(headers) if headers else None,
-        )
-        handshake = await verify_endpoint(stores, after) if unverified else None
-        facts = endpoint_facts(await stores.endpoints.get(endpoint_id))
+    change = EndpointChange(
+        url=_given(url),
+        patterns=UNSET if events is None else _parts(events),
+        exclusions=UNSET if exclude is None else _parts(exclude) if exclude else (),
+        dialect=_given(dialect),
+        headers=_headers(headers) if headers else UNSET,
+        concurrency=UNSET if concurrency is None else concurrency or None,
+        rate=UNSET if rate is None else _rate(rate),
+        description=_given(description),
+    )
+    async with backend_of(config_path) as backend:
+        changed = await endpoint_changes.update(backend, operator(), EVERYWHERE, endpoint_id, change)
     if as_json:
-        print_json(facts)
+        print_json(endpoint_view(changed.row))
     else:
         click.echo(f"updated {ep}")
-    if events is not None or dialect is not None:
-        _tell_of_planned(facts, spoken)
-    _tell_of_handshake(ep, spoken, handshake)
+    _tell(ep, changed)
 
 
-def _tell_of_planned(facts: Mapping[str, Any], dialect: Dialect) -> None:
-    """Say of which event types the CRM only plans to tell; what it emits of them is delivered nonetheless."""
-    planned = dialect.catalogue.planned(facts["events"], facts["exclude"])
-    if not planned:
+def _tell(ep: str, changed: Changed) -> None:
+    for notice in changed.notices:
+        click.echo(notice, err=True)
+    problem = changed.problem
+    if changed.handshake is None or problem is None:
         return
-    more = f" and {len(planned) - MAX_PLANNED} more" if len(planned) > MAX_PLANNED else ""
+    show_delivery(changed.handshake)
     click.echo(
-        f"planned by {dialect.name}, and delivered once they are emitted: "
-        f"{', '.join(planned[:MAX_PLANNED])}{more}",
-        err=True,
-    )
-
-
-def _tell_of_handshake(ep: str, dialect: Dialect, handshake: DeliveryResult | None) -> None:
-    problem = problem_of(handshake)
-    if handshake is None or problem is None:
-        return
-    show_delivery(handshake)
-    assert dialect.handshake is not None
-    click.echo(
-        f"{ep} gets no events yet: it did not answer {dialect.handshake.type} as {dialect.name} demands: "
-        f"{printable(problem)}\nMend the receiver, then: postrider endpoint verify {ep}",
+        f"{ep} gets no events yet: it did not answer {changed.handshake.event.type} as "
+        f"{changed.row.endpoint.dialect} demands: {printable(problem)}\n"
+        f"Mend the receiver, then: postrider endpoint verify {ep}",
         err=True,
     )
     raise click.exceptions.Exit(1)
+
+
+def _given(text: str | None) -> str | UnsetType:
+    return UNSET if text is None else text
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _read_secret(file: Any) -> str:
@@ -255,51 +201,12 @@ def _read_secret(file: Any) -> str:
     except (OSError, UnicodeDecodeError):
         # Nothing of it is quoted.
         raise UsageError(f"the secret in {file.name} can't be read", "Name a UTF-8 file.") from None
-    secret = text.rstrip("\r\n")
-    check_new_secret(secret)
-    return secret
+    return text.rstrip("\r\n")
 
 
-def check_workspace(workspace: str) -> None:
-    if not 1 <= len(workspace) <= MAX_WORKSPACE_ID_LENGTH:
-        raise UsageError(
-            f"a workspace has 1 to {MAX_WORKSPACE_ID_LENGTH} characters, and this one {len(workspace):,}",
-            "No event could ever match: emit has the same limit. Leave it out to use the workspace default.",
-        )
-
-
-def check_target(url: str, dialect: Dialect, config: Config) -> None:
-    """Raise UsageError for a URL that is never sent to; warn of one that only a configuration for development
-    permits."""
-    check_url(url, config.network.https_only, address_policy(config))
-    if not config.network.https_only and not url.lower().startswith("https:"):
-        lifted = (
-            f"the HTTPS that {dialect.name} promises"
-            if dialect.https_only
-            else "Postrider's default of HTTPS"
-        )
-        click.echo(f"network.https_only = false lifts {lifted}; that is for development only", err=True)
-
-
-def parse_patterns(text: str, dialect: Dialect) -> tuple[str, ...]:
-    patterns = tuple(dict.fromkeys(parse_pattern(part) for part in text.split(",")))
-    _check_patterns(patterns, dialect)
-    return patterns
-
-
-def _check_patterns(patterns: Sequence[str], dialect: Dialect) -> None:
-    for pattern in patterns:
-        try:
-            dialect.catalogue.check_pattern(pattern)
-        except UsageError as error:
-            raise UsageError(f"dialect {dialect.name}: {error.message}", error.hint) from None
-
-
-def _rate(text: str | None) -> float | None:
-    """Requests a second; 0 for the word `none`."""
-    if text is None:
-        return None
-    return 0.0 if text == "none" else parse_rate(text)
+def _rate(text: str) -> float | None:
+    """Requests a second; None for the word `none`."""
+    return None if text == "none" else parse_rate(text)
 
 
 def _headers(lines: Sequence[str]) -> dict[str, str]:
@@ -316,5 +223,4 @@ def _headers(lines: Sequence[str]) -> dict[str, str]:
         if text.startswith("@") and not value:
             raise UsageError(f"the value of the header {name} is empty", f"Write it into {text[1:]}.")
         headers[name] = value
-    check_headers(headers)
     return headers

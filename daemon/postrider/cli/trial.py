@@ -1,44 +1,24 @@
 """postrider endpoint test, verify: requests that a person asks for."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import click
 
 from postrider.cli.common import (
-    Stores,
+    backend_of,
     config_option,
     json_option,
-    known_dialect,
-    open_stores,
+    operator,
     print_json,
-    printable,
     read_data,
     run_async,
 )
-from postrider.cli.endpoint_facts import living, usable
-from postrider.domain.catalogue import check_type
-from postrider.domain.dialects import Dialect
-from postrider.domain.errors import UsageError
-from postrider.domain.matching import matching_patterns
-from postrider.domain.model import (
-    DeliveryState,
-    Endpoint,
-    EndpointState,
-    Event,
-    Reply,
-    delivery_public_id,
-    parse_endpoint_id,
-)
-from postrider.edges.dialect_files import load_dialects
-from postrider.edges.network import WebhookClient
-from postrider.edges.settings import network_options
-from postrider.engine.sender import SendSettings
-from postrider.engine.trial import check_data, made_up_event, send_test, shake_hands
-from postrider.store.deliveries import DeliveryResult
-
-_PLAIN_TYPE = "postrider.test"
+from postrider.domain.audit import EVERYWHERE
+from postrider.domain.model import EndpointState, Reply, parse_endpoint_id
+from postrider.operations import endpoint_changes, endpoint_test
+from postrider.operations.single_requests import Sent
+from postrider.operations.views.endpoint import sent_view
+from postrider.operations.wording import printable
 
 
 @click.command()
@@ -59,47 +39,22 @@ async def test(
 
     Example: postrider endpoint test ep_0123456789abcdef --type deal.updated
     """
-    async with open_stores(config_path) as stores:
-        target = usable(await living(stores, parse_endpoint_id(ep))).endpoint
-        dialect = known_dialect(target.dialect, stores.config)
-        given = read_data(data) if data is not None else None
-        if given is not None:
-            check_data(given)
-        event = _test_event(target, dialect, event_type, given, stores)
-        async with _send_settings(stores) as settings:
-            delivery = await send_test(
-                settings,
-                dialect,
-                target,
-                event,
-                database=stores.database,
-                clock=stores.clock,
-            )
-    assert delivery.attempt is not None
-    result = delivery.attempt.result
-    succeeded = delivery.state is DeliveryState.SUCCEEDED
-    public_id = delivery_public_id(delivery.event_id, delivery.endpoint_id)
+    endpoint_id = parse_endpoint_id(ep)
+    given = read_data(data) if data is not None else None
+    async with backend_of(config_path) as backend:
+        sent = await endpoint_test.test(
+            backend, operator(), EVERYWHERE, endpoint_id, event_type=event_type, data=given
+        )
+    result = sent.result
     if as_json:
-        facts: dict[str, object] = {
-            "delivery": public_id,
-            "event_type": event.type,
-            "test": event.test,
-            "state": delivery.state,
-            "succeeded": succeeded,
-            "duration_ms": round(result.duration_ms, 1),
-        }
-        if isinstance(result, Reply):
-            facts |= {"status": result.status, "response_body": result.body}
-        else:
-            facts |= {"error_kind": result.kind, "reason": result.reason}
-        print_json(facts)
+        print_json(sent_view(sent))
     else:
-        answer = f"HTTP {result.status}" if isinstance(result, Reply) else printable(delivery.reason)
-        click.echo(f"{event.type} (test): {delivery.state}, {answer} in {result.duration_ms:.0f} ms")
+        answer = f"HTTP {result.status}" if isinstance(result, Reply) else printable(sent.reason)
+        click.echo(f"{sent.event.type} (test): {sent.state}, {answer} in {result.duration_ms:.0f} ms")
         if isinstance(result, Reply) and result.body:
             click.echo(printable(result.body))
-        show_delivery(delivery)
-    if not succeeded:
+        show_delivery(sent)
+    if not sent.succeeded:
         raise click.exceptions.Exit(1)
 
 
@@ -114,99 +69,18 @@ async def verify(ep: str, config_path: Path | None) -> None:
 
     Example: postrider endpoint verify ep_0123456789abcdef
     """
-    async with open_stores(config_path) as stores:
-        target = usable(await living(stores, parse_endpoint_id(ep))).endpoint
-        dialect = known_dialect(target.dialect, stores.config)
-        if dialect.handshake is None and target.state is not EndpointState.UNVERIFIED:
-            raise UsageError(
-                f"the dialect {dialect.name} knows no handshake", "Try the endpoint: postrider endpoint test."
-            )
-        handshake = await verify_endpoint(stores, target)
-    if handshake is not None:
-        show_delivery(handshake)
-    if (problem := problem_of(handshake)) is not None:
-        click.echo(f"{ep} is not verified: {printable(problem)}")
+    endpoint_id = parse_endpoint_id(ep)
+    async with backend_of(config_path) as backend:
+        verified = await endpoint_changes.verify(backend, operator(), EVERYWHERE, endpoint_id)
+    if verified.handshake is not None:
+        show_delivery(verified.handshake)
+    if verified.problem is not None:
+        click.echo(f"{ep} is not verified: {printable(verified.problem)}")
         raise click.exceptions.Exit(1)
-    click.echo(
-        f"{ep} is verified" + ("" if target.state is EndpointState.UNVERIFIED else f"; it is {target.state}")
-    )
+    was = verified.before
+    click.echo(f"{ep} is verified" + ("" if was is EndpointState.UNVERIFIED else f"; it is {was}"))
 
 
-async def verify_endpoint(stores: Stores, endpoint: Endpoint) -> DeliveryResult | None:
-    """Shake hands where that is demanded, and activate an unverified endpoint that did."""
-    handshake = await ask_for_handshake(stores, endpoint)
-    if problem_of(handshake) is None:
-        await stores.endpoints.activate(endpoint.id, stores.clock.now())
-    return handshake
-
-
-async def ask_for_handshake(stores: Stores, endpoint: Endpoint) -> DeliveryResult | None:
-    """What came of the handshake that the endpoint's dialect demands; None if it demands none."""
-    dialect = known_dialect(endpoint.dialect, stores.config)
-    if dialect.handshake is None:
-        return None
-    async with _send_settings(stores) as settings:
-        return await shake_hands(
-            settings,
-            dialect,
-            dialect.handshake,
-            endpoint,
-            database=stores.database,
-            clock=stores.clock,
-        )
-
-
-def problem_of(handshake: DeliveryResult | None) -> str | None:
-    """What the endpoint did instead of answering the handshake; None if it did, or none was demanded."""
-    return handshake.reason if handshake is not None else None
-
-
-def show_delivery(delivery: DeliveryResult) -> None:
+def show_delivery(sent: Sent) -> None:
     """Tell where to look at it."""
-    public_id = delivery_public_id(delivery.event_id, delivery.endpoint_id)
-    click.echo(f"postrider delivery show {public_id}", err=True)
-
-
-@asynccontextmanager
-async def _send_settings(stores: Stores) -> AsyncIterator[SendSettings]:
-    config = stores.config
-    async with WebhookClient(network_options(config)) as client:
-        yield SendSettings(
-            client,
-            load_dialects(config.dialect.paths, config.dialect.values),
-            config.delivery.user_agent,
-            config.network.https_only,
-        )
-
-
-def _test_event(
-    endpoint: Endpoint, dialect: Dialect, event_type: str | None, data: str | None, stores: Stores
-) -> Event:
-    now = stores.clock.now()
-    catalogue = dialect.catalogue
-    chosen = event_type if event_type is not None else _first_subscribed(endpoint, dialect)
-    if dialect.handshake is not None and chosen == dialect.handshake.type:
-        return made_up_event(endpoint, chosen, now)
-    check_type(chosen)
-    if chosen in catalogue.types or catalogue.closed:
-        sample = catalogue.sample(chosen)
-        return made_up_event(
-            endpoint,
-            chosen,
-            now,
-            data=sample.data if data is None else data,
-            previous_attributes=sample.previous_attributes,
-            object_type=sample.object_type,
-            object_id=sample.object_id,
-            actor=sample.actor,
-            related=sample.related,
-        )
-    return made_up_event(endpoint, chosen, now, data='{"test":true}' if data is None else data)
-
-
-def _first_subscribed(endpoint: Endpoint, dialect: Dialect) -> str:
-    wanted = set(endpoint.patterns)
-    for event_type in dialect.catalogue.types:
-        if wanted & matching_patterns(event_type):
-            return event_type
-    return next((each for each in endpoint.patterns if "*" not in each), _PLAIN_TYPE)
+    click.echo(f"postrider delivery show {sent.delivery_id}", err=True)

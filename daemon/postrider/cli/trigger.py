@@ -4,18 +4,10 @@ from pathlib import Path
 
 import click
 
-from postrider.cli.common import (
-    config_option,
-    json_option,
-    known_dialect,
-    open_stores,
-    print_json,
-    run_async,
-)
-from postrider.domain.catalogue import Sample
-from postrider.domain.dialects import Dialect
-from postrider.domain.errors import UsageError
+from postrider.cli.common import backend_of, config_option, json_option, operator, print_json, run_async
+from postrider.domain.audit import EVERYWHERE
 from postrider.domain.model import DEFAULT_WORKSPACE
+from postrider.operations import trigger as operation
 
 
 @click.command()
@@ -35,30 +27,10 @@ async def trigger(
 
     Example: postrider trigger deal.won --dialect heffl
     """
-    async with open_stores(config_path) as stores:
-        spoken = known_dialect(dialect or stores.config.dialect.default, stores.config)
-        sample = _sample(spoken, event_type)
-        event_id = await stores.outbox.emit(
-            event_type,
-            sample.data,
-            previous_attributes=sample.previous_attributes,
-            workspace_id=workspace,
-            object_type=sample.object_type,
-            object_id=sample.object_id,
-            actor=sample.actor,
-            related=sample.related,
-        )
+    async with backend_of(config_path) as backend, backend.begin(operator(), EVERYWHERE) as work:
+        event_id = await operation.trigger(work, event_type, workspace_id=workspace, dialect=dialect)
     if as_json:
         print_json({"id": event_id})
     else:
         click.echo(event_id)
         click.echo(f"what came of it: postrider event show {event_id}", err=True)
-
-
-def _sample(dialect: Dialect, event_type: str) -> Sample:
-    if not dialect.events:
-        raise UsageError(
-            f"the dialect {dialect.name} has no catalogue, and so no sample of {event_type!r}",
-            "Name one that has: --dialect D (`postrider dialect list`). Or bring the data: postrider emit.",
-        )
-    return dialect.catalogue.sample(event_type)

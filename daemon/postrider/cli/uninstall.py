@@ -3,7 +3,6 @@
 import os
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -11,17 +10,17 @@ import click
 from postrider.cli.common import (
     as_option,
     config_option,
-    dsn_as,
     json_option,
     print_json,
-    printable,
     run_async,
 )
 from postrider.domain.errors import PostriderError, UsageError
+from postrider.domain.installation import COUNTED_UP_TO, Installation, Removal, demand_removable
+from postrider.edges.clock import SystemClock
 from postrider.edges.config import load_config
-from postrider.store.database import Database
-from postrider.store.uninstall import COUNTED_UP_TO, Installation, Removal, demand_removable, survey
-from postrider.store.uninstall import uninstall as remove
+from postrider.operations import installation
+from postrider.operations.wording import printable
+from postrider.operations.work import open_database
 
 
 @click.command()
@@ -39,10 +38,8 @@ async def uninstall(yes: bool, as_user: str | None, config_path: Path | None, as
     Example: postrider uninstall --as postgres
     """
     config = load_config(config_path, os.environ)
-    database = Database(dsn_as(config, as_user), pool_size=1, keyed=False)
-    await database.open()
-    try:
-        found = await survey(database)
+    async with open_database(config, as_user=as_user) as database:
+        found = await installation.survey(database)
         if found is None:
             click.echo("nothing to do: the database has no schema postrider", err=True)
             if as_json:
@@ -53,9 +50,7 @@ async def uninstall(yes: bool, as_user: str | None, config_path: Path | None, as
         demand_removable(found)
         if not yes:
             _confirm(found)
-        done = await remove(database, datetime.now(UTC))
-    finally:
-        await database.close()
+        done = await installation.uninstall(database, SystemClock())
     if as_json:
         print_json({"found": asdict(found), "removed": asdict(done)})
     else:

@@ -5,14 +5,84 @@ of Postrider: they act by a function of their own (`sql/crm_*.sql`), and capture
 """
 
 import random
-from typing import Any, Protocol
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from uuid import UUID
 
 import asyncpg
 import orjson
 
-from postrider.store.database import Connection
+from postrider.edges.resources import sql_dir
 
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+else:
+    Connection = asyncpg.Connection  # generic in its stubs only
+
+EMITTING = "standard"
+"""The dialect whose CRM emits its events itself; tables of the others are captured."""
 STAGES = ("lead", "proposal", "negotiation", "won")
+ROLLED_BACK = 0.05
+"""The share of the CRM's transactions that change their mind: nothing of these may be sent."""
+
+
+class Left(NamedTuple):
+    """An event that a transaction leaves in the outbox."""
+
+    id: UUID
+    type: str
+    workspace_id: str
+
+
+async def make_tables(dsn: str, dialect: str) -> None:
+    """Those of the CRM of that dialect; what is there stays."""
+    file = "sample_crm.sql" if dialect == EMITTING else f"crm_{dialect}.sql"
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute((sql_dir() / file).read_text())
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def session(dsn: str, dialect: str) -> AsyncIterator["Session"]:
+    """A connection of the CRM's own, set as it likes."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        crm = EmittingCrm(connection) if dialect == EMITTING else CapturedCrm(connection)
+        yield Session(crm, connection)
+    finally:
+        await connection.close()
+
+
+class Session:
+    def __init__(self, crm: "Crm", connection: Connection) -> None:
+        self._crm = crm
+        self._connection = connection
+
+    async def transact(self) -> list[Left] | None:
+        """Let a user do something; return the events that this left when its transaction was committed, or
+        None if it was rolled back."""
+        connection = self._connection
+        transaction = connection.transaction()
+        await transaction.start()
+        started_at: datetime = await connection.fetchval("SELECT now()")
+        await self._crm.act()
+        if random.random() < ROLLED_BACK:
+            await transaction.rollback()
+            return None
+        # What is not committed and can be seen is of this transaction; its ids are not older than that. The
+        # demo's server is too young for a second epoch of transactions.
+        oldest = UUID(int=(int(started_at.timestamp() * 1000) - 1) << 80)
+        rows = await connection.fetch(
+            """SELECT id, type, workspace_id FROM postrider.outbox
+               WHERE id > $1 AND NOT test AND pg_xact_status(xmin::text::xid8) = 'in progress'""",
+            oldest,
+        )
+        await transaction.commit()
+        return [Left(*row) for row in rows]
 
 
 class Crm(Protocol):

@@ -3,8 +3,6 @@ slow. It counts what was promised and what came.
 """
 
 import asyncio
-import random
-import secrets
 import statistics
 import time
 import tomllib
@@ -12,57 +10,39 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import UUID
 
-import asyncpg
 from aiohttp import web
 
 from postrider.app import Daemon
-from postrider.demo.crm import CapturedCrm, Crm, EmittingCrm
+from postrider.demo.crm import EMITTING, Left, make_tables, session
 from postrider.demo.receivers import Receiver
+from postrider.domain.audit import EVERYWHERE, Actor
+from postrider.domain.endpoint_input import NewEndpoint
 from postrider.domain.errors import PostriderError
 from postrider.domain.matching import Matcher
 from postrider.domain.model import (
     DEFAULT_WORKSPACE,
     DeliveryState,
-    Endpoint,
-    EndpointState,
     event_public_id,
-    parse_event_id,
 )
-from postrider.domain.sealing import Sealer
-from postrider.domain.signing import parse_secret
-from postrider.edges.clock import SystemClock
+from postrider.domain.status import Progress
 from postrider.edges.config import Config, parse_config
 from postrider.edges.dialect_files import load_dialects
-from postrider.edges.network import WebhookClient
-from postrider.edges.resources import config_dir, sql_dir
-from postrider.edges.settings import network_options
-from postrider.engine.sender import SendSettings
-from postrider.engine.trial import shake_hands
-from postrider.store.captures import Captures
-from postrider.store.catalogue import CatalogueStore
-from postrider.store.database import PINNED, Connection, Database
-from postrider.store.delivery_search import DeliveryRow
-from postrider.store.endpoints import Endpoints
-from postrider.store.history import DeliveryHistory
-from postrider.store.migrations import migrate, read_migrations
-from postrider.store.outbox import Outbox
+from postrider.edges.resources import config_dir
+from postrider.operations import captures, endpoint_changes, endpoints, events, installation
+from postrider.operations.events import ShownEvent
+from postrider.operations.work import open_backend, open_database
 
 WORKSPACES = {"nodestash": "ws_north", "workestra": "ws_berlin"}
 """Where a sample CRM has several workspaces: the one that subscribes. Events of the others go nowhere."""
-EMITTING = "standard"
-"""The dialect whose CRM emits its events itself; tables of the others are captured."""
 WRITERS = 3
 SETTLE_S = 15.0
 """How long retries may take to come through after the writers stopped."""
-ROLLED_BACK = 0.05
-"""The share of the CRM's transactions that change their mind: nothing of these may be sent."""
+WATCHER = Actor("demo", "demo", "localhost")
 
 
 @dataclass
@@ -97,23 +77,21 @@ class Demo:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Demo"]:
-        await self._create_database()
-        runner = await self._start_receivers()
         directory = TemporaryDirectory(prefix="postrider-demo-")
         config = self._config(self._hasty_dialect(Path(directory.name)))
+        await self._create_database(config)
+        runner = await self._start_receivers()
         daemon = Daemon(config)
-        self._database = Database(self.dsn, pool_size=2)
-        await self._database.open()
         try:
-            await self._capture(config)
-            await self._subscribe(config)
-            await daemon.start()
-            try:
-                yield self
-            finally:
-                await daemon.stop()
+            async with open_backend(config) as self._backend:
+                await self._capture()
+                await self._subscribe()
+                await daemon.start()
+                try:
+                    yield self
+                finally:
+                    await daemon.stop()
         finally:
-            await self._database.close()
             await runner.cleanup()
             directory.cleanup()
 
@@ -148,19 +126,11 @@ class Demo:
             return {}
         return tomllib.loads((config_dir() / "crms" / f"{self.dialect.name}.toml").read_text())
 
-    async def _create_database(self) -> None:
-        server = await asyncpg.connect(self._server_dsn, server_settings=PINNED)
-        exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
-        if not await server.fetchval(exists, self._database_name):
-            await server.execute(f"CREATE DATABASE {self._database_name}")
-        await server.close()
-        tables = "sample_crm.sql" if self.dialect.name == EMITTING else f"crm_{self.dialect.name}.sql"
-        connection = await asyncpg.connect(self.dsn, server_settings=PINNED)
-        try:
-            await migrate(connection, read_migrations(sql_dir()))
-            await connection.execute((sql_dir() / tables).read_text())
-        finally:
-            await connection.close()
+    async def _create_database(self, config: Config) -> None:
+        await installation.create_database(self._server_dsn, self._database_name)
+        async with open_database(config) as database:
+            await installation.migrate(database, self.dialect)
+        await make_tables(self.dsn, self.dialect.name)
 
     async def _start_receivers(self) -> web.AppRunner:
         app = web.Application()
@@ -175,97 +145,59 @@ class Demo:
             receiver.url = f"http://127.0.0.1:{port}/{receiver.name}"
         return runner
 
-    async def _capture(self, config: Config) -> None:
-        await CatalogueStore(self._database).publish(self.dialect)
-        await Captures(self._database).apply(config.capture, datetime.now(UTC))
+    async def _capture(self) -> None:
+        async with self._backend.begin(WATCHER, EVERYWHERE) as work:
+            await captures.apply(work)
 
-    async def _subscribe(self, config: Config) -> None:
+    async def _subscribe(self) -> None:
         """Replace the endpoints of an earlier run, whose receivers are gone, and verify the new ones."""
-        store = Endpoints(self._database, Sealer())
-        now = datetime.now(UTC)
-        for row in await store.list_endpoints():
-            await store.delete(row.endpoint.id, now)
+        subscribed = []
+        async with self._backend.begin(WATCHER, EVERYWHERE) as work:
+            left = (await endpoints.list_endpoints(work)).rows
+        for row in left:
+            await endpoints.delete(self._backend, WATCHER, EVERYWHERE, row.endpoint.id)
         for receiver in self.receivers:
-            receiver.endpoint_id = secrets.randbits(63) or 1
-            endpoint = Endpoint(
-                id=receiver.endpoint_id,
+            new = NewEndpoint(
                 workspace_id=self._workspace,
                 url=receiver.url,
                 patterns=receiver.events,
-                exclusions=(),
-                dialect=self.dialect.name,
-                secrets=(parse_secret(receiver.secret),),
-                state=EndpointState.UNVERIFIED if self.dialect.handshake else EndpointState.ACTIVE,
-                concurrency=None,
-                headers={},
-                failing_since=None,
+                secret=receiver.secret,
                 description=f"the demo's {receiver.name} receiver",
             )
-            await store.add(endpoint, [receiver.secret], now)
-            await self._verify(endpoint, config)
-            await store.activate(endpoint.id, now)
+            added = await endpoint_changes.add(self._backend, WATCHER, EVERYWHERE, new)
+            if added.problem is not None:
+                raise PostriderError(f"the demo's own receiver did not answer the handshake: {added.problem}")
+            receiver.endpoint_id = added.row.endpoint.id
             receiver.open = True
-        self._matcher = Matcher([row.endpoint for row in await store.list_endpoints()])
-
-    async def _verify(self, endpoint: Endpoint, config: Config) -> None:
-        if self.dialect.handshake is None:
-            return
-        async with WebhookClient(network_options(config)) as client:
-            settings = SendSettings(client, {}, config.delivery.user_agent, https_only=False)
-            handshake = await shake_hands(
-                settings,
-                self.dialect,
-                self.dialect.handshake,
-                endpoint,
-                database=self._database,
-                clock=SystemClock(),
-            )
-        if handshake.reason is not None:
-            raise PostriderError(f"the demo's own receiver did not answer the handshake: {handshake.reason}")
+            subscribed.append(added.row.endpoint)
+        self._matcher = Matcher(subscribed)
 
     async def write_for(self, seconds: float | None, rate: float, stop: asyncio.Event) -> None:
         """Let the CRM work, `rate` transactions a second, until the time is over or `stop` is set."""
         ends_at = time.monotonic() + seconds if seconds is not None else float("inf")
 
         async def work() -> None:
-            connection = await asyncpg.connect(self.dsn)  # the CRM's own, and set as it likes
-            crm = EmittingCrm(connection) if self.dialect.name == EMITTING else CapturedCrm(connection)
-            try:
+            async with session(self.dsn, self.dialect.name) as crm:
                 while time.monotonic() < ends_at and not stop.is_set():
-                    await self._transact(crm, connection)
+                    self._note(await crm.transact())
                     try:
                         async with asyncio.timeout(min(WRITERS / rate, max(0.0, ends_at - time.monotonic()))):
                             await stop.wait()
                     except TimeoutError:
                         pass
-            finally:
-                await connection.close()
 
         async with asyncio.TaskGroup() as group:
             for _ in range(WRITERS):
                 group.create_task(work())
 
-    async def _transact(self, crm: Crm, connection: Connection) -> None:
-        transaction = connection.transaction()
-        await transaction.start()
-        started_at: datetime = await connection.fetchval("SELECT now()")
-        await crm.act()
-        if random.random() < ROLLED_BACK:
-            await transaction.rollback()
+    def _note(self, left: list[Left] | None) -> None:
+        """What the transaction left that has just ended."""
+        if left is None:
             self.rolled_back += 1
             return
-        # What is not committed and can be seen is of this transaction; its ids are not older than that. The
-        # demo's server is too young for a second epoch of transactions.
-        oldest = UUID(int=(int(started_at.timestamp() * 1000) - 1) << 80)
-        rows = await connection.fetch(
-            """SELECT id, type, workspace_id FROM postrider.outbox
-               WHERE id > $1 AND NOT test AND pg_xact_status(xmin::text::xid8) = 'in progress'""",
-            oldest,
-        )
-        await transaction.commit()
         committed_at = time.time()
-        for row in rows:
-            self.emitted[event_public_id(row["id"])] = Emitted(committed_at, row["type"], row["workspace_id"])
+        for each in left:
+            self.emitted[event_public_id(each.id)] = Emitted(committed_at, each.type, each.workspace_id)
 
     async def settle(self, seconds: float = SETTLE_S) -> None:
         """Wait until every delivery that is owed has come to an end, or the time is over."""
@@ -279,22 +211,24 @@ class Demo:
     async def counts(self) -> dict[str, Any]:
         """What was owed, what came, and what is neither: lost. A delivery counts as succeeded when its
         receiver accepted it, whatever the database says."""
-        history, outbox = DeliveryHistory(self._database), Outbox(self._database)
         by_endpoint = {receiver.endpoint_id: receiver for receiver in self.receivers}
         states: Counter[str] = Counter()
         duplicates = 0
         for event_id, emitted in list(self.emitted.items()):
-            for endpoint in self._matcher.match(emitted.workspace_id, emitted.type):
-                accepted = by_endpoint[endpoint.id].accepted
-                if not accepted[event_id]:
-                    key = (parse_event_id(event_id), endpoint.id)
-                    pending = await outbox.is_pending(key[0])
-                    row = await history.get(key)
-                    if not accepted[event_id]:  # it may have come while we asked
-                        states[_state_of(row, pending=pending)] += 1
-                        continue
+            subscribed = [each.id for each in self._matcher.match(emitted.workspace_id, emitted.type)]
+            shown = None
+            if not all(by_endpoint[each].accepted[event_id] for each in subscribed):
+                async with self._backend.begin(WATCHER, EVERYWHERE) as work:
+                    shown = await events.show(work, event_id)
+            for endpoint_id in subscribed:
+                accepted = by_endpoint[endpoint_id].accepted[event_id]
+                if shown is not None and not accepted:  # it may have come while we asked
+                    states[_state_of(shown, endpoint_id)] += 1
+                    continue
                 states["succeeded"] += 1
-                duplicates += accepted[event_id] - 1
+                duplicates += accepted - 1
+        async with self._backend.begin(WATCHER, EVERYWHERE) as work:
+            set_aside = len(await captures.rejections(work, 1000))
         spans = self.latencies_ms()
         return {
             "emitted": len(self.emitted),
@@ -306,7 +240,7 @@ class Demo:
             "failed": states["failed"],
             "lost": states["lost"],
             "duplicates": duplicates,
-            "set_aside": len(await Captures(self._database).list_rejections(1000)),
+            "set_aside": set_aside,
             "bad_signatures": sum(receiver.bad_signatures for receiver in self.receivers),
             "p50_ms": round(statistics.median(spans), 1) if spans else None,
             "p99_ms": round(spans[int(len(spans) * 0.99)], 1) if spans else None,
@@ -322,8 +256,9 @@ class Demo:
         )
 
 
-def _state_of(row: DeliveryRow | None, *, pending: bool) -> str:
+def _state_of(shown: ShownEvent, endpoint_id: int) -> str:
     """The state of a delivery that its receiver has not accepted."""
-    if row is None:
-        return "sending" if pending else "lost"
-    return "lost" if row.state in (DeliveryState.SUCCEEDED, DeliveryState.CANCELLED) else row.state.value
+    state = next((row.state for row in shown.deliveries if row.endpoint_id == endpoint_id), None)
+    if state is None:
+        return "lost" if shown.progress is Progress.DONE else "sending"
+    return "lost" if state in (DeliveryState.SUCCEEDED, DeliveryState.CANCELLED) else state.value

@@ -15,7 +15,9 @@ from postrider.domain.policy import AttemptNote, Outcome, RetryPolicy, should_di
 from postrider.edges.clock import Clock
 from postrider.engine.recorded import Recorded
 from postrider.engine.signals import Signal
-from postrider.store.endpoints import Endpoints, Failing
+from postrider.store import endpoint_health
+from postrider.store.database import Database
+from postrider.store.endpoint_health import Failing
 
 log = structlog.get_logger()
 
@@ -103,7 +105,7 @@ class Disabler:
     def __init__(
         self,
         *,
-        endpoints: Endpoints,
+        database: Database,
         book: OutcomeBook,
         policy_of: Callable[[str], RetryPolicy],
         clock: Clock,
@@ -111,7 +113,7 @@ class Disabler:
     ) -> None:
         """`policy_of` the name of a dialect tells how long an endpoint may fail."""
         self._policy_of = policy_of
-        self._endpoints = endpoints
+        self._database = database
         self._book = book
         self._clock = clock
         self._tuning = tuning or DisablerTuning()
@@ -129,11 +131,12 @@ class Disabler:
         """Note what the attempts say, take over what other daemons noted, and disable what is due."""
         book = self._book
         notes, refused, before = book.notes(), book.refused(), book.failing
-        failing = await self._endpoints.failing()
+        failing = await self._ask()
         changes = {each: note for each, note in notes.items() if _changes(note, failing.get(each))}
         if changes:
-            await self._endpoints.note_attempts(changes)
-            failing = await self._endpoints.failing()
+            async with self._database.transaction() as connection:
+                await endpoint_health.note_attempts(connection, changes)
+            failing = await self._ask()
         book.told(notes, failing)
         recovered = sum(each in before and each not in failing for each in changes)
         new = sum(each in failing and failing[each] != before.get(each) for each in changes)
@@ -152,11 +155,18 @@ class Disabler:
                 disabled += await self._disable(endpoint_id, reason, now, since)
         return DisablerCounts(new, recovered, disabled)
 
+    async def _ask(self) -> dict[int, Failing]:
+        async with self._database.connection() as connection:
+            return await endpoint_health.failing(connection)
+
     async def _disable(
         self, endpoint_id: int, reason: str, now: datetime, failing_since: datetime | None = None
     ) -> bool:
-        if not await self._endpoints.disable(endpoint_id, reason, now, failing_since=failing_since):
-            return False
+        async with self._database.connection() as connection:
+            if not await endpoint_health.disable(
+                connection, endpoint_id, reason, now, failing_since=failing_since
+            ):
+                return False
         log.warning("endpoint.disabled", endpoint=endpoint_public_id(endpoint_id), reason=reason)
         return True
 

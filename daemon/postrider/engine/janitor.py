@@ -12,7 +12,7 @@ from postrider.edges.clock import Clock
 from postrider.engine.ledger import Ledger
 from postrider.engine.rescue import rescue
 from postrider.engine.signals import Signal
-from postrider.store.captures import Captures
+from postrider.store import capture_rejections
 from postrider.store.database import Database
 
 log = structlog.get_logger()
@@ -37,7 +37,6 @@ class Janitor:
         self,
         *,
         database: Database,
-        captures: Captures,
         ledger: Ledger,
         freed: Sequence[Signal],
         clock: Clock,
@@ -45,7 +44,6 @@ class Janitor:
     ) -> None:
         """`freed` are set when claims and deliveries of a dead daemon are there to be taken."""
         self._database = database
-        self._captures = captures
         self._ledger = ledger
         self._freed = freed
         self._clock = clock
@@ -84,7 +82,8 @@ class Janitor:
 
     async def tell_rejections(self) -> int:
         """Log the rows of which no event could be made; return how many were logged."""
-        rejections = await self._captures.log_rejections(self._tuning.most_rejections)
+        async with self._database.connection() as connection:
+            rejections = await capture_rejections.tell(connection, self._tuning.most_rejections)
         for each in rejections:
             log.error(
                 "capture.rejected",

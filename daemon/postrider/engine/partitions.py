@@ -15,8 +15,7 @@ import structlog
 
 from postrider.domain.model import endpoint_public_id
 from postrider.edges.clock import Clock
-from postrider.store import partitions, retention
-from postrider.store.captures import Captures
+from postrider.store import capture_deleted, capture_rejections, partitions, retention
 from postrider.store.database import Busy, Connection, Database, DatabaseError, DatabaseUnavailable
 from postrider.store.partitions import PARTITIONED, Partitioned
 from postrider.store.retention import Sweep
@@ -84,13 +83,11 @@ class PartitionKeeper:
         self,
         *,
         database: Database,
-        captures: Captures,
         retention: Retention,
         clock: Clock,
         tuning: PartitionTuning | None = None,
     ) -> None:
         self._database = database
-        self._captures = captures
         self._retention = retention
         self._clock = clock
         self._tuning = tuning or PartitionTuning()
@@ -129,7 +126,9 @@ class PartitionKeeper:
         if not created.complete:
             return PartitionCounts(len(created.names), 0, False)
         now = self._clock.now()
-        await self._captures.forget_rejections(now - timedelta(seconds=self._retention.events))
+        async with self._database.connection() as connection:
+            await capture_rejections.forget(connection, now - timedelta(seconds=self._retention.events))
+            await capture_deleted.forget(connection)
         dropped = 0
         for parent in PARTITIONED:
             seconds = self._retention.attempts if parent == "attempt" else self._retention.events

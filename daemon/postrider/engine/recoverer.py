@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from postrider.domain.capture_steps import Recovery
 from postrider.edges.clock import Clock
-from postrider.store.capture_recovery import Recovery
-from postrider.store.captures import Captures
+from postrider.engine.recovery import recover
+from postrider.store.database import Database
 
 log = structlog.get_logger()
 
@@ -25,8 +26,8 @@ class RecovererTuning:
 
 
 class Recoverer:
-    def __init__(self, *, captures: Captures, clock: Clock, tuning: RecovererTuning | None = None) -> None:
-        self._captures = captures
+    def __init__(self, *, database: Database, clock: Clock, tuning: RecovererTuning | None = None) -> None:
+        self._database = database
         self._clock = clock
         self._tuning = tuning or RecovererTuning()
         self._last: Recovery | None = None
@@ -41,7 +42,10 @@ class Recoverer:
                 await self._clock.sleep(self._tuning.interval_s)
 
     async def run_once(self) -> Recovery:
-        batch = await self._captures.recover(limit=self._tuning.batch, budget_s=self._tuning.budget_s)
+        ends_at = self._clock.monotonic() + self._tuning.budget_s
+        batch = await recover(
+            self._database, limit=self._tuning.batch, enough=lambda: self._clock.monotonic() > ends_at
+        )
         self._last = batch
         if batch.rows:
             log.info("capture.recovered", rows=batch.rows, events=batch.events, kept=batch.kept)

@@ -15,8 +15,7 @@ from postrider.edges.systemd import Notifier
 from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
-from postrider.store import daemons, partitions, totals
-from postrider.store.captures import Captures
+from postrider.store import capture_rejections, daemons, partitions, totals
 from postrider.store.database import Database
 from postrider.store.outbox import Backlog, Outbox
 from postrider.store.totals import Totals
@@ -46,7 +45,6 @@ class Reporter:
         *,
         database: Database,
         outbox: Outbox,
-        captures: Captures,
         ledger: Ledger,
         lanes: Lanes,
         endpoints: EndpointSnapshot,
@@ -60,7 +58,6 @@ class Reporter:
         self._tuning = tuning = tuning or ReporterTuning()
         self._database = database
         self._outbox = outbox
-        self._captures = captures
         self._ledger = ledger
         self._lanes = lanes
         self._endpoints = endpoints
@@ -117,11 +114,12 @@ class Reporter:
         async with self._database.connection() as connection:
             alive = [row.alive for row in await daemons.list_all(connection)]
             days = await partitions.days(connection)
+            set_aside = await capture_rejections.count(connection)
         gauges.daemons.labels("alive").set(alive.count(True))
         gauges.daemons.labels("dead").set(alive.count(False))
         for table, days_of in days.items():
             gauges.partitions_ahead.labels(table).set(days_of.ahead)
-        gauges.set_aside.set(await self._captures.count_rejections())
+        gauges.set_aside.set(set_aside)
         started = self._clock.monotonic()
         if self._counts_of_totals.due(started):
             async with self._database.connection() as connection:

@@ -21,10 +21,9 @@ from postrider.engine.ledger import MIB, Job, Ledger, Share
 from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
-from postrider.store import deliveries, outbox
+from postrider.store import deliveries, endpoint_deliveries, outbox
 from postrider.store.database import Database
 from postrider.store.deliveries import ClaimedDelivery, DeliveryKey, WaitingWanted
-from postrider.store.endpoints import Endpoints
 
 _FIRST = -1
 
@@ -47,6 +46,8 @@ class SchedulerTuning:
     """Before another look where memory is short."""
     rescan_s: float = 5.0
     """How often to look for waiting deliveries that nobody announced: another daemon left them."""
+    cancel_batch: int = 5000
+    """Deliveries of a deleted endpoint that one transaction cancels."""
     rescan_batch: int = 500
     """Endpoints with waiting deliveries that one look finds."""
     reconcile_s: float = 30.0
@@ -67,7 +68,6 @@ class Scheduler:
         tuning: SchedulerTuning,
         *,
         database: Database,
-        endpoints: Endpoints,
         lanes: Lanes,
         keeper: LaneKeeper,
         ledger: Ledger,
@@ -82,7 +82,6 @@ class Scheduler:
         and database may differ about our claims, which are compared before the next one."""
         self._tuning = tuning
         self._database = database
-        self._endpoints = endpoints
         self._lanes = lanes
         self._keeper = keeper
         self._ledger = ledger
@@ -150,12 +149,24 @@ class Scheduler:
         cancelled = 0
         for endpoint_id in found:
             if not self._lanes.note_found(endpoint_id):
-                count = await self._endpoints.cancel_deleted(endpoint_id, self._clock.now())
+                count = await self._cancel_left(endpoint_id)
                 if count:
                     endpoint = endpoint_public_id(endpoint_id)
                     log.info("deliveries.cancelled", endpoint=endpoint, deliveries=count)
                 cancelled += count
         return cancelled
+
+    async def _cancel_left(self, endpoint_id: int) -> int:
+        """Cancel what waits for an endpoint if it is deleted."""
+        cancelled = 0
+        while True:
+            async with self._database.transaction() as connection:
+                count = await endpoint_deliveries.cancel_left(
+                    connection, endpoint_id, self._clock.now(), self._tuning.cancel_batch
+                )
+            cancelled += count
+            if count < self._tuning.cancel_batch:
+                return cancelled
 
     async def _promote(self) -> int:
         now = self._clock.now()

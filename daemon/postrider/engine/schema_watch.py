@@ -11,7 +11,7 @@ import structlog
 from postrider.edges.clock import Clock
 from postrider.engine.signals import Signal
 from postrider.store.database import Database
-from postrider.store.migrations import Migration, OutdatedProgram, check_schema
+from postrider.store.migrations import OutdatedProgram, Schema, check_schema
 
 log = structlog.get_logger()
 
@@ -32,20 +32,20 @@ class SchemaWatch:
         self,
         *,
         database: Database,
-        migrations: list[Migration],
+        schema: Schema,
         wake: Signal,
         clock: Clock,
         tuning: SchemaWatchTuning | None = None,
     ) -> None:
         self._database = database
-        self._migrations = migrations
+        self._schema = schema
         self._wake = wake
         self._clock = clock
         self._tuning = tuning or SchemaWatchTuning()
         self._outdated: asyncio.Future[OutdatedProgram] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
-        return f"<SchemaWatch {'outdated' if self._outdated.done() else self._migrations[-1].number}>"
+        return f"<SchemaWatch {'outdated' if self._outdated.done() else self._schema.number}>"
 
     async def outdated(self) -> OutdatedProgram:
         """Wait until the program is too old; return why."""
@@ -60,7 +60,7 @@ class SchemaWatch:
         """Compare program and schema. Raises SchemaError where they differ otherwise."""
         try:
             async with self._database.connection() as connection:
-                await check_schema(connection, self._migrations)
+                await check_schema(connection, self._schema)
         except OutdatedProgram as error:
             if not self._outdated.done():
                 log.error("daemon.outdated", reason=error.message, hint=error.hint)

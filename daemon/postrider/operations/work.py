@@ -14,9 +14,10 @@ from postrider.edges.config import Config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import sql_dir
 from postrider.edges.settings import read_sealer
+from postrider.edges.system_user import become
 from postrider.store import audit
 from postrider.store.database import Connection, Database
-from postrider.store.migrations import check_schema, read_migrations
+from postrider.store.migrations import check_schema, read_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +85,24 @@ class Backend:
 
 
 @asynccontextmanager
-async def open_backend(config: Config, dsn: str | None = None) -> AsyncIterator[Backend]:
-    """Connect to the database of the configuration, or of a DSN given, and check its schema."""
+async def open_backend(config: Config, *, as_user: str | None = None) -> AsyncIterator[Backend]:
+    """Connect to the database of the configuration, and check its schema. `as_user`: as root, become that
+    system user for good, and connect as him."""
     setting = Setting(config, load_dialects(config.dialect.paths, config.dialect.values), read_sealer(config))
-    database = Database(dsn or config.database.dsn, pool_size=2, keyed=False)
+    async with open_database(config, as_user=as_user) as database:
+        async with database.connection() as connection:
+            await check_schema(connection, read_schema(sql_dir()))
+        yield Backend(database, setting, SystemClock())
+
+
+@asynccontextmanager
+async def open_database(config: Config, *, as_user: str | None = None) -> AsyncIterator[Database]:
+    """The same without a look at the schema, for those who make, mend or remove it. What the configuration
+    names has to have been read before."""
+    dsn = config.database.dsn if as_user is None else become(as_user, config.database.dsn)
+    database = Database(dsn, pool_size=2, keyed=False)
     await database.open()
     try:
-        async with database.connection() as connection:
-            await check_schema(connection, read_migrations(sql_dir()))
-        yield Backend(database, setting, SystemClock())
+        yield database
     finally:
         await database.close()

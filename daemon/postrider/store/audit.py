@@ -37,6 +37,21 @@ async def append(
     )
 
 
+def entries_statement(
+    scope: Scope, *, subject: str | None, before_id: int | None, limit: int
+) -> tuple[str, list[object]]:
+    made = Statement()
+    made.keep_to(scope)
+    if subject is not None:
+        made.require(f"subject = {made.given(subject, 'text')}")
+    if before_id is not None:
+        made.require(f"id < {made.given(before_id, 'bigint')}")
+    statement = f"""SELECT id, at, workspace_id, who, how, origin, action, subject, before, after
+                    FROM postrider.audit_log WHERE {made.where}
+                    ORDER BY id DESC LIMIT {made.given(limit, "bigint")}"""  # noqa: S608 (parameters' numbers)
+    return statement, made.parameters
+
+
 async def entries(
     connection: Connection,
     scope: Scope,
@@ -46,18 +61,8 @@ async def entries(
     limit: int,
 ) -> list[AuditEntry]:
     """The newest entries first, from the one before `before_id` on."""
-    made = Statement()
-    made.keep_to(scope)
-    if subject is not None:
-        made.require(f"subject = {made.given(subject, 'text')}")
-    if before_id is not None:
-        made.require(f"id < {made.given(before_id, 'bigint')}")
-    rows = await connection.fetch(
-        f"""SELECT id, at, workspace_id, who, how, origin, action, subject, before, after
-            FROM postrider.audit_log WHERE {made.where}
-            ORDER BY id DESC LIMIT {made.given(limit, "bigint")}""",  # noqa: S608 (numbers of parameters)
-        *made.parameters,
-    )
+    statement, parameters = entries_statement(scope, subject=subject, before_id=before_id, limit=limit)
+    rows = await connection.fetch(statement, *parameters)
     return [
         AuditEntry(
             id=row["id"],

@@ -18,10 +18,19 @@ from postrider.store.capture_values import (
     literal,
     quoted,
 )
+from postrider.store.database import Connection
 
 KEEPING_PREFIX = "postrider_archive_"
 """PostgreSQL fires triggers in the order of their names: where a captured table refers to itself, its deleted
 rows are kept before the events are made."""
+
+
+async def forget(connection: Connection) -> None:
+    """Delete what was kept for transactions which have ended."""
+    await connection.execute(
+        """DELETE FROM postrider.capture_deleted
+           WHERE transaction < pg_snapshot_xmin(pg_current_snapshot())"""
+    )
 
 
 def kept_tables(capture: Capture, tables: Tables) -> dict[str, TableFacts]:

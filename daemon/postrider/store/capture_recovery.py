@@ -5,19 +5,18 @@ by `postrider.evaluate`; only what came of it is written. The connection is clos
 can leave things in a session.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from time import monotonic
 
 import asyncpg
 
+from postrider.domain.capture_steps import Recovery
+from postrider.store import captured_events
 from postrider.store.capture_rows import EVENT_COLUMNS
 from postrider.store.capture_values import quoted
-from postrider.store.database import Connection, Database, pin, translated_errors
+from postrider.store.database import Connection, pin
 
-LOCK_TIMEOUT_S = 0.25
-STATEMENT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0
 """How much later than PostgreSQL this side gives up, so that a slow statement fails as one, with a reason."""
 MAX_BATCH_BYTES = 8 * 1024 * 1024
@@ -72,15 +71,6 @@ DELETE FROM postrider.capture_rejected WHERE id IN (
 RETURNING id, at
 """
 
-_INSERT = f"""
-INSERT INTO postrider.outbox (occurred_at, {EVENT_COLUMNS})
-SELECT at, workspace_id, type, object_type, object_id, data::json, previous_attributes::json, actor::json,
-       related::json
-FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::text[], $9::text[]) WITH ORDINALITY AS made (at, {EVENT_COLUMNS}, place)
-ORDER BY place
-"""  # noqa: S608 - names only
-
 # A row that another works on at the moment is left to it.
 _POSTPONE = f"""
 UPDATE postrider.capture_rejected AS r SET attempts = r.attempts + 1, reason = p.reason,
@@ -100,43 +90,56 @@ _GONE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
-    """What came of a batch."""
+class Candidate:
+    id: int
+    capture: str
 
-    rows: int
-    """Rows that are done; one may make several events, or none."""
-    events: int
-    kept: int
-    """Rows that stay: with the reason of this time, or because a lock is in the way."""
-    last: int | None
-    """The highest id of the batch; None if there was nothing to do."""
+
+async def candidates(
+    connection: Connection, *, limit: int, name: str | None = None, after: int | None = None
+) -> list[Candidate]:
+    """Up to `limit` rows in the order of their changes: those of one capture, or of all; those whose time has
+    come, or with `after` all that follow this id."""
+    choice = (_DUE,) if after is None else (_FOLLOWING, after)
+    rows = await connection.fetch(choice[0], name, limit, MAX_BATCH_BYTES, *choice[1:])
+    return [Candidate(row["id"], row["capture"]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a statement may take that makes or writes events, in seconds."""
+
+    lock_s: float = 0.25
+    """So long it waits for a lock."""
+    statement_s: float = 10.0
+
+    @property
+    def command_timeout_s(self) -> float:
+        """What the connection should have."""
+        return self.statement_s + ANSWER_TIMEOUT_S
+
+
+PATIENCE = Patience()
 
 
 async def recover(
-    database: Database, *, limit: int, name: str | None, after: int | None, budget_s: float | None = None
+    connection: Connection,
+    rows: Sequence[Candidate],
+    *,
+    enough: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENCE,
 ) -> Recovery:
-    """Make events of up to `limit` rows, in the order of their changes: those of one capture, or of all;
-    those whose time has come, or with `after` all that follow this id.
+    """Make events of rows. What an owner defined may leave things in the session, so `connection` is one for
+    this alone, in no transaction, and is closed afterwards.
 
-    No further part of the batch is begun after `budget_s` seconds, once it is known what becomes of some row.
+    No further part of the batch is begun when that is `enough`, once it is known what becomes of some row.
     """
-    choice = (_DUE,) if after is None else (_FOLLOWING, after)
-    async with database.connection() as pooled:
-        candidates = await pooled.fetch(choice[0], name, limit, MAX_BATCH_BYTES, *choice[1:])
-    if not candidates:
-        return Recovery(0, 0, 0, None)
-    with translated_errors():
-        connection = await database.dedicated(command_timeout=STATEMENT_TIMEOUT_S + ANSWER_TIMEOUT_S)
-        try:
-            batch = _Batch(connection, None if budget_s is None else monotonic() + budget_s)
-            for capture in dict.fromkeys(row["capture"] for row in candidates):
-                await batch.make(capture, [row["id"] for row in candidates if row["capture"] == capture])
-            await batch.write([row["id"] for row in candidates if row["id"] in batch.made])
-            await batch.postpone()
-            last = max(row["id"] for row in candidates)
-            return Recovery(batch.rows, batch.events, len(batch.problems), last)
-        finally:
-            await connection.close(timeout=5)
+    batch = _Batch(connection, enough, patience)
+    for capture in dict.fromkeys(row.capture for row in rows):
+        await batch.make(capture, [row.id for row in rows if row.capture == capture])
+    await batch.write([row.id for row in rows if row.id in batch.made])
+    await batch.postpone()
+    return Recovery(batch.rows, batch.events, len(batch.problems), max(row.id for row in rows))
 
 
 @dataclass(slots=True)
@@ -144,7 +147,8 @@ class _Batch:
     """Rows on their way, by id. Where many fail together they are halved, until those are found that do."""
 
     connection: Connection
-    deadline: float | None
+    enough: Callable[[], bool]
+    patience: Patience
     made: dict[int, list[asyncpg.Record]] = field(default_factory=dict)
     """The events of each row."""
     problems: dict[int, str | None] = field(default_factory=dict)
@@ -156,7 +160,7 @@ class _Batch:
         """Make the events of rows of a capture."""
         # What is left for the next time must not be all of the batch again, or nothing would ever be done.
         known = self.made or self.problems
-        if known and self.deadline is not None and monotonic() > self.deadline:
+        if known and self.enough():
             return
         try:
             events = await self._evaluate(capture, ids)
@@ -180,8 +184,9 @@ class _Batch:
                 taken = {row["id"]: row["at"] for row in found}
                 events = [event for each in ids if each in taken for event in self.made[each]]
                 if events:
-                    columns = [[event[name] for event in events] for name in EVENT_COLUMNS.split(", ")]
-                    await self.connection.execute(_INSERT, [taken[event["id"]] for event in events], *columns)
+                    await captured_events.insert(
+                        self.connection, [(taken[each["id"]], each) for each in events]
+                    )
         except _GONE:
             raise
         except asyncpg.PostgresError as error:
@@ -206,7 +211,9 @@ class _Batch:
             return ()
         if len(ids) == 1:
             slow = isinstance(error, asyncpg.QueryCanceledError)
-            self.problems[ids[0]] = f"it takes longer than {STATEMENT_TIMEOUT_S:g} s" if slow else str(error)
+            self.problems[ids[0]] = (
+                f"it takes longer than {self.patience.statement_s:g} s" if slow else str(error)
+            )
             return ()
         middle = len(ids) // 2
         return ids[:middle], ids[middle:]
@@ -227,8 +234,8 @@ class _Batch:
         try:
             await pin(self.connection)
             await self.connection.execute(
-                f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_S * 1000:.0f}; "
-                f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_S * 1000:.0f}"
+                f"SET LOCAL statement_timeout = {self.patience.statement_s * 1000:.0f}; "
+                f"SET LOCAL lock_timeout = {self.patience.lock_s * 1000:.0f}"
             )
             yield
         except BaseException:

@@ -13,7 +13,8 @@ SELECT grants.statement FROM (VALUES
   (pg_has_role('{CAPTURE_ROLE}', $1) AND pg_has_role('{CAPTURE_ROLE}', 'USAGE'), format(
     'GRANT {CAPTURE_ROLE} TO %I', current_user)),
   (has_table_privilege('postrider.capture', 'INSERT') AND has_table_privilege('postrider.capture', 'UPDATE')
-   AND has_table_privilege('postrider.capture', 'DELETE'), format(
+   AND has_table_privilege('postrider.capture', 'DELETE')
+   AND has_table_privilege('postrider.audit_log', 'INSERT'), format(
     'GRANT postrider_daemon TO %I', current_user)),
   (NOT $2 OR has_schema_privilege('postrider', 'CREATE WITH GRANT OPTION'), format(
     'GRANT CREATE ON SCHEMA postrider TO %I WITH GRANT OPTION', current_user))

@@ -180,6 +180,15 @@ def _trigger_body(capture: Capture, tables: Tables, rows: Rows) -> str:
     """
     name, begun = literal(capture.name), literal(begun_setting(capture.name))
     key = ", ".join(f"coalesce(change.new_row, change.old_row)->>{literal(each)}" for each in capture.key)
+    set_by_set = f"""CASE TG_OP{_branches(capture, rows)}
+      END CASE;
+      IF largest > {MAX_DATA_BYTES} OR longest_id > {MAX_OBJECT_ID_LENGTH}
+         OR longest_workspace > {MAX_WORKSPACE_ID_LENGTH} THEN
+        RAISE program_limit_exceeded;
+      END IF;"""
+    events_of = function_name(capture.name)
+    row_by_row = f"""SELECT array_agg(e) INTO events
+            FROM {events_of}(change.operation, change.old_row, change.new_row, NULL) AS e;"""
     return f"""#variable_conflict use_column
 DECLARE
   events            postrider.capture_event[];
@@ -213,21 +222,7 @@ BEGIN{keeping(capture, tables)}
     PERFORM set_config({begun}, here[1] || replace(here[3], ':- ', ':' || moment || ' '), true);
   END IF;{_truncate_once(capture)}
   BEGIN
-    BEGIN
-      CASE TG_OP{_branches(capture, rows)}
-      END CASE;
-      IF largest > {MAX_DATA_BYTES} OR longest_id > {MAX_OBJECT_ID_LENGTH}
-         OR longest_workspace > {MAX_WORKSPACE_ID_LENGTH} THEN
-        RAISE program_limit_exceeded;
-      END IF;
-      done := true;
-      RAISE SQLSTATE '{_FORGET}';
-    EXCEPTION WHEN OTHERS THEN
-      IF NOT done THEN
-        problem := SQLERRM;
-        waited := {_LOCKED};
-      END IF;
-    END;
+    {_undone(set_by_set, "    ")}
     IF done THEN
       {_WRITE}
       RETURN NULL;
@@ -241,17 +236,7 @@ BEGIN{keeping(capture, tables)}
                                                      {_array(capture.key)}) LOOP
       done := false;
       IF NOT waited THEN
-        BEGIN
-          SELECT array_agg(e) INTO events
-            FROM {function_name(capture.name)}(change.operation, change.old_row, change.new_row, NULL) AS e;
-          done := true;
-          RAISE SQLSTATE '{_FORGET}';
-        EXCEPTION WHEN OTHERS THEN
-          IF NOT done THEN
-            problem := SQLERRM;
-            waited := {_LOCKED};
-          END IF;
-        END;
+        {_undone(row_by_row, "        ")}
       END IF;
       IF done THEN
         BEGIN
@@ -278,6 +263,21 @@ BEGIN{keeping(capture, tables)}
   END;
   RETURN NULL;
 END"""
+
+
+def _undone(statements: str, indent: str) -> str:
+    """Statements that make `events`, in the subtransaction that is always rolled back. It sets `done`; where
+    they failed, `problem` and `waited` tell why."""
+    return f"""BEGIN
+{indent}  {statements}
+{indent}  done := true;
+{indent}  RAISE SQLSTATE '{_FORGET}';
+{indent}EXCEPTION WHEN OTHERS THEN
+{indent}  IF NOT done THEN
+{indent}    problem := SQLERRM;
+{indent}    waited := {_LOCKED};
+{indent}  END IF;
+{indent}END;"""
 
 
 def _branches(capture: Capture, rows: Rows) -> str:

@@ -1,23 +1,21 @@
-"""Captures in the database: compare the sections with the live tables, create and drop triggers, and read
-what triggers set aside."""
+"""Captures in the database: compare the sections with the live tables, create and drop triggers."""
 
 import difflib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
 
 from postrider.domain.capture import Capture
+from postrider.domain.capture_steps import Step
 from postrider.domain.errors import UsageError
 from postrider.store.capture_guard import demand_own_functions
 from postrider.store.capture_inspector import CaptureInspector
-from postrider.store.capture_recovery import Recovery, recover
 from postrider.store.capture_rights import demand_rights
 from postrider.store.capture_sql import CAPTURE_ROLE, Statements, drop_statements
-from postrider.store.database import Connection, Database, DatabaseError
+from postrider.store.database import Connection, DatabaseError
 
 APPLY_LOCK_TIMEOUT = "5s"
 """How long `apply` waits for writers of a CRM's table; those who come meanwhile wait behind it."""
@@ -48,183 +46,64 @@ SELECT current_user AS name,
 WHERE NOT has_function_privilege('postrider.evaluate(text,json)', 'EXECUTE')
 """
 
-MAX_COUNTED = 10_000
-SET_ASIDE = f"SELECT count(*) FROM (SELECT FROM postrider.capture_rejected LIMIT {MAX_COUNTED}) AS r"  # noqa: S608
-"""Rows of which no event is made yet; counting stops at the limit."""
 
-_SET_ASIDE_BY_CAPTURE = """
-SELECT coalesce(c.name, r.capture) AS name, coalesce(r.rows, 0) AS rows,
-  c.name IS NOT NULL AND to_regprocedure(
-    format('postrider.%I(text,json,json,json)', 'capture_' || c.name)) IS NOT NULL AS applied
-FROM postrider.capture AS c FULL JOIN (
-    SELECT capture, count(*) AS rows FROM postrider.capture_rejected GROUP BY capture
-  ) AS r ON r.capture = c.name
-ORDER BY 1
-"""
+async def plan(connection: Connection, captures: Sequence[Capture]) -> list[Step]:
+    """Compare sections with what is applied. Raises UsageError with every mistake in the sections."""
+    return await _steps(connection, await _wanted(connection, captures))
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What is to be done for one capture."""
-
-    name: str
-    table: str
-    action: str
-    """create, change, drop or keep."""
-    event_types: tuple[str, ...]
-    diff: tuple[str, ...]
-    """The section's lines that differ, as `-` and `+`; or why an equal section has to be applied again."""
-    statements: tuple[str, ...]
-    grants: tuple[str, ...]
-    """What postrider_capture needs for it, as GRANT says it."""
-    checksum: str
-    warnings: tuple[str, ...] = ()
-    """What the section leaves out, and may be meant to tell."""
+async def apply(connection: Connection, captures: Sequence[Capture], now: datetime) -> list[Step]:
+    """Do what `plan` says; return the steps. What it raises has to undo the transaction."""
+    async with _changing(connection):
+        wanted = await _wanted(connection, captures)
+        await demand_rights(connection, [inspector for inspector, _ in wanted.values()])
+        steps = await _steps(connection, wanted)
+        for step in steps:
+            await _execute(connection, step)
+            if step.action in ("create", "change"):
+                await _note(connection, step, now)
+    return steps
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A row of which no event could be made."""
-
-    id: int
-    at: datetime
-    capture: str
-    operation: str
-    object_id: str | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SetAside:
-    """How many rows a capture has set aside."""
-
-    capture: str
-    rows: int
-    applied: bool
-    """Whether events can be made of them; else they wait until the capture is applied."""
-
-
-class Captures:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def plan(self, captures: Sequence[Capture]) -> list[Step]:
-        """Compare sections with what is applied. Raises UsageError with every mistake in the sections."""
-        async with self._database.transaction() as connection:
-            return await _steps(connection, await _wanted(connection, captures))
-
-    async def apply(self, captures: Sequence[Capture], now: datetime) -> list[Step]:
-        """Do what `plan` says, all of it or nothing; return the steps."""
-        async with _changing(self._database) as connection:
-            plan = await _wanted(connection, captures)
-            await demand_rights(connection, [inspector for inspector, _ in plan.values()])
-            steps = await _steps(connection, plan)
-            sections = {capture.name: capture.section for capture in captures}
-            for step in steps:
-                await _execute(connection, step, sections.get(step.name, {}), now)
-        return steps
-
-    async def drop(
-        self, names: Sequence[str] | None, now: datetime, *, with_rejected: bool = False
-    ) -> list[Step]:
-        """Remove captures, those of `names` or, with None, all; return the steps. What they set aside stays,
-        and becomes events when a capture of that name is applied again, unless `with_rejected`."""
-        async with _changing(self._database) as connection:
-            await demand_rights(connection, ())
-            applied = await connection.fetch(_APPLIED)
-            known = {row["name"] for row in applied}
-            if names is not None and (unknown := sorted(set(names) - known)):
-                raise UsageError(
-                    f"there is no capture {unknown[0]!r} in the database",
-                    f"Applied are: {', '.join(sorted(known)) or 'none'}.",
-                )
-            going = [row for row in applied if names is None or row["name"] in names]
-            kept = {grant for row in applied if row not in going for grant in row["grants"]}
-            steps = [_drop_step(row, kept) for row in going]
-            for step in steps:
-                await _execute(connection, step, {}, now)
-                if with_rejected:
-                    await connection.execute(
-                        "DELETE FROM postrider.capture_rejected WHERE capture = $1", step.name
-                    )
-        return steps
-
-    async def recover(
-        self,
-        *,
-        limit: int,
-        name: str | None = None,
-        after: int | None = None,
-        budget_s: float | None = None,
-    ) -> Recovery:
-        """Make events of the oldest rows that were set aside; see `capture_recovery`."""
-        if after is not None:  # a person's command, who may be a superuser; the daemon has few rights
-            async with self._database.connection() as connection:
-                await demand_own_functions(connection)
-        return await recover(self._database, limit=limit, name=name, after=after, budget_s=budget_s)
-
-    async def count_set_aside(self) -> dict[str, SetAside]:
-        """For each capture that is applied or has set rows aside, by name."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(_SET_ASIDE_BY_CAPTURE)
-        return {row["name"]: SetAside(*row) for row in rows}
-
-    async def count_rejections(self) -> int:
-        """Of all captures, up to MAX_COUNTED."""
-        async with self._database.connection() as connection:
-            count: int = await connection.fetchval(SET_ASIDE)
-        return count
-
-    async def log_rejections(self, limit: int) -> list[Rejection]:
-        """What was set aside and not yet told; it counts as told from now on."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """UPDATE postrider.capture_rejected SET logged = true
-                   WHERE id IN (SELECT id FROM postrider.capture_rejected WHERE NOT logged
-                                ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED)
-                   RETURNING id, at, capture, operation, object_id, reason""",
-                limit,
+async def drop(connection: Connection, names: Sequence[str] | None) -> list[Step]:
+    """Remove captures, those of `names` or, with None, all; return the steps. What they set aside stays, and
+    becomes events when a capture of that name is applied again. What it raises has to undo the
+    transaction."""
+    async with _changing(connection):
+        await demand_rights(connection, ())
+        applied = await connection.fetch(_APPLIED)
+        known = {row["name"] for row in applied}
+        if names is not None and (unknown := sorted(set(names) - known)):
+            raise UsageError(
+                f"there is no capture {unknown[0]!r} in the database",
+                f"Applied are: {', '.join(sorted(known)) or 'none'}.",
             )
-        return sorted((Rejection(*row) for row in rows), key=lambda each: each.id)
-
-    async def list_rejections(self, limit: int) -> list[Rejection]:
-        """The latest rows that were set aside, newest first."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """SELECT id, at, capture, operation, object_id, reason FROM postrider.capture_rejected
-                   ORDER BY id DESC LIMIT $1""",
-                limit,
-            )
-        return [Rejection(*row) for row in rows]
-
-    async def forget_rejections(self, before: datetime) -> None:
-        """Delete those that are older, and deleted rows that were kept for transactions which have ended."""
-        async with self._database.connection() as connection:
-            await connection.execute("DELETE FROM postrider.capture_rejected WHERE at < $1", before)
-            await connection.execute(
-                """DELETE FROM postrider.capture_deleted
-                   WHERE transaction < pg_snapshot_xmin(pg_current_snapshot())"""
-            )
+        going = [row for row in applied if names is None or row["name"] in names]
+        kept = {grant for row in applied if row not in going for grant in row["grants"]}
+        steps = [_drop_step(row, kept) for row in going]
+        for step in steps:
+            await _execute(connection, step)
+    return steps
 
 
 @asynccontextmanager
-async def _changing(database: Database) -> AsyncIterator[Connection]:
-    """A transaction that changes triggers: it waits only shortly for the CRM, and says what it lacks."""
-    async with database.transaction() as connection:
-        try:
-            await connection.execute(f"SET LOCAL lock_timeout = '{APPLY_LOCK_TIMEOUT}'")
-            await connection.execute("LOCK TABLE postrider.capture IN SHARE ROW EXCLUSIVE MODE")
-            yield connection
-        except asyncpg.LockNotAvailableError as cause:
-            raise DatabaseError(
-                f"a table was busy for {APPLY_LOCK_TIMEOUT}; nothing was changed",
-                "Try again when no long transaction writes to it.",
-            ) from cause
-        except asyncpg.InsufficientPrivilegeError as cause:
-            raise DatabaseError(
-                f"a right is missing: {cause}; nothing was changed",
-                "Run it as a superuser (--as postgres), or by $POSTRIDER_DATABASE_DSN as the tables' owner.",
-            ) from cause
+async def _changing(connection: Connection) -> AsyncIterator[None]:
+    """The part of a transaction that changes triggers: it waits only shortly for the CRM, and says what it
+    lacks."""
+    try:
+        await connection.execute(f"SET LOCAL lock_timeout = '{APPLY_LOCK_TIMEOUT}'")
+        await connection.execute("LOCK TABLE postrider.capture IN SHARE ROW EXCLUSIVE MODE")
+        yield
+    except asyncpg.LockNotAvailableError as cause:
+        raise DatabaseError(
+            f"a table was busy for {APPLY_LOCK_TIMEOUT}; nothing was changed",
+            "Try again when no long transaction writes to it.",
+        ) from cause
+    except asyncpg.InsufficientPrivilegeError as cause:
+        raise DatabaseError(
+            f"a right is missing: {cause}; nothing was changed",
+            "Run it as a superuser (--as postgres), or by $POSTRIDER_DATABASE_DSN as the tables' owner.",
+        ) from cause
 
 
 Plan = Mapping[str, tuple[CaptureInspector, Statements]]
@@ -297,6 +176,8 @@ def _step(
             todo,
             grants,
             statements.checksum,
+            None if row is None else json.loads(row["section"]),
+            capture.section,
             tuple(inspector.warnings),
         )
 
@@ -328,7 +209,8 @@ def _step(
 
 
 def _drop_step(row: asyncpg.Record, kept: Set[str]) -> Step:
-    return Step(row["name"], row["table_name"], "drop", (), (), _undo(row, kept), (), "")
+    section = json.loads(row["section"])
+    return Step(row["name"], row["table_name"], "drop", (), (), _undo(row, kept), (), "", section)
 
 
 def _undo(row: asyncpg.Record, kept: Set[str]) -> tuple[str, ...]:
@@ -345,7 +227,7 @@ def _diff(before: Mapping[str, object], after: Mapping[str, object]) -> list[str
     return [line for line in diff if not line.startswith(("---", "+++", "@@"))]
 
 
-async def _execute(connection: Connection, step: Step, section: Mapping[str, object], now: datetime) -> None:
+async def _execute(connection: Connection, step: Step) -> None:
     for statement in step.statements:
         if statement.startswith(("REVOKE SELECT", "REVOKE USAGE")):
             # The table may be gone, and the right with it.
@@ -356,18 +238,21 @@ async def _execute(connection: Connection, step: Step, section: Mapping[str, obj
                     await connection.execute(statement)
         else:
             await connection.execute(statement)
-    if step.action in ("create", "change"):
-        await connection.execute(
-            """INSERT INTO postrider.capture (name, table_name, section, checksum, grants, applied_at)
-               VALUES ($1, $2, $3::text::json, $4, $5, $6)
-               ON CONFLICT (name) DO UPDATE SET table_name = excluded.table_name, section = excluded.section,
-                 checksum = excluded.checksum, grants = excluded.grants, applied_at = excluded.applied_at""",
-            step.name,
-            step.table,
-            json.dumps(section, ensure_ascii=False, default=str),
-            step.checksum,
-            list(step.grants),
-            now,
-        )
-    elif step.action == "drop":
+    if step.action == "drop":
         await connection.execute("DELETE FROM postrider.capture WHERE name = $1", step.name)
+
+
+async def _note(connection: Connection, step: Step, now: datetime) -> None:
+    """Keep what is applied, for the next comparison."""
+    await connection.execute(
+        """INSERT INTO postrider.capture (name, table_name, section, checksum, grants, applied_at)
+           VALUES ($1, $2, $3::text::json, $4, $5, $6)
+           ON CONFLICT (name) DO UPDATE SET table_name = excluded.table_name, section = excluded.section,
+             checksum = excluded.checksum, grants = excluded.grants, applied_at = excluded.applied_at""",
+        step.name,
+        step.table,
+        json.dumps(step.section, ensure_ascii=False, default=str),
+        step.checksum,
+        list(step.grants),
+        now,
+    )

@@ -1,7 +1,7 @@
 """The catalogue in the database: which event types emit() takes, and what people may subscribe to."""
 
 from postrider.domain.dialects import Dialect
-from postrider.store.database import Database
+from postrider.store.database import Connection
 
 _TYPES = """
   SELECT name, category, description, status, example::text FROM unnest(
@@ -27,30 +27,24 @@ SELECT (SELECT count(*) FROM postrider.catalogue WHERE dialect = $6 AND closed =
 """  # noqa: S608 (constant)
 
 
-class CatalogueStore:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def publish(self, dialect: Dialect) -> None:
-        """Make the event types of the default dialect those of the database; writes only what differs."""
-        types = list(dialect.catalogue.types.values())
-        columns = (
-            [each.type for each in types],
-            [each.group for each in types],
-            [each.description for each in types],
-            [each.status for each in types],
-            [dialect.catalogue.sample(each.type).data for each in types],
-        )
-        async with self._database.transaction() as connection:
-            if await connection.fetchval(_UNCHANGED, *columns, dialect.name, dialect.closed_catalogue):
-                return
-            # What memory switches to next may not be undone by a crash.
-            await connection.execute("SET LOCAL synchronous_commit = on")
-            await connection.execute(_PUBLISH_TYPES, *columns)
-            await connection.execute(
-                """INSERT INTO postrider.catalogue (dialect, closed) VALUES ($1, $2)
-                   ON CONFLICT (only_row)
-                   DO UPDATE SET dialect = excluded.dialect, closed = excluded.closed""",
-                dialect.name,
-                dialect.closed_catalogue,
-            )
+async def publish(connection: Connection, dialect: Dialect) -> None:
+    """Make the event types of the default dialect those of the database; writes only what differs."""
+    types = list(dialect.catalogue.types.values())
+    columns = (
+        [each.type for each in types],
+        [each.group for each in types],
+        [each.description for each in types],
+        [each.status for each in types],
+        [dialect.catalogue.sample(each.type).data for each in types],
+    )
+    if await connection.fetchval(_UNCHANGED, *columns, dialect.name, dialect.closed_catalogue):
+        return
+    # What memory switches to next may not be undone by a crash.
+    await connection.execute("SET LOCAL synchronous_commit = on")
+    await connection.execute(_PUBLISH_TYPES, *columns)
+    await connection.execute(
+        """INSERT INTO postrider.catalogue (dialect, closed) VALUES ($1, $2)
+           ON CONFLICT (only_row) DO UPDATE SET dialect = excluded.dialect, closed = excluded.closed""",
+        dialect.name,
+        dialect.closed_catalogue,
+    )

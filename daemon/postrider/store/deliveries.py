@@ -17,7 +17,6 @@ from postrider.domain.model import (
     Reply,
     first_event_id,
 )
-from postrider.store import last_deliveries
 from postrider.store.database import Connection
 from postrider.store.last_deliveries import LastDelivery
 
@@ -343,25 +342,8 @@ async def release(connection: Connection, owner: int, workspaces: Mapping[Delive
     )
 
 
-async def record_test(connection: Connection, event: Event, result: DeliveryResult, now: datetime) -> None:
-    """Write a test event, its only delivery and its attempt, all of it over already; in a transaction of the
-    caller's."""
-    await connection.execute(
-        """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
-                                         data, previous_attributes, actor, related, test)
-           VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
-                   $10::text::json, true)""",
-        event.id,
-        event.workspace_id,
-        event.type,
-        event.object_type,
-        event.object_id,
-        event.occurred_at,
-        event.data,
-        event.previous_attributes,
-        event.actor,
-        event.related,
-    )
+async def add_finished(connection: Connection, result: DeliveryResult, now: datetime) -> None:
+    """Write a delivery that is over with its first attempt, which somebody made by hand."""
     await connection.execute(
         """INSERT INTO postrider.delivery
              (event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at,
@@ -371,7 +353,6 @@ async def record_test(connection: Connection, event: Event, result: DeliveryResu
         now,
     )
     await _insert_attempts(connection, [result] if _failed(result) else [])
-    await last_deliveries.note(connection, [result.as_last])
 
 
 def _failed(result: DeliveryResult) -> bool:

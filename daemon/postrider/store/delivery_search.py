@@ -1,70 +1,36 @@
 """Finds deliveries for people, however many there are: along an index as far as one leads, and what no index
 knows among a bounded number of rows."""
 
-from dataclasses import dataclass
-from datetime import datetime
-from uuid import UUID
+from enum import Enum
 
 import asyncpg
 
+from postrider.domain.audit import Scope
+from postrider.domain.lists import DeliveryFilter, DeliveryKey, DeliveryRow, FoundDeliveries
 from postrider.domain.model import DeliveryState, first_event_id
-from postrider.store.database import Database
-from postrider.store.deliveries import DeliveryKey
-from postrider.store.outbox import in_order
+from postrider.store.database import Connection
+from postrider.store.event_search import of_type
+from postrider.store.statement import BY_INDEX, LOOK_AT_MOST, Statement, in_order
 
-LOOK_AT_MOST = 100_000
-"""Rows that one search looks at; it tells where it ended."""
 _ENDS = (0, (1 << 63) - 1)
 """Beyond every endpoint's id, newest first and oldest first."""
-_INDEXED_STATES = frozenset({
-    DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.RETRYING, DeliveryState.FAILED
-})  # fmt: skip
+_UNDER_WAY = {
+    DeliveryState.WAITING: "endpoint_id, event_id",
+    DeliveryState.SENDING: "owner",
+    DeliveryState.RETRYING: "due",
+}
+"""Each has an index that holds nothing else, in this order, which is not that of a list."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryFilter:
-    endpoint_id: int | None = None
-    event_id: UUID | None = None
-    workspace_id: str | None = None
-    state: DeliveryState | None = None
-    since: datetime | None = None
-    """Of events that were emitted then or later."""
-    until: datetime | None = None
-    """Of events that were emitted before."""
-    type_pattern: str | None = None
-    """An event type, `deal.*` or `*`."""
-    http_status: range | None = None
-    """Of the last attempt's answer."""
-    tests: bool = True
-    """Whether those of tests are wanted too."""
+class Route(Enum):
+    """What leads to the rows that a search has to look at."""
 
-
-@dataclass(frozen=True, slots=True)
-class DeliveryRow:
-    """A delivery as people see it."""
-
-    event_id: UUID
-    endpoint_id: int
-    workspace_id: str
-    event_type: str | None
-    """None where retention removed the event."""
-    test: bool
-    state: DeliveryState
-    attempts: int
-    due: datetime | None
-    updated_at: datetime
-    reason: str | None
-    http_status: int | None
-    """Of the last attempt's answer."""
-    url: str | None
-    """Of the endpoint, as it is now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    rows: list[DeliveryRow]
-    looked_to: DeliveryKey | None
-    """The last row that was looked at, where the search ended before it had looked at all."""
+    EVENT = "the deliveries of one event"
+    LANE = "what waits for one endpoint"
+    UNDER_WAY = "all in one of the states that pass, where these are few: then they can be sorted"
+    GIVEN_UP = "what failed, or was cancelled, of one endpoint, one workspace or all"
+    EVENTS = "the events of a workspace, and from each to its deliveries"
+    ALL = "all deliveries"
 
 
 SHOWN = """
@@ -84,147 +50,230 @@ STATUS_OF = """
       AND a.workspace_id = d.workspace_id)) AS http_status OFFSET 0"""
 
 
-class _Statement:
-    """Conditions and the parameters in them."""
-
-    def __init__(self) -> None:
-        self.parameters: list[object] = []
-
-    def given(self, value: object, kind: str) -> str:
-        self.parameters.append(value)
-        return f"${len(self.parameters)}::{kind}"
-
-
 async def search(
-    database: Database,
+    connection: Connection,
+    scope: Scope,
     chosen: DeliveryFilter,
     *,
     after: DeliveryKey | None,
     newest_first: bool,
     limit: int,
     look_at_most: int = LOOK_AT_MOST,
-) -> Found:
+) -> FoundDeliveries:
     """The deliveries of a filter, by their events, from the one `after` which to go on."""
+    await connection.execute(BY_INDEX)
+    route = route_of(scope, chosen)
+    if route is Route.UNDER_WAY and not await _are_few(connection, chosen, look_at_most):
+        route = _beside_many(scope, chosen)
     statement, parameters = search_statement(
-        chosen, after=after, newest_first=newest_first, limit=limit, look_at_most=look_at_most
+        scope,
+        chosen,
+        route,
+        after=after,
+        newest_first=newest_first,
+        limit=limit,
+        look_at_most=look_at_most,
     )
-    async with database.connection() as connection:
-        rows = [delivery_row(row) for row in await connection.fetch(statement, *parameters)]
-        if len(rows) == limit:
-            return Found(rows, None)
-        statement, parameters = reach_statement(
-            chosen, after=after, newest_first=newest_first, look_at_most=look_at_most
-        )
-        end = await connection.fetchrow(statement, *parameters)
-    return Found(rows, None if end is None else (end["event_id"], end["endpoint_id"]))
+    rows = [delivery_row(row) for row in await connection.fetch(statement, *parameters)]
+    if len(rows) == limit or route is Route.UNDER_WAY:
+        return FoundDeliveries(rows, None)
+    statement, parameters = reach_statement(
+        scope, chosen, route, after=after, newest_first=newest_first, look_at_most=look_at_most
+    )
+    end = await connection.fetchrow(statement, *parameters)
+    return FoundDeliveries(rows, None if end is None else (end["event_id"], end["endpoint_id"]))
+
+
+async def _are_few(connection: Connection, chosen: DeliveryFilter, look_at_most: int) -> bool:
+    count: int = await connection.fetchval(count_statement(chosen, look_at_most))
+    return count <= look_at_most
+
+
+def route_of(scope: Scope, chosen: DeliveryFilter) -> Route:
+    """The best route, where deliveries under way are few."""
+    if chosen.event_id is not None:
+        return Route.EVENT
+    if chosen.state is DeliveryState.WAITING and chosen.endpoint_id is not None:
+        return Route.LANE
+    if chosen.state in _UNDER_WAY:
+        return Route.UNDER_WAY
+    if chosen.state in (DeliveryState.FAILED, DeliveryState.CANCELLED):
+        return Route.GIVEN_UP
+    return _beside_many(scope, chosen)
+
+
+def _beside_many(scope: Scope, chosen: DeliveryFilter) -> Route:
+    """The route where no index knows the state."""
+    of_one_workspace = (scope.workspace_id, chosen.workspace_id, chosen.endpoint_id) != (None, None, None)
+    return Route.EVENTS if of_one_workspace else Route.ALL
 
 
 def search_statement(
-    chosen: DeliveryFilter, *, after: DeliveryKey | None, newest_first: bool, limit: int, look_at_most: int
+    scope: Scope,
+    chosen: DeliveryFilter,
+    route: Route,
+    *,
+    after: DeliveryKey | None,
+    newest_first: bool,
+    limit: int,
+    look_at_most: int,
 ) -> tuple[str, list[object]]:
-    made = _Statement()
-    looked = _looked_at(chosen, made, after, newest_first=newest_first, look_at_most=look_at_most)
-    direction, beyond = in_order(newest_first)
-    conditions = ["true"]
+    made = Statement()
+    looked = _looked_at(
+        made.inner(), scope, chosen, route, after, newest_first=newest_first, look_at_most=look_at_most
+    )
+    if route is not Route.EVENTS:
+        looked = f"""
+          SELECT d.*, o.event_type, o.test FROM ({looked}) AS d
+          LEFT JOIN LATERAL ({EVENT_OF}) AS o ON true"""  # noqa: S608 (numbers of parameters)
+    # What a route has seen to already is said again: nothing else can come.
+    made.require("d.state IS NOT NULL" if chosen.state is None else f"d.state = '{chosen.state}'")
+    made.keep_to(scope, "d.workspace_id")
+    if chosen.workspace_id is not None:
+        made.require(f"d.workspace_id = {made.given(chosen.workspace_id, 'text')}")
+    if chosen.endpoint_id is not None:
+        made.require(f"d.endpoint_id = {made.given(chosen.endpoint_id, 'bigint')}")
     if chosen.type_pattern is not None:
-        pattern = chosen.type_pattern
-        conditions.append(
-            f"starts_with(event_type, {made.given(pattern[:-1], 'text')})"
-            if pattern.endswith("*")
-            else f"event_type = {made.given(pattern, 'text')}"
-        )
+        made.require(of_type(made, "d.event_type", chosen.type_pattern))
+    if not chosen.tests:
+        made.require("d.test IS NOT TRUE")
     if chosen.http_status is not None:
         first, last = chosen.http_status[0], chosen.http_status[-1]
-        conditions.append(f"http_status BETWEEN {made.given(first, 'int')} AND {made.given(last, 'int')}")
-    if not chosen.tests:
-        conditions.append("o.test IS NOT TRUE")
-    if chosen.state is not None:
-        conditions.append(f"d.state = {made.given(chosen.state.value, 'text')}")
-    if chosen.endpoint_id is not None:
-        conditions.append(f"d.endpoint_id = {made.given(chosen.endpoint_id, 'bigint')}")
-    if chosen.workspace_id is not None:
-        conditions.append(f"d.workspace_id = {made.given(chosen.workspace_id, 'text')}")
-    if _by_events(chosen):
-        # The rows come in this order; the join keeps it, and the end is found without a look at the rest.
-        after_key = f"(o.event_id, d.endpoint_id) {beyond} {_key(made, after)}" if after else "true"
-        source = f"""({looked}) AS o CROSS JOIN LATERAL (
-            SELECT * FROM postrider.delivery AS d
-            WHERE d.event_id = o.event_id AND d.workspace_id = o.workspace_id AND {after_key} OFFSET 0
-          ) AS d"""  # noqa: S608 (numbers of parameters)
-        order = f"o.event_id {direction}, d.endpoint_id {direction}"
-    else:
-        source = f"({looked}) AS d LEFT JOIN LATERAL ({EVENT_OF}) AS o ON true"
-        order = f"d.event_id {direction}, d.endpoint_id {direction}"
+        made.require(f"s.http_status BETWEEN {made.given(first, 'int')} AND {made.given(last, 'int')}")
+    direction, _ = in_order(newest_first)
     inner = f"""
-      SELECT d.*, o.event_type, o.test, s.http_status FROM {source} CROSS JOIN LATERAL ({STATUS_OF}) AS s
-      WHERE {" AND ".join(conditions)} ORDER BY {order} LIMIT {made.given(limit, "bigint")}"""  # noqa: S608
+      SELECT d.*, s.http_status FROM ({looked}) AS d CROSS JOIN LATERAL ({STATUS_OF}) AS s
+      WHERE {made.where} ORDER BY d.event_id {direction}, d.endpoint_id {direction}
+      LIMIT {made.given(limit, "bigint")}"""  # noqa: S608 (numbers of parameters)
     return f"{SHOWN.format(inner)} ORDER BY event_id {direction}, endpoint_id {direction}", made.parameters
 
 
 def reach_statement(
-    chosen: DeliveryFilter, *, after: DeliveryKey | None, newest_first: bool, look_at_most: int
+    scope: Scope,
+    chosen: DeliveryFilter,
+    route: Route,
+    *,
+    after: DeliveryKey | None,
+    newest_first: bool,
+    look_at_most: int,
 ) -> tuple[str, list[object]]:
     """The last row that a search looks at, where it may not look at all of them."""
-    made = _Statement()
-    looked = _looked_at(chosen, made, after, newest_first=newest_first, look_at_most=look_at_most)
-    endpoint = str(_ENDS[0 if newest_first else 1]) if _by_events(chosen) else "endpoint_id"
+    made = Statement()
+    looked = _looked_at(
+        made, scope, chosen, route, after, newest_first=newest_first, look_at_most=look_at_most
+    )
+    end = _ENDS[0 if newest_first else 1]
     return (
-        f"SELECT event_id, {endpoint} AS endpoint_id FROM ({looked}) AS looked OFFSET {look_at_most - 1}",  # noqa: S608 (numbers and constants)
+        f"""SELECT event_id, coalesce(endpoint_id, {end}) AS endpoint_id
+            FROM ({looked}) AS looked OFFSET {look_at_most - 1}""",  # noqa: S608 (numbers)
         made.parameters,
     )
 
 
-def _by_events(chosen: DeliveryFilter) -> bool:
-    """Whether the outbox leads to the deliveries: only there an index knows of workspaces."""
-    return (
-        chosen.event_id is None
-        and chosen.state not in _INDEXED_STATES
-        and (chosen.workspace_id, chosen.endpoint_id) != (None, None)
-    )
+def count_statement(chosen: DeliveryFilter, look_at_most: int) -> str:
+    """How many deliveries are in a state that passes; one more than may be looked at says enough."""
+    return f"SELECT count(*) FROM ({_under_way(chosen.state, look_at_most + 1)}) AS d"  # noqa: S608 (constants)
 
 
 def _looked_at(
+    made: Statement,
+    scope: Scope,
     chosen: DeliveryFilter,
-    made: _Statement,
+    route: Route,
     after: DeliveryKey | None,
     *,
     newest_first: bool,
     look_at_most: int,
 ) -> str:
-    """A query of what may have to be looked at, in its order: events, or deliveries."""
+    """A query of what may have to be looked at, in its order."""
+    if route is Route.EVENTS:
+        return _events(made, scope, chosen, after, newest_first=newest_first, look_at_most=look_at_most)
+    source = "postrider.delivery"
+    if route is Route.UNDER_WAY:
+        source = f"({_under_way(chosen.state, look_at_most)}) AS few"
+    _keep_to_time(made, chosen, "event_id")
+    if route in (Route.LANE, Route.GIVEN_UP):
+        made.require(f"state = '{chosen.state}'")  # no parameter: the plan has to know which index it is
+    if route is Route.EVENT:
+        made.require(f"event_id = {made.given(chosen.event_id, 'uuid')}")
+    if route is not Route.ALL:
+        if chosen.endpoint_id is not None:
+            made.require(f"endpoint_id = ({_endpoint(made, scope, chosen, 'id')})")
+        _keep_to_workspace(made, scope, chosen)
     direction, beyond = in_order(newest_first)
-    by_events = _by_events(chosen)
-    event_id = "id" if by_events else "event_id"
-    conditions = ["true"]
-    if chosen.since is not None:
-        conditions.append(f"{event_id} >= {made.given(first_event_id(chosen.since), 'uuid')}")
-    if chosen.until is not None:
-        conditions.append(f"{event_id} < {made.given(first_event_id(chosen.until), 'uuid')}")
-    if by_events:
-        if chosen.workspace_id is not None:
-            conditions.append(f"workspace_id = {made.given(chosen.workspace_id, 'text')}")
-        else:
-            endpoint = made.given(chosen.endpoint_id, "bigint")
-            conditions.append(
-                f"workspace_id = (SELECT e.workspace_id FROM postrider.endpoint AS e WHERE e.id = {endpoint})"  # noqa: S608 (a parameter)
-            )
-        if after is not None:
-            conditions.append(f"id {beyond}= {made.given(after[0], 'uuid')}")
-        return f"""SELECT id AS event_id, workspace_id, type AS event_type, test FROM postrider.outbox
-                   WHERE {" AND ".join(conditions)} ORDER BY id {direction} LIMIT {look_at_most}"""  # noqa: S608
-    if chosen.event_id is not None:
-        conditions.append(f"event_id = {made.given(chosen.event_id, 'uuid')}")
-    if chosen.state in _INDEXED_STATES:
-        conditions.append(f"state = '{chosen.state}'")  # no parameter: the plan has to know which index it is
-        if chosen.endpoint_id is not None and chosen.state is DeliveryState.WAITING:
-            conditions.append(f"endpoint_id = {made.given(chosen.endpoint_id, 'bigint')}")
     if after is not None:
-        conditions.append(f"(event_id, endpoint_id) {beyond} {_key(made, after)}")
-    return f"""SELECT * FROM postrider.delivery WHERE {" AND ".join(conditions)}
+        made.require(f"event_id {beyond}= {made.given(after[0], 'uuid')}")  # leaves out partitions
+        made.require(f"(event_id, endpoint_id) {beyond} {_key(made, after)}")
+    return f"""SELECT * FROM {source} WHERE {made.where}
                ORDER BY event_id {direction}, endpoint_id {direction} LIMIT {look_at_most}"""  # noqa: S608
 
 
-def _key(made: _Statement, key: DeliveryKey) -> str:
+def _under_way(state: DeliveryState | None, most: int) -> str:
+    """All deliveries in a state that passes. Their order keeps the plan to the index, whatever the statistics
+    say of how many there are."""
+    assert state is not None
+    return f"""SELECT * FROM postrider.delivery WHERE state = '{state}'
+               ORDER BY {_UNDER_WAY[state]} LIMIT {most}"""  # noqa: S608 (constants)
+
+
+def _events(
+    made: Statement,
+    scope: Scope,
+    chosen: DeliveryFilter,
+    after: DeliveryKey | None,
+    *,
+    newest_first: bool,
+    look_at_most: int,
+) -> str:
+    """The events of a workspace, each with its deliveries, or once without one: only there an index knows of
+    workspaces. The join keeps the order of events, and the end is found without a look at the rest."""
+    direction, beyond = in_order(newest_first)
+    _keep_to_time(made, chosen, "id")
+    _keep_to_workspace(made, scope, chosen)
+    of_event = made.inner()
+    of_event.require("d.event_id = o.id AND d.workspace_id = o.workspace_id")
+    if chosen.endpoint_id is not None:
+        of_event.require(f"d.endpoint_id = {made.given(chosen.endpoint_id, 'bigint')}")
+    if after is not None:
+        over = after[1] == _ENDS[0 if newest_first else 1]
+        made.require(f"id {beyond}{'' if over else '='} {made.given(after[0], 'uuid')}")
+        of_event.require(f"(o.id, d.endpoint_id) {beyond} {_key(made, after)}")
+    return f"""
+      SELECT o.id AS event_id, o.type AS event_type, o.test, d.endpoint_id, d.workspace_id, d.state,
+             d.attempts, d.due, d.updated_at, d.reason, d.status
+      FROM (SELECT id, workspace_id, type, test FROM postrider.outbox WHERE {made.where}
+            ORDER BY id {direction} LIMIT {look_at_most}) AS o
+      LEFT JOIN LATERAL (SELECT * FROM postrider.delivery AS d WHERE {of_event.where} OFFSET 0) AS d ON true
+      ORDER BY o.id {direction}, d.endpoint_id {direction} LIMIT {look_at_most}"""  # noqa: S608 (numbers)
+
+
+def _keep_to_workspace(made: Statement, scope: Scope, chosen: DeliveryFilter) -> None:
+    if chosen.endpoint_id is not None:
+        made.require(f"workspace_id = ({_endpoint(made, scope, chosen, 'workspace_id')})")
+        return
+    made.keep_to(scope)
+    if chosen.workspace_id is not None:
+        made.require(f"workspace_id = {made.given(chosen.workspace_id, 'text')}")
+
+
+def _endpoint(made: Statement, scope: Scope, chosen: DeliveryFilter, column: str) -> str:
+    """A column of the endpoint, which is NULL where that lies outside: then nothing is looked at."""
+    of_it = made.inner()
+    of_it.require(f"e.id = {made.given(chosen.endpoint_id, 'bigint')}")
+    of_it.keep_to(scope, "e.workspace_id")
+    if chosen.workspace_id is not None:
+        of_it.require(f"e.workspace_id = {made.given(chosen.workspace_id, 'text')}")
+    return f"SELECT e.{column} FROM postrider.endpoint AS e WHERE {of_it.where}"  # noqa: S608 (parameters)
+
+
+def _keep_to_time(made: Statement, chosen: DeliveryFilter, event_id: str) -> None:
+    if chosen.since is not None:
+        made.require(f"{event_id} >= {made.given(first_event_id(chosen.since), 'uuid')}")
+    if chosen.until is not None:
+        made.require(f"{event_id} < {made.given(first_event_id(chosen.until), 'uuid')}")
+
+
+def _key(made: Statement, key: DeliveryKey) -> str:
     return f"({made.given(key[0], 'uuid')}, {made.given(key[1], 'bigint')})"
 
 

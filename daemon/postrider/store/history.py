@@ -1,29 +1,23 @@
-"""Deliveries as people see them: list, show, retry."""
+"""One delivery as people see it, with its attempts; and what people do to deliveries: send them again, or not
+at all."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 import asyncpg
 
-from postrider.domain.model import Attempt, ErrorKind, Failure, Reply
-from postrider.store.database import Database
-from postrider.store.deliveries import DeliveryKey
-from postrider.store.delivery_search import (
-    EVENT_OF,
-    SHOWN,
-    STATUS_OF,
-    DeliveryFilter,
-    DeliveryRow,
-    Found,
-    delivery_row,
-    search,
-)
+from postrider.domain.audit import Scope
+from postrider.domain.lists import DeliveryKey, DeliveryRow
+from postrider.domain.model import Attempt, DeliveryState, ErrorKind, Failure, Reply
+from postrider.store.database import Connection
+from postrider.store.delivery_search import EVENT_OF, SHOWN, STATUS_OF, delivery_row
+from postrider.store.statement import Statement
 
-_GET = SHOWN.format(f"""
+_GET = f"""
   SELECT d.*, o.event_type, o.test, s.http_status FROM postrider.delivery AS d
   LEFT JOIN LATERAL ({EVENT_OF}) AS o ON true CROSS JOIN LATERAL ({STATUS_OF}) AS s
-  WHERE d.event_id = $1 AND d.endpoint_id = $2""")  # noqa: S608 (constants)
+  WHERE d.event_id = $1 AND d.endpoint_id = $2 AND """  # noqa: S608 (constants)
 
 # An attempt that succeeded makes room for the next one. A test is for the moment in which a person asks.
 _RETRY = """
@@ -31,9 +25,11 @@ WITH chosen AS (
   SELECT d.* FROM postrider.delivery AS d
   JOIN (SELECT unnest($1::uuid[]) AS event_id, unnest($2::bigint[]) AS endpoint_id) AS r
     USING (event_id, endpoint_id)
-  JOIN postrider.endpoint AS e ON e.id = d.endpoint_id AND e.state <> 'deleted'
-  WHERE d.state IN ('failed', 'retrying', 'succeeded', 'cancelled')
-    AND EXISTS (SELECT FROM postrider.outbox AS o WHERE o.id = d.event_id AND NOT o.test)
+  JOIN postrider.endpoint AS e
+    ON e.id = d.endpoint_id AND e.workspace_id = d.workspace_id AND e.state <> 'deleted'
+  WHERE {where} AND d.state IN ('failed', 'retrying', 'succeeded', 'cancelled')
+    AND EXISTS (SELECT FROM postrider.outbox AS o
+                WHERE o.id = d.event_id AND o.workspace_id = d.workspace_id AND NOT o.test)
   FOR UPDATE OF d
 ), earlier AS (
   INSERT INTO postrider.attempt (event_id, endpoint_id, workspace_id, number, started_at, duration_ms,
@@ -47,66 +43,66 @@ SET state = 'waiting', due = NULL, attempt_base = d.attempts, started_at = NULL,
     connect_ms = NULL, status = NULL, response_headers = NULL, response_body = NULL, updated_at = $3
 FROM chosen
 WHERE d.event_id = chosen.event_id AND d.endpoint_id = chosen.endpoint_id
-RETURNING d.event_id, d.endpoint_id
+  AND d.workspace_id = chosen.workspace_id
+RETURNING d.event_id, d.endpoint_id, d.workspace_id, chosen.state AS was
 """
 
 
-class DeliveryHistory:
-    """Reads deliveries for people, and does what people ask of them."""
+# A daemon that claims it at this moment, or has done so, makes it one that is being sent: it is left alone.
+_CANCEL = """
+UPDATE postrider.delivery AS d
+SET state = 'cancelled', due = NULL, reason = 'a person cancelled it', updated_at = $3
+WHERE d.event_id = $1 AND d.endpoint_id = $2 AND d.workspace_id = $4 AND d.state IN ('waiting', 'retrying')
+RETURNING d.event_id
+"""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
-    async def search(
-        self, chosen: DeliveryFilter, *, before: DeliveryKey | None = None, limit: int = 50
-    ) -> Found:
-        """Newest event first; `before` is the last delivery of the previous page."""
-        return await search(self._database, chosen, after=before, newest_first=True, limit=limit)
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """A delivery that is to be sent again."""
 
-    async def list_deliveries(self, *, event_id: UUID, limit: int = 50) -> list[DeliveryRow]:
-        """The deliveries of an event."""
-        return (await self.search(DeliveryFilter(event_id=event_id), limit=limit)).rows
+    key: DeliveryKey
+    workspace_id: str
+    was: DeliveryState
 
-    async def batches(self, chosen: DeliveryFilter, size: int) -> AsyncIterator[list[DeliveryKey]]:
-        """The deliveries of a filter, all of them, oldest event first, in batches of at most `size`."""
-        after: DeliveryKey | None = None
-        while True:
-            found = await search(self._database, chosen, after=after, newest_first=False, limit=size)
-            keys = [(row.event_id, row.endpoint_id) for row in found.rows]
-            if keys:
-                yield keys
-            if len(keys) < size and found.looked_to is None:
-                return
-            after = found.looked_to or keys[-1]
 
-    async def get(self, key: DeliveryKey) -> DeliveryRow | None:
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(_GET, *key)
-        return delivery_row(row) if row else None
+async def get(connection: Connection, scope: Scope, key: DeliveryKey) -> DeliveryRow | None:
+    made = Statement(*key)
+    made.keep_to(scope, "d.workspace_id")
+    row = await connection.fetchrow(SHOWN.format(_GET + made.where), *made.parameters)
+    return delivery_row(row) if row else None
 
-    async def attempts(self, key: DeliveryKey) -> list[Attempt]:
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """SELECT * FROM postrider.every_attempt WHERE event_id = $1 AND endpoint_id = $2
-                   ORDER BY number""",
-                *key,
-            )
-        return [_attempt(row) for row in rows]
 
-    async def retry(self, keys: Sequence[DeliveryKey], now: datetime) -> list[DeliveryKey]:
-        """Send again, with a whole new schedule; return those that could be queued.
+async def attempts(connection: Connection, workspace_id: str, key: DeliveryKey) -> list[Attempt]:
+    rows = await connection.fetch(
+        """SELECT * FROM postrider.every_attempt
+           WHERE event_id = $1 AND endpoint_id = $2 AND workspace_id = $3 ORDER BY number""",
+        *key,
+        workspace_id,
+    )
+    return [_attempt(row) for row in rows]
 
-        A delivery that is being sent, or that waits already, is left as it is, and so is a test.
-        """
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(
-                _RETRY,
-                [event_id for event_id, _ in keys],
-                [endpoint_id for _, endpoint_id in keys],
-                now,
-            )
-            await connection.execute("SELECT pg_notify('postrider_deliveries', '')")
-        return [(row["event_id"], row["endpoint_id"]) for row in rows]
+
+async def retry(
+    connection: Connection, scope: Scope, keys: Sequence[DeliveryKey], now: datetime
+) -> list[Requeued]:
+    """Send again, with a whole new schedule; return those that could be queued.
+
+    A delivery that is being sent, or that waits already, is left as it is, and so is a test.
+    """
+    made = Statement([event_id for event_id, _ in keys], [endpoint_id for _, endpoint_id in keys], now)
+    made.keep_to(scope, "d.workspace_id")
+    rows = await connection.fetch(_RETRY.format(where=made.where), *made.parameters)
+    await connection.execute("SELECT pg_notify('postrider_deliveries', '')")
+    return [
+        Requeued((row["event_id"], row["endpoint_id"]), row["workspace_id"], DeliveryState(row["was"]))
+        for row in rows
+    ]
+
+
+async def cancel(connection: Connection, workspace_id: str, key: DeliveryKey, now: datetime) -> bool:
+    """Cancel a delivery that waits, or is to be retried; False if it does neither."""
+    return await connection.fetchval(_CANCEL, *key, now, workspace_id) is not None
 
 
 def _attempt(row: asyncpg.Record) -> Attempt:

@@ -1,10 +1,10 @@
 """Numbered migrations: each applied once, in its own transaction, under a lock, with a checksum.
 
-A migration never makes the CRM wait for long: it gives up a lock that it does not get within a moment, lets
-the writers who queued behind it pass, and tries again. One that begins with `-- concurrently` only makes
-indexes, by CREATE INDEX CONCURRENTLY IF NOT EXISTS, outside of a transaction: what was cut off leaves an
-invalid index, which is dropped before the next try. That, and noting it as applied once all are valid, is
-done under the lock: two hosts may be at it at once, and one may die.
+A migration never makes the CRM wait for long, see `patience`. One that begins with `-- concurrently` only
+makes indexes, by CREATE INDEX CONCURRENTLY IF NOT EXISTS, outside of a transaction: what was cut off leaves
+an invalid index, which is dropped before the next try. That, and noting it as applied once all are valid, is
+done under the lock: two hosts may be at it at once, and one may die. After the last one come the functions,
+see `sql_functions`.
 
 A program works with a schema that is newer than its own unless one of the migrations that it does not know
 says that it breaks it: `-- breaks: N` in the file, kept in the database, are programs that know no migration
@@ -12,20 +12,22 @@ after N. The rule: no migration breaks the previous release, so that daemons are
 only it needs is taken away one release later.
 """
 
-import asyncio
-import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import asyncpg
 
 from postrider.domain.errors import UsageError
-from postrider.store.database import Connection, DatabaseError, is_pooled, pin, translated_errors
+from postrider.store import sql_functions
+from postrider.store.database import Connection, DatabaseError, is_pooled, translated_errors
+from postrider.store.patience import PATIENCE, Patience, Unfinished, begin, patiently
+from postrider.store.script import Script
+from postrider.store.sql_functions import FunctionFile, read_functions
 
 _CONCURRENTLY = "-- concurrently\n"
 _BREAKS = re.compile(r"^-- breaks: (\d+)$", re.MULTILINE)
@@ -43,31 +45,12 @@ CREATE TABLE IF NOT EXISTS postrider.migration (
 );
 """
 
-# Whoever has held a lock on a table of Postrider's for as long as somebody waited for it; the longest first.
-# What another user's session does may not be shown to this one.
-_IN_THE_WAY = """
-SELECT a.pid, a.usename, a.application_name, host(a.client_addr) AS host, a.state, a.xact_start,
-       string_agg(DISTINCT c.relname, ', ') AS relations
-FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid JOIN pg_class AS c ON c.oid = l.relation
-WHERE l.granted AND l.locktype = 'relation' AND a.pid <> pg_backend_pid()
-  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND c.relkind IN ('r', 'p') AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'postrider')
-  AND coalesce(a.xact_start < clock_timestamp() - $1 * interval '1 ms', true)
-GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY a.xact_start NULLS LAST LIMIT 5
-"""
-
 _INDEXES = """
 SELECT c.relname AS name, i.indisvalid AND i.indisready AS valid
 FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
 WHERE c.relname = ANY ($1::text[])
   AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'postrider')
 """
-
-T = TypeVar("T")
-
-
-class _Unfinished(Exception):
-    """Another session builds the same index, was cut off while it did, or has just finished it."""
 
 
 class SchemaError(DatabaseError):
@@ -81,29 +64,11 @@ class OutdatedProgram(SchemaError):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a migration may stand in the way of others, and how often it tries."""
-
-    lock_ms: int = 500
-    """So long it waits for a lock, and everybody who comes later waits behind it."""
-    tries: int = 20
-    pause_s: float = 1.0
-    concurrent_lock_ms: int = 20_000
-    """What runs concurrently waits for old transactions, with nobody behind it."""
-
-
-PATIENCE = Patience()
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(Script):
     number: int
-    name: str
-    sql: str
 
-    @property
-    def checksum(self) -> str:
-        return hashlib.sha256(self.sql.encode()).hexdigest()
+    def __str__(self) -> str:
+        return f"{self.number:04}_{self.name}"
 
     @property
     def concurrently(self) -> bool:
@@ -116,6 +81,19 @@ class Migration:
         return int(match[1]) if match else _RELEASED_BREAKS.get(self.number)
 
 
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What this program makes of the schema `postrider`."""
+
+    migrations: tuple[Migration, ...]
+    functions: tuple[FunctionFile, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """Of the last migration."""
+        return len(self.migrations)
+
+
 class Applied(NamedTuple):
     """A migration as the database remembers it."""
 
@@ -124,42 +102,47 @@ class Applied(NamedTuple):
     breaks: int | None
 
 
-def read_migrations(directory: Path) -> list[Migration]:
-    """The files NNNN_name.sql of `directory`, in order, numbered from 1 without a gap."""
-    migrations = [
-        Migration(int(match[1]), match[2], path.read_text())
+def read_schema(directory: Path) -> Schema:
+    """The files NNNN_name.sql of `directory`, in order, numbered from 1 without a gap, and those of its
+    functions/."""
+    migrations = tuple(
+        Migration(match[2], path.read_text(), int(match[1]))
         for path in sorted(directory.glob("*.sql"))
         if (match := re.fullmatch(r"(\d{4})_(\w+)\.sql", path.name))
-    ]
+    )
     assert [m.number for m in migrations] == list(range(1, len(migrations) + 1)), "a migration is missing"
-    return migrations
+    return Schema(migrations, read_functions(directory / "functions"))
 
 
 async def migrate(
     connection: Connection,
-    migrations: list[Migration],
+    schema: Schema,
     to: int | None = None,
     *,
     patience: Patience = PATIENCE,
-) -> list[Migration]:
-    """Apply what is missing up to number `to` (None: all); return what was applied.
+) -> list[Migration | FunctionFile]:
+    """Apply what is missing up to number `to` (None: all), and after the last migration the functions that
+    have changed; return what was applied.
 
     `connection` should have no command timeout: a statement may take as long as it needs. Raises SchemaError
     if an applied migration was edited, OutdatedProgram if the database is newer than the program;
     DatabaseError, with the sessions in the way, if a lock can't be had.
     """
-    target = len(migrations) if to is None else to
-    if not 0 < target <= len(migrations):
-        raise UsageError(f"there is no migration {target}", f"Choose a number from 1 to {len(migrations)}.")
-    applied_now = []
+    target = schema.number if to is None else to
+    if not 0 < target <= schema.number:
+        raise UsageError(f"there is no migration {target}", f"Choose a number from 1 to {schema.number}.")
+    applied_now: list[Migration | FunctionFile] = []
     with translated_errors():
         try:
-            await _patiently(connection, patience, partial(_bootstrap, connection, patience))
-            for migration in migrations[:target]:
+            await patiently(connection, patience, partial(_bootstrap, connection, patience))
+            for migration in schema.migrations[:target]:
                 apply = _apply_concurrently if migration.concurrently else _apply
-                act = partial(apply, connection, migrations, migration, patience)
-                if await _patiently(connection, patience, act):
+                act = partial(apply, connection, schema, migration, patience)
+                if await patiently(connection, patience, act):
                     applied_now.append(migration)
+            if schema.functions and target == schema.number:
+                replace = partial(_replace_functions, connection, schema, patience)
+                applied_now += await patiently(connection, patience, replace)
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
                 f"migrate lacks a right: {error}",
@@ -170,24 +153,32 @@ async def migrate(
     return applied_now
 
 
-async def check_schema(connection: Connection, migrations: list[Migration]) -> int:
+async def check_schema(connection: Connection, schema: Schema) -> int:
     """The number of the applied schema; raises SchemaError unless the program works with it."""
     with translated_errors():
         applied = await applied_migrations(connection)
-    _compare(applied, migrations)
+    _compare(applied, schema)
     for number, migration in sorted(applied.items()):
-        if number > len(migrations) and migration.breaks is not None and migration.breaks >= len(migrations):
+        if number > schema.number and migration.breaks is not None and migration.breaks >= schema.number:
             raise OutdatedProgram(
-                f"this Postrider is too old for the database: it knows schema {len(migrations)}, "
+                f"this Postrider is too old for the database: it knows schema {schema.number}, "
                 f"the database has {max(applied)}, and {number:04}_{migration.name} broke programs that know "
                 f"no more than {migration.breaks}",
                 "Upgrade Postrider on this host, and start it again. To migrate does not help.",
             )
-    if len(applied) < len(migrations):
+    if len(applied) < schema.number:
         raise SchemaError(
-            f"the database has schema {len(applied)}; this Postrider needs {len(migrations)}",
+            f"the database has schema {len(applied)}; this Postrider needs {schema.number}",
             "Run `postrider migrate`.",
         )
+    if schema.functions and max(applied) == schema.number:
+        with translated_errors():
+            outdated = await sql_functions.outdated(connection, schema.functions)
+        if outdated:
+            raise SchemaError(
+                f"functions in the database are not this Postrider's: {', '.join(map(str, outdated))}",
+                "Run `postrider migrate`.",
+            )
     return max(applied)
 
 
@@ -199,64 +190,19 @@ async def applied_migrations(connection: Connection) -> dict[int, Applied]:
         return {}
 
 
-async def _patiently(connection: Connection, patience: Patience, act: Callable[[], Awaitable[T]]) -> T:
-    """Act again while a lock can't be had, with pauses in which those who waited behind it go on."""
-    for _ in range(patience.tries - 1):
-        try:
-            return await act()
-        except (
-            asyncpg.LockNotAvailableError,
-            asyncpg.DeadlockDetectedError,
-            asyncpg.UniqueViolationError,  # another session made the same schema at this moment
-            asyncpg.DuplicateTableError,  # or the same index
-            _Unfinished,
-        ):
-            await asyncio.sleep(patience.pause_s)
-    try:
-        return await act()
-    except (asyncpg.LockNotAvailableError, _Unfinished) as error:
-        raise await _explain(connection, patience) from error
-
-
-async def _explain(connection: Connection, patience: Patience) -> DatabaseError:
-    async with connection.transaction():
-        await pin(connection)
-        rows = await connection.fetch(_IN_THE_WAY, patience.lock_ms)
-    message = f"migrate could not get a lock in {patience.tries} tries; nothing of this migration was applied"
-    if not rows:
-        return DatabaseError(message, "Try again when fewer sessions write.")
-    pids = " or ".join(f"SELECT pg_terminate_backend({row['pid']})" for row in rows)
-    return DatabaseError(
-        f"{message}. In the way:\n" + "\n".join(f"  {_session(row)}" for row in rows),
-        f"End those transactions, by their application or by {pids}, then run `postrider migrate` again.",
-    )
-
-
-def _session(row: asyncpg.Record) -> str:
-    since = f"since {row['xact_start']:%Y-%m-%d %H:%M:%S} UTC" if row["xact_start"] else "of another user"
-    place = f" from {row['host']}" if row["host"] else ""
-    return (
-        f"session {row['pid']}: user {row['usename']}{place}, "
-        f"application {row['application_name'] or 'unnamed'!r}, {row['state'] or 'in an unknown state'}, "
-        f"in a transaction {since}, with locks on {row['relations']}"
-    )
-
-
 async def _bootstrap(connection: Connection, patience: Patience) -> None:
     async with connection.transaction():
-        await _begin(connection, patience)
+        await begin(connection, patience)
         if await connection.fetchval("SELECT to_regclass('postrider.migration') IS NULL"):
             await connection.execute(_BOOTSTRAP)
 
 
-async def _apply(
-    connection: Connection, migrations: list[Migration], migration: Migration, patience: Patience
-) -> bool:
+async def _apply(connection: Connection, schema: Schema, migration: Migration, patience: Patience) -> bool:
     """Apply a migration in a transaction; False if it was applied before."""
     async with connection.transaction():
-        await _begin(connection, patience)
-        if await _is_applied(connection, migrations, migration) or await _is_applied_by_now(
-            connection, migrations, migration
+        await begin(connection, patience)
+        if await _is_applied(connection, schema, migration) or await _is_applied_by_now(
+            connection, schema, migration
         ):
             return False
         await connection.execute(migration.sql)
@@ -265,15 +211,15 @@ async def _apply(
 
 
 async def _apply_concurrently(
-    connection: Connection, migrations: list[Migration], migration: Migration, patience: Patience
+    connection: Connection, schema: Schema, migration: Migration, patience: Patience
 ) -> bool:
     """Apply a migration that runs outside of a transaction; False if it was applied before."""
-    if await _is_applied(connection, migrations, migration):
+    if await _is_applied(connection, schema, migration):
         return False
     names = _INDEX.findall(migration.sql)
     async with connection.transaction():
-        await _begin(connection, patience)
-        if await _is_applied_by_now(connection, migrations, migration):
+        await begin(connection, patience)
+        if await _is_applied_by_now(connection, schema, migration):
             return False
         for row in await connection.fetch(_INDEXES, names):
             if not row["valid"]:
@@ -282,20 +228,35 @@ async def _apply_concurrently(
                 try:
                     await connection.execute(f"DROP INDEX postrider.{row['name']}")
                 except asyncpg.InternalServerError as error:  # "tuple concurrently updated"
-                    raise _Unfinished from error
+                    raise Unfinished from error
     async with _bounded(connection, patience):
         for statement in migration.sql.split(";\n"):
             if statement.strip():
                 await connection.execute(statement)
     async with connection.transaction():
-        await _begin(connection, patience)
-        if await _is_applied_by_now(connection, migrations, migration):
+        await begin(connection, patience)
+        if await _is_applied_by_now(connection, schema, migration):
             return False
         valid = {row["name"] for row in await connection.fetch(_INDEXES, names) if row["valid"]}
         if valid != set(names):
-            raise _Unfinished
+            raise Unfinished
         await _note(connection, migration)
     return True
+
+
+async def _replace_functions(
+    connection: Connection, schema: Schema, patience: Patience
+) -> list[FunctionFile]:
+    """Replace the functions that have changed; return their files."""
+    async with connection.transaction():
+        await begin(connection, patience)
+        if not await sql_functions.outdated(connection, schema.functions):
+            return []
+        await _exclude_others(connection)
+        await _applied_to(connection, schema)  # a newer program may have been here while this one waited
+        outdated = await sql_functions.outdated(connection, schema.functions)
+        await sql_functions.apply(connection, outdated)
+    return outdated
 
 
 @asynccontextmanager
@@ -312,29 +273,31 @@ async def _bounded(connection: Connection, patience: Patience) -> AsyncIterator[
         await connection.execute("RESET lock_timeout; RESET statement_timeout")
 
 
-async def _begin(connection: Connection, patience: Patience) -> None:
-    await pin(connection)
-    await connection.execute(f"SET LOCAL lock_timeout = {patience.lock_ms}; SET LOCAL statement_timeout = 0")
+async def _is_applied(connection: Connection, schema: Schema, migration: Migration) -> bool:
+    return migration.number in await _applied_to(connection, schema)
 
 
-async def _is_applied(connection: Connection, migrations: list[Migration], migration: Migration) -> bool:
-    applied = await _applied(connection)
-    _compare(applied, migrations)
-    if len(applied) > len(migrations):
-        raise OutdatedProgram(
-            f"the database has schema {max(applied)}, newer than this Postrider ({len(migrations)})",
-            "Upgrade Postrider on this host to the version that migrated the database.",
-        )
-    return migration.number in applied
-
-
-async def _is_applied_by_now(
-    connection: Connection, migrations: list[Migration], migration: Migration
-) -> bool:
+async def _is_applied_by_now(connection: Connection, schema: Schema, migration: Migration) -> bool:
     """The same, once no other host is at it, up to the end of the transaction."""
+    await _exclude_others(connection)
+    return await _is_applied(connection, schema, migration)
+
+
+async def _exclude_others(connection: Connection) -> None:
     # An advisory lock has no owner: any login could hold it. This one takes a right.
     await connection.execute("LOCK TABLE postrider.migration IN SHARE ROW EXCLUSIVE MODE")
-    return await _is_applied(connection, migrations, migration)
+
+
+async def _applied_to(connection: Connection, schema: Schema) -> dict[int, Applied]:
+    """What is applied; raises OutdatedProgram where that is more than the program knows."""
+    applied = await _applied(connection)
+    _compare(applied, schema)
+    if len(applied) > schema.number:
+        raise OutdatedProgram(
+            f"the database has schema {max(applied)}, newer than this Postrider ({schema.number})",
+            "Upgrade Postrider on this host to the version that migrated the database.",
+        )
+    return applied
 
 
 async def _note(connection: Connection, migration: Migration) -> None:
@@ -359,9 +322,9 @@ async def _applied(connection: Connection) -> dict[int, Applied]:
     return {row["number"]: Applied(row["name"], row["checksum"], row["breaks"]) for row in rows}
 
 
-def _compare(applied: dict[int, Applied], migrations: list[Migration]) -> None:
+def _compare(applied: dict[int, Applied], schema: Schema) -> None:
     """Raises SchemaError if a migration that the program knows was edited."""
-    for migration in migrations:
+    for migration in schema.migrations:
         known = applied.get(migration.number)
         if known is not None and known.checksum != migration.checksum:
             raise SchemaError(

@@ -1,5 +1,4 @@
-"""Events that endpoints missed while they were disabled: when that was, which events these are, and sending
-them.
+"""Events that endpoints missed while they were disabled: when that was, and which events these are.
 
 No row says that an event was missed. It was if it lies in a period in which the endpoint was disabled,
 matches its patterns, and has no delivery for it though it is not on its way any more. So what was fanned out
@@ -13,8 +12,7 @@ from uuid import UUID
 
 from postrider.domain.matching import matching_patterns
 from postrider.domain.model import Event
-from postrider.store.database import Database
-from postrider.store.outbox import UNREADABLE
+from postrider.store.database import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,8 @@ FROM postrider.disabled_period AS p
 JOIN postrider.endpoint AS e ON e.id = p.endpoint_id AND e.workspace_id = p.workspace_id
 WHERE p.workspace_id = $1 AND p.first_event <= $2 AND (p.last_event IS NULL OR p.last_event > $2)
   AND e.state <> 'deleted' AND e.patterns && $3::text[] AND NOT e.exclusions && $3::text[]
-  AND NOT EXISTS (SELECT FROM postrider.delivery AS d WHERE d.event_id = $2 AND d.endpoint_id = e.id)
+  AND NOT EXISTS (SELECT FROM postrider.delivery AS d
+                  WHERE d.event_id = $2 AND d.endpoint_id = e.id AND d.workspace_id = e.workspace_id)
   AND NOT EXISTS (SELECT FROM postrider.pending AS q WHERE q.event_id = $2)
   AND NOT EXISTS (SELECT FROM postrider.claim AS c WHERE $2 = ANY (c.event_ids))
 ORDER BY p.endpoint_id, p.since
@@ -68,78 +67,48 @@ WHERE workspace_id = $1 AND id >= $2 AND id < $3 AND NOT test ORDER BY id LIMIT 
 
 _FATES = """
 SELECT id,
-  EXISTS (SELECT FROM postrider.delivery AS d WHERE d.event_id = id AND d.endpoint_id = $1) AS recorded,
+  EXISTS (SELECT FROM postrider.delivery AS d
+          WHERE d.event_id = id AND d.endpoint_id = $1 AND d.workspace_id = $3) AS recorded,
   EXISTS (SELECT FROM postrider.pending AS q WHERE q.event_id = id) AS queued,
   id IN (SELECT unnest(event_ids) FROM postrider.claim) AS claimed
 FROM unnest($2::uuid[]) AS given (id)
 """
 
-# $4: find out how many bytes of JSON each has.
-_SEND = """
-INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, updated_at, bytes)
-SELECT o.id, e.id, o.workspace_id, 'waiting', $3, CASE WHEN $4 THEN
-    octet_length(o.data::text) + coalesce(octet_length(o.previous_attributes::text), 0)
-    + coalesce(octet_length(o.actor::text), 0) + coalesce(octet_length(o.related::text), 0) END
-FROM postrider.endpoint AS e JOIN postrider.outbox AS o ON o.workspace_id = e.workspace_id
-WHERE e.id = $1 AND e.state <> 'deleted' AND o.id = ANY ($2::uuid[])
-ON CONFLICT DO NOTHING RETURNING event_id
-"""
+
+async def periods(connection: Connection, workspace_id: str, endpoint_id: int) -> list[Period]:
+    """When an endpoint was disabled, as far back as events are kept; the first one first."""
+    rows = await connection.fetch(
+        """SELECT first_event, last_event FROM postrider.disabled_period
+           WHERE workspace_id = $1 AND endpoint_id = $2 ORDER BY since""",
+        workspace_id,
+        endpoint_id,
+    )
+    return [Period(*row) for row in rows]
 
 
-class MissedEvents:
-    def __init__(self, database: Database) -> None:
-        self._database = database
+async def of_event(connection: Connection, event: Event) -> list[Missed]:
+    """The endpoints that missed an event, in the order of their ids; none while it is on its way."""
+    rows = await connection.fetch(
+        _OF_EVENT, event.workspace_id, event.id, sorted(matching_patterns(event.type))
+    )
+    return [] if event.test else [Missed(*row) for row in rows]
 
-    async def periods(self, workspace_id: str, endpoint_id: int) -> list[Period]:
-        """When an endpoint was disabled, as far back as events are kept; the first one first."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """SELECT first_event, last_event FROM postrider.disabled_period
-                   WHERE workspace_id = $1 AND endpoint_id = $2 ORDER BY since""",
-                workspace_id,
-                endpoint_id,
-            )
-        return [Period(*row) for row in rows]
 
-    async def of_event(self, event: Event) -> list[Missed]:
-        """The endpoints that missed an event, in the order of their ids; none while it is on its way."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                _OF_EVENT, event.workspace_id, event.id, sorted(matching_patterns(event.type))
-            )
-        return [] if event.test else [Missed(*row) for row in rows]
+async def events(
+    connection: Connection, workspace_id: str, first: UUID, beyond: UUID, limit: int
+) -> list[tuple[UUID, str]]:
+    """Ids and types of some events of a workspace in the order of their ids, from `first` on, without
+    `beyond`."""
+    rows = await connection.fetch(_EVENTS, workspace_id, first, beyond, limit)
+    return [(row["id"], row["type"]) for row in rows]
 
-    async def events(
-        self, workspace_id: str, first: UUID, beyond: UUID, limit: int
-    ) -> list[tuple[UUID, str]]:
-        """Ids and types of some events of a workspace in the order of their ids, from `first` on,
-        without `beyond`."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(_EVENTS, workspace_id, first, beyond, limit)
-        return [(row["id"], row["type"]) for row in rows]
 
-    async def fates(self, endpoint_id: int, event_ids: Sequence[UUID]) -> Fates:
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(_FATES, endpoint_id, event_ids)
-        return Fates(
-            frozenset(row["id"] for row in rows if row["recorded"]),
-            frozenset(row["id"] for row in rows if row["queued"]),
-            frozenset(row["id"] for row in rows if row["claimed"]),
-        )
-
-    async def send(self, endpoint_id: int, event_ids: Sequence[UUID], now: datetime) -> list[UUID]:
-        """Have events wait as deliveries of the endpoint, in one transaction; return those that had none, and
-        that retention left."""
-        try:
-            return await self._send(endpoint_id, event_ids, now, measured=True)
-        except UNREADABLE:
-            # A row is damaged; its delivery fails for itself.
-            return await self._send(endpoint_id, event_ids, now, measured=False)
-
-    async def _send(
-        self, endpoint_id: int, event_ids: Sequence[UUID], now: datetime, *, measured: bool
-    ) -> list[UUID]:
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(_SEND, endpoint_id, event_ids, now, measured)
-            await connection.execute("SELECT pg_notify('postrider_deliveries', '')")
-        return [row["event_id"] for row in rows]
+async def fates(
+    connection: Connection, workspace_id: str, endpoint_id: int, event_ids: Sequence[UUID]
+) -> Fates:
+    rows = await connection.fetch(_FATES, endpoint_id, event_ids, workspace_id)
+    return Fates(
+        frozenset(row["id"] for row in rows if row["recorded"]),
+        frozenset(row["id"] for row in rows if row["queued"]),
+        frozenset(row["id"] for row in rows if row["claimed"]),
+    )

@@ -11,8 +11,7 @@ import asyncpg
 import structlog
 from msgspec import structs
 
-from postrider.domain.errors import UsageError
-from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id, first_event_id
+from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id
 from postrider.domain.status import MAX_COUNTED
 from postrider.domain.timeshare import TimeShare
 from postrider.store.database import Connection, Database
@@ -20,14 +19,14 @@ from postrider.store.database import Connection, Database
 log = structlog.get_logger()
 
 _JSON_COLUMNS = ("data", "previous_attributes", "actor", "related")
-_ALL_LARGE = "2147483647"
+ALL_LARGE = "2147483647"
 INLINE_BYTES = 65_536
 """Larger events are not read by claims: their deliveries wait in the database until they are sent."""
 _ASSUMED_BYTES = 4_096
 """Of a queued event whose size is not known."""
 
 
-def _events(condition: str, *, most: int, known: str = "NULL::integer", escaped: bool = False) -> str:
+def events_query(condition: str, *, most: int, known: str = "NULL::integer", escaped: bool = False) -> str:
     """A query of events. JSON columns that have more than `most` bytes together are left out; `known` is that
     number where it need not be found out. `escaped` writes texts so that any bytes can be read.
 
@@ -86,15 +85,13 @@ FROM taken LEFT JOIN LATERAL ({{events}}) AS event ON true
 ORDER BY taken.event_id
 """  # noqa: S608 (constant)
 _OF_TAKEN = "id = taken.event_id AND workspace_id = taken.workspace_id LIMIT 1"
-_TAKEN = _events(_OF_TAKEN, most=INLINE_BYTES, known="taken.bytes")
+_TAKEN = events_query(_OF_TAKEN, most=INLINE_BYTES, known="taken.bytes")
 _NO_EVENT = "SELECT NULL::uuid AS id"
 
 _GIVEN = "id = ANY($1::uuid[])"
-_READ = f"{_events(_GIVEN, most=MAX_DATA_BYTES)} ORDER BY id"
-_READ_NO_JSON = f"{_events(_GIVEN, most=0, known=_ALL_LARGE)} ORDER BY id"
-_READ_ESCAPED = _events(_GIVEN, most=0, known=_ALL_LARGE, escaped=True)
-
-_JSON_ARGUMENTS = frozenset({"previous_attributes", "actor", "related"})
+_READ = f"{events_query(_GIVEN, most=MAX_DATA_BYTES)} ORDER BY id"
+_READ_NO_JSON = f"{events_query(_GIVEN, most=0, known=ALL_LARGE)} ORDER BY id"
+_READ_ESCAPED = events_query(_GIVEN, most=0, known=ALL_LARGE, escaped=True)
 
 # Gives back the events of claims, less those that retention removed.
 REQUEUE = """
@@ -201,7 +198,7 @@ class Pending:
             return None
         self._newest.append(rows[-1]["event_id"])
         if events is None:
-            events = [_event(row) for row in rows if row["id"] is not None]
+            events = [event_of(row) for row in rows if row["id"] is not None]
         redo = [row["event_id"] for row in rows if row["redo"]]
         read = sum(each.data_bytes for each in events if each.data is not None)
         more = len(rows) == limit or read >= most_bytes
@@ -237,7 +234,7 @@ async def _read_safely(connection: Connection, event_ids: Sequence[UUID], statem
 
 
 async def _read(connection: Connection, event_ids: Sequence[UUID], statement: str) -> list[Event]:
-    return [_event(row) for row in await _try(connection, statement, event_ids)]
+    return [event_of(row) for row in await _try(connection, statement, event_ids)]
 
 
 async def _try(connection: Connection, statement: str, *arguments: object) -> list[asyncpg.Record]:
@@ -271,58 +268,6 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def list_events(
-        self,
-        *,
-        workspace_id: str | None,
-        type_pattern: str | None,
-        object_id: str | None = None,
-        since: datetime | None = None,
-        after: UUID | None,
-        newest_first: bool,
-        limit: int,
-        look_at_most: int | None = None,
-    ) -> list[Event]:
-        """The events that come `after` one in that order. `type_pattern` is an event type or `deal.*`.
-
-        No index knows types and objects: `look_at_most` bounds the rows that are looked at for them, of the
-        workspace; `looked_to` tells where that ended.
-        """
-        exact = type_pattern if type_pattern and not type_pattern.endswith("*") else None
-        prefix = type_pattern[:-1] if type_pattern and type_pattern.endswith("*") else None
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                events_statement(newest_first=newest_first, look_at_most=look_at_most),
-                workspace_id,
-                after,
-                first_event_id(since) if since else None,
-                exact,
-                prefix,
-                object_id,
-                limit,
-            )
-        return [_event(row) for row in rows]
-
-    async def looked_to(
-        self,
-        *,
-        workspace_id: str | None,
-        since: datetime | None,
-        after: UUID | None,
-        newest_first: bool,
-        look_at_most: int,
-    ) -> UUID | None:
-        """The last event that `list_events` may look at; None if that is all there are."""
-        looked = _looked_at(newest_first=newest_first, look_at_most=look_at_most)
-        async with self._database.connection() as connection:
-            end: UUID | None = await connection.fetchval(
-                f"SELECT id FROM ({looked}) AS looked OFFSET {look_at_most - 1}",  # noqa: S608 (numbers)
-                workspace_id,
-                after,
-                first_event_id(since) if since else None,
-            )
-        return end
-
     async def is_pending(self, event_id: UUID) -> bool:
         """Whether deliveries of an event may still have to be recorded."""
         async with self._database.connection() as connection:
@@ -339,57 +284,6 @@ class Outbox:
         assert row is not None
         return Backlog(row["events"], emitted_at(row["oldest"]))
 
-    async def emit(self, event_type: str, data: str, **optional: str | None) -> str:
-        """Call postrider.emit in a transaction of its own; return the public id of the event.
-
-        Raises UsageError for arguments that it refuses.
-        """
-        names = [name for name, value in optional.items() if value is not None]
-        arguments = "".join(
-            f", {name} => ${number}::{'json' if name in _JSON_ARGUMENTS else 'text'}"
-            for number, name in enumerate(names, start=3)
-        )
-        async with self._database.connection() as connection:
-            try:
-                event_id: str = await connection.fetchval(
-                    f"SELECT postrider.emit($1::text, $2::json{arguments})",
-                    event_type,
-                    data,
-                    *(optional[name] for name in names),
-                )
-            except (asyncpg.InvalidParameterValueError, asyncpg.ProgramLimitExceededError) as error:
-                raise UsageError(error.args[0], error.hint or "") from error
-            except asyncpg.InvalidTextRepresentationError as error:
-                raise UsageError(f"{error.args[0]}: {error.detail}", "Pass valid JSON.") from error
-        return event_id
-
-
-def in_order(newest_first: bool) -> tuple[str, str]:
-    """How a list of events is sorted, and what comes later in it."""
-    return ("DESC", "<") if newest_first else ("ASC", ">")
-
-
-def events_statement(*, newest_first: bool, look_at_most: int | None) -> str:
-    """$1 to $7: workspace, event to go on after, first event; type, its prefix, object; limit."""
-    direction, _ = in_order(newest_first)
-    looked = _looked_at(newest_first=newest_first, look_at_most=look_at_most)
-    # An array, since a join might read all of the outbox.
-    chosen = f"""id = ANY (ARRAY(
-      SELECT id FROM ({looked}) AS looked
-      WHERE ($4::text IS NULL OR type = $4) AND ($5::text IS NULL OR starts_with(type, $5))
-        AND ($6::text IS NULL OR object_id = $6)
-      ORDER BY id {direction} LIMIT $7::bigint))"""  # noqa: S608 (constants)
-    return f"{_events(chosen, most=MAX_DATA_BYTES)} ORDER BY id {direction}"
-
-
-def _looked_at(*, newest_first: bool, look_at_most: int | None) -> str:
-    direction, beyond = in_order(newest_first)
-    return f"""
-      SELECT id, type, object_id FROM postrider.outbox
-      WHERE ($1::text IS NULL OR workspace_id = $1) AND ($2::uuid IS NULL OR id {beyond} $2)
-        AND ($3::uuid IS NULL OR id >= $3)
-      ORDER BY id {direction} {"" if look_at_most is None else f"LIMIT {look_at_most}"}"""  # noqa: S608
-
 
 @cache
 def _claim_statement(limit: int, events: str) -> str:
@@ -400,7 +294,7 @@ def emitted_at(event_id: UUID | None) -> datetime | None:
     return None if event_id is None else datetime.fromtimestamp(emitted_at_s(event_id), UTC)
 
 
-def _event(row: asyncpg.Record) -> Event:
+def event_of(row: asyncpg.Record) -> Event:
     return Event(
         id=row["id"],
         workspace_id=row["workspace_id"],
@@ -426,3 +320,23 @@ async def release_all(connection: Connection, owner: int) -> int:
     event_ids = [event_id for row in rows for event_id in row["event_ids"]]
     await connection.execute(REQUEUE, event_ids)
     return len(event_ids)
+
+
+async def add_test(connection: Connection, event: Event) -> None:
+    """Write an event that was made up to try an endpoint; it is never fanned out."""
+    await connection.execute(
+        """INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, occurred_at,
+                                         data, previous_attributes, actor, related, test)
+           VALUES ($1, $2, $3, $4, $5, $6, $7::text::json, $8::text::json, $9::text::json,
+                   $10::text::json, true)""",
+        event.id,
+        event.workspace_id,
+        event.type,
+        event.object_type,
+        event.object_id,
+        event.occurred_at,
+        event.data,
+        event.previous_attributes,
+        event.actor,
+        event.related,
+    )

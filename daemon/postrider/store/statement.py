@@ -3,6 +3,14 @@ follow the index that leads to what is asked for."""
 
 from postrider.domain.audit import Scope
 
+LOOK_AT_MOST = 100_000
+"""Rows that one search of people's looks at; it tells where it ended."""
+BY_INDEX = "; ".join(
+    f"SET LOCAL {name} = off" for name in ("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit")
+)
+"""Rows are read in the order of an index, whatever the statistics say, until a limit is reached; a bitmap,
+or a sort, would hold all there are first."""
+
 
 class Statement:
     """Conditions, and the parameters in them."""
@@ -10,6 +18,12 @@ class Statement:
     def __init__(self, *parameters: object) -> None:
         self.parameters = list(parameters)
         self._conditions: list[str] = []
+
+    def inner(self) -> "Statement":
+        """For a query inside of this one: conditions of its own, and the same parameters."""
+        inside = Statement()
+        inside.parameters = self.parameters
+        return inside
 
     def given(self, value: object, kind: str) -> str:
         """A parameter, as the text of the statement names it."""
@@ -27,3 +41,8 @@ class Statement:
     @property
     def where(self) -> str:
         return " AND ".join(self._conditions) or "true"
+
+
+def in_order(newest_first: bool) -> tuple[str, str]:
+    """How a list of events is sorted, and what comes later in it."""
+    return ("DESC", "<") if newest_first else ("ASC", ">")

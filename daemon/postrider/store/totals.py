@@ -13,7 +13,8 @@ import asyncpg
 from postrider.store.database import Connection
 from postrider.store.deliveries import WAITING_ENDPOINTS
 from postrider.store.outbox import emitted_at
-from postrider.store.status import BOUNDED, DELIVERY_LIMIT
+from postrider.store.situation import DELIVERY_LIMIT
+from postrider.store.statement import BY_INDEX
 
 # Of endpoints that are active, and of others. uuid has no min() before PostgreSQL 18.
 _ALL_WAITING = f"""
@@ -70,7 +71,7 @@ async def count(connection: Connection, timeout_s: float) -> Totals | None:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL statement_timeout = {int(timeout_s * 1000)}")
             endpoints = await connection.fetch(_ENDPOINTS_BY_STATE)
-            await connection.execute(BOUNDED)
+            await connection.execute(BY_INDEX)
             waiting = {row["active"]: _total(row) for row in await connection.fetch(_ALL_WAITING)}
             retrying = await connection.fetchrow(_ALL_RETRYING)
     except asyncpg.QueryCanceledError:

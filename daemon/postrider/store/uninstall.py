@@ -1,23 +1,15 @@
-"""Taking Postrider out of a database: what is there, and its removal.
+"""Taking Postrider out of a database: what is there, and the removal of the schema and, where nothing else on
+the server uses them, of the roles."""
 
-The triggers on the CRM's tables go first, as by `capture drop`; then the schema and, where nothing else on
-the server uses them, the roles, in one transaction. Like a migration it gives up a lock that it does not get
-within a moment, and tries again.
-"""
-
-import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
 import asyncpg
 
 from postrider.domain.errors import PostriderError
+from postrider.domain.installation import COUNTED_UP_TO, Installation
 from postrider.store.capture_sql import TRIGGER_PREFIXES
-from postrider.store.captures import Captures
 from postrider.store.daemons import living_daemons
-from postrider.store.database import Connection, Database, DatabaseError
-from postrider.store.migrations import PATIENCE, Patience
+from postrider.store.database import Connection, DatabaseError
 
 ROLES = (
     "postrider_emitter",
@@ -27,8 +19,6 @@ ROLES = (
     "postrider_prober",
     "postrider_capture",
 )
-COUNTED_UP_TO = 1_000_000
-"""Tables may be large, and a person wants to know by and by."""
 
 _COUNTED = {
     "endpoints": "SELECT FROM postrider.endpoint WHERE state <> 'deleted'",
@@ -72,126 +62,68 @@ FROM pg_roles AS r WHERE r.rolname = ANY ($1::text[]) ORDER BY array_position($1
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Installation:
-    """What Postrider has in a database."""
-
-    database: str
-    tables: int
-    size: str
-    counts: dict[str, int]
-    """By what is counted; one more than COUNTED_UP_TO stands for all above it."""
-    triggers: tuple[str, ...]
-    """On the CRM's tables."""
-    roles: dict[str, tuple[str, ...]]
-    """And the logins that were made their members."""
-    others: tuple[str, ...]
-    """Objects outside of the schema that use it."""
-    daemons: tuple[str, ...]
-    """Those that live."""
+class Locked(DatabaseError):
+    """A lock could not be had within a moment; the same call may succeed later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
-    triggers: int
-    dropped: tuple[str, ...]
-    kept: dict[str, str]
-    """Roles that stay, and why."""
+async def survey(connection: Connection) -> Installation | None:
+    """What there is to remove, in a snapshot; None where there is no schema."""
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'postrider')"):
+        return None
+    size = await connection.fetchrow(_SIZE)
+    assert size is not None
+    return Installation(
+        database=await connection.fetchval("SELECT current_database()"),
+        tables=size["tables"],
+        size=size["size"],
+        counts={
+            name: await connection.fetchval(_COUNT.format(rows), COUNTED_UP_TO + 1)
+            for name, rows in _COUNTED.items()
+        },
+        triggers=await _column(connection, _TRIGGERS, TRIGGER_PREFIXES),
+        roles={row["role"]: tuple(row["members"]) for row in await connection.fetch(_MEMBERS, list(ROLES))},
+        others=await _column(connection, _OTHERS, TRIGGER_PREFIXES),
+        daemons=await living_daemons(connection),
+    )
 
 
-async def survey(database: Database) -> Installation | None:
-    """What there is to remove; None where there is no schema."""
-    async with database.snapshot() as connection:
-        if not await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'postrider')"
-        ):
-            return None
-        size = await connection.fetchrow(_SIZE)
-        assert size is not None
-        return Installation(
-            database=await connection.fetchval("SELECT current_database()"),
-            tables=size["tables"],
-            size=size["size"],
-            counts={
-                name: await connection.fetchval(_COUNT.format(rows), COUNTED_UP_TO + 1)
-                for name, rows in _COUNTED.items()
-            },
-            triggers=await _column(connection, _TRIGGERS, TRIGGER_PREFIXES),
-            roles={
-                row["role"]: tuple(row["members"]) for row in await connection.fetch(_MEMBERS, list(ROLES))
-            },
-            others=await _column(connection, _OTHERS, TRIGGER_PREFIXES),
-            daemons=await living_daemons(connection),
-        )
-
-
-def demand_removable(found: Installation) -> None:
-    """Raises PostriderError where somebody still uses it."""
-    if found.daemons:
-        raise PostriderError(
-            f"daemons run on {found.database}: {', '.join(found.daemons)}",
-            "Stop them first: systemctl disable --now postrider",
-        )
-    if found.others:
-        raise PostriderError(
-            f"these use the schema postrider of {found.database}, and would go with it:\n"
-            + "\n".join(f"  {each}" for each in found.others),
-            "Drop or change them first.",
-        )
-
-
-async def uninstall(database: Database, now: datetime, *, patience: Patience = PATIENCE) -> Removal:
-    """Remove it. Raises PostriderError where somebody still uses it, or a lock can't be had."""
-    found = await survey(database)
-    if found is None:
-        return Removal(0, (), {})
-    demand_removable(found)
-    await Captures(database).drop(None, now)
-    for _ in range(patience.tries - 1):
-        try:
-            dropped, kept = await _drop(database, patience)
-            break
-        except asyncpg.LockNotAvailableError:
-            await asyncio.sleep(patience.pause_s)
-    else:
-        try:
-            dropped, kept = await _drop(database, patience)
-        except asyncpg.LockNotAvailableError:
-            raise DatabaseError(
-                f"the schema postrider could not be locked in {patience.tries} tries; it is still there"
-                + (", without its triggers on your tables" if found.triggers else ""),
-                "End the transactions that use it, prepared ones too (pg_prepared_xacts), and run it again.",
-            ) from None
-    return Removal(len(found.triggers), dropped, kept)
-
-
-async def _drop(database: Database, patience: Patience) -> tuple[tuple[str, ...], dict[str, str]]:
-    async with database.transaction() as connection:
+async def remove(connection: Connection, lock_ms: int) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Drop the schema and the roles; return those dropped, and those kept with the reason. Raises
+    PostriderError where a daemon has started, Locked, and DatabaseError; then the transaction is to be
+    undone."""
+    try:
         await connection.execute(
-            f"SET LOCAL lock_timeout = {patience.lock_ms}; SET LOCAL statement_timeout = 0;"
+            f"SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = 0;"
             "LOCK TABLE postrider.daemon, postrider.migration IN ACCESS EXCLUSIVE MODE"
         )
         if started := await living_daemons(connection):
             raise PostriderError(f"a daemon has just started: {', '.join(started)}", "Stop it first.")
+        await connection.execute("DROP SCHEMA postrider CASCADE")
+    except asyncpg.LockNotAvailableError as error:
+        raise Locked(str(error)) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise DatabaseError(
+            f"a right is missing: {error}; the schema is still there",
+            "Run it as a superuser: postrider uninstall --as postgres",
+        ) from error
+    return await _drop_roles(connection)
+
+
+async def _drop_roles(connection: Connection) -> tuple[tuple[str, ...], dict[str, str]]:
+    dropped, kept = [], {}
+    for role in ROLES:
+        if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role):
+            continue
         try:
-            await connection.execute("DROP SCHEMA postrider CASCADE")
+            async with connection.transaction():
+                await connection.execute(f"DROP ROLE {role}")
+            dropped.append(role)
+        except asyncpg.DependentObjectsStillExistError as error:
+            kept[role] = (error.detail or str(error)).replace("\n", "; ")
+        except asyncpg.LockNotAvailableError as error:
+            raise Locked(str(error)) from error
         except asyncpg.InsufficientPrivilegeError as error:
-            raise DatabaseError(
-                f"a right is missing: {error}; the schema is still there",
-                "Run it as a superuser: postrider uninstall --as postgres",
-            ) from error
-        dropped, kept = [], {}
-        for role in ROLES:
-            if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role):
-                continue
-            try:
-                async with connection.transaction():
-                    await connection.execute(f"DROP ROLE {role}")
-                dropped.append(role)
-            except asyncpg.DependentObjectsStillExistError as error:
-                kept[role] = (error.detail or str(error)).replace("\n", "; ")
-            except asyncpg.InsufficientPrivilegeError as error:
-                kept[role] = str(error)
+            kept[role] = str(error)
     return tuple(dropped), kept
 
 

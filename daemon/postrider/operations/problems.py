@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from postrider.cli.common import ago, printable
+from postrider.domain.capture_steps import MAX_COUNTED
 from postrider.domain.status import DaemonReport
 from postrider.engine.reporter import REPORT_S
-from postrider.store.captures import MAX_COUNTED
+from postrider.operations.wording import ago, printable
 from postrider.store.daemons import DaemonRow
-from postrider.store.status import Situation
+from postrider.store.situation import Situation
 
 STALE = timedelta(seconds=3 * REPORT_S)
 """A report older than this says nothing of the present."""
@@ -23,7 +23,7 @@ EXIT_CODES = (
 )
 
 
-class Scope(StrEnum):
+class Concern(StrEnum):
     """Who has to act."""
 
     SERVICE = "service"  # the operator: Postrider, its database or its host
@@ -32,15 +32,15 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    scope: Scope
+    scope: Concern
     sentence: str
 
 
-def exit_code(scopes: Collection[Scope]) -> int:
-    """Of a command that found problems of these scopes."""
-    if Scope.SERVICE in scopes:
+def exit_code(concerns: Collection[Concern]) -> int:
+    """Of a command that found such problems."""
+    if Concern.SERVICE in concerns:
         return EXIT_SICK
-    return EXIT_ENDPOINTS if scopes else 0
+    return EXIT_ENDPOINTS if concerns else 0
 
 
 def fresh_reports(daemons: Collection[DaemonRow], now: datetime) -> list[tuple[DaemonRow, DaemonReport]]:
@@ -54,14 +54,14 @@ def fresh_reports(daemons: Collection[DaemonRow], now: datetime) -> list[tuple[D
 
 def find_problems(situation: Situation, daemons: Collection[DaemonRow], now: datetime) -> list[Problem]:
     """In sentences; those of the service first."""
-    found = [Problem(Scope.SERVICE, each) for each in _of_service(situation, daemons, now)]
+    found = [Problem(Concern.SERVICE, each) for each in _of_service(situation, daemons, now)]
     if situation.troubled:
         sentence = (
             "1 endpoint is in trouble."
             if situation.troubled == 1
             else f"{situation.troubled} endpoints are in trouble."
         )
-        found.append(Problem(Scope.ENDPOINT, sentence))
+        found.append(Problem(Concern.ENDPOINT, sentence))
     return found
 
 

@@ -7,10 +7,12 @@ that people can look at.
 import json
 import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from postrider.domain.dialects import Dialect, Handshake, handshake_of, render
+from postrider.domain.audit import Actor, Scope
+from postrider.domain.dialects import Dialect, handshake_of, render
 from postrider.domain.envelope import PayloadError
 from postrider.domain.errors import UsageError
 from postrider.domain.model import (
@@ -22,13 +24,35 @@ from postrider.domain.model import (
     Event,
     Failure,
     Reply,
+    delivery_public_id,
 )
 from postrider.domain.policy import ONE_ATTEMPT, judge
-from postrider.edges.clock import Clock
+from postrider.edges.network import WebhookClient
+from postrider.edges.settings import network_options
 from postrider.engine.sender import SendSettings, send
-from postrider.store import deliveries
-from postrider.store.database import Database
+from postrider.operations.work import Backend, Setting
+from postrider.store import deliveries, last_deliveries, outbox
 from postrider.store.deliveries import DeliveryResult
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of such a request."""
+
+    event: Event
+    endpoint_id: int
+    state: DeliveryState
+    reason: str | None
+    """Why it failed; of a handshake: what the endpoint did instead of answering as its dialect demands."""
+    result: AttemptResult
+
+    @property
+    def delivery_id(self) -> str:
+        return delivery_public_id(self.event.id, self.endpoint_id)
+
+    @property
+    def succeeded(self) -> bool:
+        return self.state is DeliveryState.SUCCEEDED
 
 
 def check_data(text: str) -> None:
@@ -75,24 +99,14 @@ def made_up_event(
     )
 
 
-async def send_test(
-    settings: SendSettings,
-    dialect: Dialect,
-    endpoint: Endpoint,
-    event: Event,
-    *,
-    database: Database,
-    clock: Clock,
-) -> DeliveryResult:
+async def send_once(
+    backend: Backend, actor: Actor, scope: Scope, dialect: Dialect, *, endpoint: Endpoint, event: Event
+) -> Sent:
     """Send a test event to one endpoint, and record what came of it. A handshake succeeds by the status that
     the dialect demands."""
+    clock = backend.clock
     started_at = clock.now()
-    result: AttemptResult
-    try:
-        body = render(dialect, event)
-        result = await send(settings, dialect, endpoint, event, body=body, now=started_at)
-    except PayloadError as error:
-        result = Failure(ErrorKind.PAYLOAD, error.message, 0.0)
+    result = await _request(backend.setting, dialect, endpoint, event, started_at)
     outcome = judge(result, 1, ONE_ATTEMPT, clock.now(), 0.0)
     state, reason = outcome.state, outcome.reason
     handshake = handshake_of(dialect, event)
@@ -107,20 +121,33 @@ async def send_test(
         reason=None if state is DeliveryState.SUCCEEDED else reason,
         attempt=Attempt(1, started_at, result),
     )
-    async with database.transaction() as connection:
-        await deliveries.record_test(connection, event, delivery, clock.now())
-    return delivery
+    async with backend.begin(actor, scope) as work:
+        await outbox.add_test(work.connection, event)
+        await deliveries.add_finished(work.connection, delivery, work.now)
+        await last_deliveries.note(work.connection, [delivery.as_last])
+    return Sent(event, endpoint.id, delivery.state, delivery.reason, result)
 
 
 async def shake_hands(
-    settings: SendSettings,
-    dialect: Dialect,
-    handshake: Handshake,
-    endpoint: Endpoint,
-    *,
-    database: Database,
-    clock: Clock,
-) -> DeliveryResult:
-    """Ask an endpoint whether it is one; it is if the delivery succeeded, else `reason` says what it did."""
-    event = made_up_event(endpoint, handshake.type, clock.now())
-    return await send_test(settings, dialect, endpoint, event, database=database, clock=clock)
+    backend: Backend, actor: Actor, scope: Scope, dialect: Dialect, endpoint: Endpoint
+) -> Sent | None:
+    """Ask an endpoint whether it is one, where its dialect demands that."""
+    if dialect.handshake is None:
+        return None
+    event = made_up_event(endpoint, dialect.handshake.type, backend.clock.now())
+    return await send_once(backend, actor, scope, dialect, endpoint=endpoint, event=event)
+
+
+async def _request(
+    setting: Setting, dialect: Dialect, endpoint: Endpoint, event: Event, now: datetime
+) -> AttemptResult:
+    config = setting.config
+    async with WebhookClient(network_options(config)) as client:
+        settings = SendSettings(
+            client, setting.dialects, config.delivery.user_agent, config.network.https_only
+        )
+        try:
+            body = render(dialect, event)
+            return await send(settings, dialect, endpoint, event, body=body, now=now)
+        except PayloadError as error:
+            return Failure(ErrorKind.PAYLOAD, error.message, 0.0)

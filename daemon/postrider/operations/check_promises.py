@@ -3,12 +3,12 @@ leave from the addresses that their documents name."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from postrider.cli.finding import Finding
 from postrider.domain.dialects import Dialect
 from postrider.domain.promises import broken_promises, overruled
 from postrider.edges.addresses import AddressPolicy, AddressVerdict
 from postrider.edges.config import Config
 from postrider.edges.settings import retry_settings
+from postrider.operations.finding import Finding
 
 MAX_SHOWN = 5
 

@@ -1,4 +1,4 @@
-"""Sends events late because a person asks: what an endpoint missed while it was disabled, or any one event.
+"""What an endpoint missed while it was disabled: counted, and sent late because a person asks.
 
 It reads the outbox page by page, in the order of ids, and has what was missed wait as deliveries, in short
 transactions; what has a delivery is passed over. So it may be cut off at any moment and begun again, and
@@ -11,21 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from postrider.domain.errors import PostriderError, UsageError
+from postrider.domain.audit import Actor, Scope
 from postrider.domain.matching import wants
-from postrider.domain.model import (
-    Endpoint,
-    EndpointState,
-    Event,
-    delivery_public_id,
-    emitted_at_s,
-    endpoint_public_id,
-    event_public_id,
-)
-from postrider.edges.clock import Clock
-from postrider.store.deliveries import DeliveryKey
-from postrider.store.history import DeliveryHistory
-from postrider.store.missed import MissedEvents, Period
+from postrider.domain.model import Endpoint, emitted_at_s, endpoint_public_id
+from postrider.operations.endpoint_rules import demand_verified
+from postrider.operations.endpoints import get
+from postrider.operations.work import Backend
+from postrider.store import endpoint_deliveries, missed
+from postrider.store.missed import Fates, Period
 
 PAGE = 4000
 """Events that are looked at in one piece."""
@@ -75,11 +68,17 @@ def spans(periods: Iterable[Period]) -> list[tuple[UUID, UUID]]:
 
 
 async def count_missed(
-    missed: MissedEvents, endpoint: Endpoint, on_progress: Callable[[int], None] = lambda _: None
+    backend: Backend,
+    actor: Actor,
+    scope: Scope,
+    endpoint_id: int,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Tally:
     """How many events an endpoint missed that it would get today, as far back as events are kept."""
+    async with backend.begin(actor, scope) as work:
+        endpoint = demand_verified(await get(work, endpoint_id))
     tally = Tally()
-    async for page in _pages(missed, endpoint):
+    async for page in _pages(backend, endpoint):
         _add(tally, page.missed)
         tally.under_way += len(page.claimed)
         on_progress(tally.events)
@@ -87,20 +86,34 @@ async def count_missed(
 
 
 async def recover_missed(
-    missed: MissedEvents,
-    endpoint: Endpoint,
-    clock: Clock,
+    backend: Backend,
+    actor: Actor,
+    scope: Scope,
+    endpoint_id: int,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Tally:
     """Send the events that an endpoint missed, and that it would get today; those that were being fanned out
     when it was resumed as soon as that is decided."""
+    async with backend.begin(actor, scope) as work:
+        endpoint = demand_verified(await get(work, endpoint_id))
+        # At the beginning: it may be cut off.
+        await work.note(
+            "endpoint.recovery_started",
+            endpoint_public_id(endpoint.id),
+            workspace_id=endpoint.workspace_id,
+        )
+    clock = backend.clock
     tally = Tally()
     never = asyncio.Event()
 
     async def send(events: Sequence[UUID]) -> None:
         for start in range(0, len(events), SENT_AT_A_TIME):
             chosen = events[start : start + SENT_AT_A_TIME]
-            _add(tally, await missed.send(endpoint.id, chosen, clock.now()))
+            async with backend.begin(actor, scope) as work:
+                sent = await endpoint_deliveries.send(
+                    work.connection, endpoint.workspace_id, endpoint.id, chosen, work.now
+                )
+            _add(tally, sent)
             on_progress(tally.events)
             await clock.wait(never, PAUSE_S)
 
@@ -108,7 +121,7 @@ async def recover_missed(
     begin = _FIRST
     for _ in range(2):  # again, once the claims can be seen that had begun when it was resumed
         first_open = None
-        async for page in _pages(missed, endpoint, begin):
+        async for page in _pages(backend, endpoint, begin):
             first_open = first_open or page.first_open
             claimed |= page.claimed
             await send(page.missed)
@@ -119,7 +132,7 @@ async def recover_missed(
     for _ in range(TRIES):
         if not claimed:
             break
-        fates = await missed.fates(endpoint.id, sorted(claimed))
+        fates = await _fates(backend, endpoint, sorted(claimed))
         await send(sorted(claimed - fates.recorded - fates.queued - fates.claimed))
         claimed = set(fates.claimed - fates.recorded)
         if claimed:
@@ -128,60 +141,24 @@ async def recover_missed(
     return tally
 
 
-async def resend(
-    missed: MissedEvents, history: DeliveryHistory, event: Event, endpoint: Endpoint, now: datetime
-) -> DeliveryKey:
-    """Send an event to an endpoint that it matches, whether or not it was sent before; return the delivery.
-
-    Raises UsageError where it does not match, PostriderError where it can't be sent now.
-    """
-    evt, ep = event_public_id(event.id), endpoint_public_id(endpoint.id)
-    if endpoint.workspace_id != event.workspace_id:
-        raise UsageError(
-            f"{evt} is of another workspace than {ep}", "An endpoint gets the events of its own workspace."
-        )
-    if event.test:
-        raise UsageError(
-            f"{evt} is a test event, of the one endpoint that it was made for",
-            f"Send another: postrider endpoint test {ep}",
-        )
-    if not wants(endpoint, event.type):
-        raise UsageError(
-            f"{ep} is not subscribed to {event.type}", f"postrider endpoint update {ep} --events …"
-        )
-    if endpoint.state is EndpointState.DELETED:
-        raise PostriderError(f"endpoint {ep} is deleted", "Add it anew with `postrider endpoint add`.")
-    if endpoint.state is EndpointState.UNVERIFIED:
-        raise PostriderError(f"{ep} has not answered its handshake yet", f"postrider endpoint verify {ep}")
-    key = (event.id, endpoint.id)
-    fates = await missed.fates(endpoint.id, [event.id])
-    if event.id in fates.recorded:
-        sent = bool(await history.retry([key], now))
-    elif fates.queued or fates.claimed:
-        raise PostriderError(
-            f"{evt} is being delivered at this moment", "Look again soon: `postrider event show` tells."
-        )
-    else:
-        sent = bool(await missed.send(endpoint.id, [event.id], now))
-    if not sent:
-        raise PostriderError(
-            f"{delivery_public_id(*key)} is not over yet: it waits, or is being sent",
-            f"postrider delivery show {delivery_public_id(*key)}",
-        )
-    return key
-
-
-async def _pages(missed: MissedEvents, endpoint: Endpoint, begin: UUID = _FIRST) -> AsyncIterator[_Page]:
+async def _pages(backend: Backend, endpoint: Endpoint, begin: UUID = _FIRST) -> AsyncIterator[_Page]:
     """What the endpoint missed, from an event on."""
-    for first, beyond in spans(await missed.periods(endpoint.workspace_id, endpoint.id)):
+    workspace_id = endpoint.workspace_id
+    async with backend.database.connection() as connection:
+        periods = await missed.periods(connection, workspace_id, endpoint.id)
+    for first, beyond in spans(periods):
         after = max(first, begin)
         more = True
-        while more and (events := await missed.events(endpoint.workspace_id, after, beyond, PAGE)):
+        while more:
+            async with backend.database.connection() as connection:
+                events = await missed.events(connection, workspace_id, after, beyond, PAGE)
+            if not events:
+                break
             more = len(events) == PAGE  # else it is the last one, however fast events come
             types = {each for each in {event_type for _, event_type in events} if wants(endpoint, each)}
             wanted = [event_id for event_id, event_type in events if event_type in types]
             if wanted:
-                fates = await missed.fates(endpoint.id, wanted)
+                fates = await _fates(backend, endpoint, wanted)
                 open_ = (fates.queued | fates.claimed) - fates.recorded
                 gone = fates.recorded | open_
                 yield _Page(
@@ -190,6 +167,11 @@ async def _pages(missed: MissedEvents, endpoint: Endpoint, begin: UUID = _FIRST)
                     fates.claimed - fates.recorded,
                 )
             after = UUID(int=events[-1][0].int + 1)
+
+
+async def _fates(backend: Backend, endpoint: Endpoint, event_ids: Sequence[UUID]) -> Fates:
+    async with backend.database.connection() as connection:
+        return await missed.fates(connection, endpoint.workspace_id, endpoint.id, event_ids)
 
 
 def _add(tally: Tally, events: Sequence[UUID]) -> None:

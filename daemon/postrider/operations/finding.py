@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from postrider.cli.condition import Scope
+from postrider.operations.problems import Concern
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,5 +12,5 @@ class Finding:
     what: str
     message: str
     hint: str = ""
-    scope: Scope = Scope.SERVICE
+    scope: Concern = Concern.SERVICE
     """Who has to act on it."""

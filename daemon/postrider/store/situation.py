@@ -10,18 +10,15 @@ from uuid import UUID
 
 from postrider.domain.model import EndpointState
 from postrider.domain.status import Progress, Queue
-from postrider.store.captures import SET_ASIDE
-from postrider.store.database import Connection, Database
+from postrider.store.capture_rejections import SET_ASIDE
+from postrider.store.database import Connection
 from postrider.store.deliveries import WAITING_ENDPOINTS
 from postrider.store.outbox import BACKLOG_LIMIT, emitted_at
+from postrider.store.statement import BY_INDEX
 
 EVENT_LIMIT = BACKLOG_LIMIT
 DELIVERY_LIMIT = 100_000
 MAX_ENDPOINTS = 50
-
-# Statistics may be older than the backlog. Whatever they say, rows are read in the order of an index, until
-# a limit is reached; a bitmap would hold all there are first.
-BOUNDED = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off"
 
 _QUEUED = f"""
 SELECT (SELECT count(*) FROM (SELECT FROM postrider.pending LIMIT {EVENT_LIMIT}) AS p) AS queued,
@@ -64,7 +61,8 @@ _PAUSED = f"""
 SELECT (SELECT count(*) FROM postrider.endpoint WHERE state = 'paused') AS endpoints,
        (SELECT count(*) FROM (
           SELECT FROM postrider.endpoint AS e CROSS JOIN LATERAL (
-            SELECT FROM postrider.delivery AS d WHERE d.state = 'waiting' AND d.endpoint_id = e.id
+            SELECT FROM postrider.delivery AS d
+    WHERE d.state = 'waiting' AND d.endpoint_id = e.id AND d.workspace_id = e.workspace_id
             LIMIT {DELIVERY_LIMIT}
           ) AS d WHERE e.state = 'paused' LIMIT {DELIVERY_LIMIT}
         ) AS counted) AS waiting
@@ -80,7 +78,8 @@ SELECT e.*, waiting.waiting FROM (
   ORDER BY state <> 'active', failing_since NULLS LAST, updated_at DESC, id LIMIT {MAX_ENDPOINTS}
 ) AS e, LATERAL (
   SELECT count(*) AS waiting FROM (
-    SELECT FROM postrider.delivery AS d WHERE d.state = 'waiting' AND d.endpoint_id = e.id
+    SELECT FROM postrider.delivery AS d
+    WHERE d.state = 'waiting' AND d.endpoint_id = e.id AND d.workspace_id = e.workspace_id
     LIMIT {DELIVERY_LIMIT}
   ) AS counted
 ) AS waiting
@@ -128,36 +127,10 @@ class Situation:
     endpoints: tuple[TroubledEndpoint, ...]
 
 
-class Status:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def read(self, slow: Iterable[int], alive: Collection[int]) -> Situation:
-        """`slow`: the endpoints that daemons report as being in trouble; `alive`: the daemons that live."""
-        async with self._database.transaction() as connection:
-            await connection.execute(BOUNDED)
-            return await _read(connection, list(slow), alive)
-
-    async def queue(self, alive: Collection[int]) -> Queue:
-        """What is not recorded in full, and who is at it."""
-        async with self._database.transaction() as connection:
-            await connection.execute(BOUNDED)
-            return (await _read_queue(connection, alive))[0]
-
-    async def progress(self, event_id: UUID, alive: Collection[int]) -> Progress:
-        """How far the fan-out of an event is, where there is one."""
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(_PROGRESS, event_id)
-        assert row is not None
-        if row["queued"]:
-            return Progress.QUEUED
-        if not row["owners"]:
-            return Progress.DONE
-        return Progress.CLAIMED if set(row["owners"]) & set(alive) else Progress.STRANDED
-
-
-async def _read_queue(connection: Connection, alive: Collection[int]) -> tuple[Queue, datetime | None]:
-    """The queue, and when its oldest event was emitted."""
+async def queue(connection: Connection, alive: Collection[int]) -> tuple[Queue, datetime | None]:
+    """What is not recorded in full and who is at it, and when its oldest event was emitted; `alive`: the
+    daemons that live."""
+    await connection.execute(BY_INDEX)
     queued = await connection.fetchrow(_QUEUED)
     assert queued is not None
     claims = await connection.fetch(_CLAIMED)
@@ -170,16 +143,17 @@ async def _read_queue(connection: Connection, alive: Collection[int]) -> tuple[Q
     )
 
 
-async def _read(connection: Connection, slow: list[int], alive: Collection[int]) -> Situation:
-    queue, oldest_event_at = await _read_queue(connection, alive)
+async def read(connection: Connection, slow: Iterable[int], alive: Collection[int]) -> Situation:
+    """`slow`: the endpoints that daemons report as being in trouble; `alive`: the daemons that live."""
+    queued, oldest_event_at = await queue(connection, alive)
     deliveries = await connection.fetchrow(_DELIVERIES)
     paused = await connection.fetchrow(_PAUSED)
     assert deliveries is not None
     assert paused is not None
     retrying = {row["endpoint_id"]: row["retrying"] for row in await connection.fetch(_RETRYING)}
-    rows = await connection.fetch(_ENDPOINTS, slow)
+    rows = await connection.fetch(_ENDPOINTS, list(slow))
     return Situation(
-        queue=queue,
+        queue=queued,
         oldest_event_at=oldest_event_at,
         waiting=deliveries["waiting"],
         oldest_waiting_at=emitted_at(await connection.fetchval(_OLDEST_WAITING)),
@@ -204,3 +178,14 @@ async def _read(connection: Connection, slow: list[int], alive: Collection[int])
             for row in rows
         ),
     )
+
+
+async def progress(connection: Connection, event_id: UUID, alive: Collection[int]) -> Progress:
+    """How far the fan-out of an event is, where there is one."""
+    row = await connection.fetchrow(_PROGRESS, event_id)
+    assert row is not None
+    if row["queued"]:
+        return Progress.QUEUED
+    if not row["owners"]:
+        return Progress.DONE
+    return Progress.CLAIMED if set(row["owners"]) & set(alive) else Progress.STRANDED

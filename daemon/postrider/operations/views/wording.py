@@ -1,0 +1,25 @@
+"""Values as text for a person."""
+
+from datetime import UTC, datetime
+
+
+def printable(value: object) -> str:
+    """Text for a person: local time to the second with its zone, as `parse_moment` reads it; and no control
+    character that could drive the terminal."""
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.astimezone().isoformat(" ", "seconds")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
+
+
+def ago(moment: datetime, now: datetime | None = None) -> str:
+    """How long ago, or in how long, in the largest unit that fits."""
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    size, unit = next(
+        (step for step in ((86_400, "d"), (3600, "h"), (60, "m")) if abs(seconds) >= step[0]), (1, "s")
+    )
+    amount = f"{abs(seconds) / size:.0f} {unit}"
+    return f"{amount} ago" if seconds > -0.5 else f"in {amount}"
