@@ -18,6 +18,7 @@ from tests.bench.backlog import backlog
 from tests.bench.capture import capture
 from tests.bench.cost import cost
 from tests.bench.daemons import daemons
+from tests.bench.endpoints import endpoints
 from tests.bench.fanout import fanout
 from tests.bench.isolation import isolation
 from tests.bench.latency import latency
@@ -41,6 +42,7 @@ BENCHES: dict[str, Bench] = {
     "isolation": isolation,
     "neighbours": neighbours,
     "restart": restart,
+    "endpoints": endpoints,
     "cost": cost,
     "daemons": daemons,
     "peers": peers,

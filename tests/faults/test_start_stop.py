@@ -24,11 +24,12 @@ SERVICES = (
     "recorder",
     "sender",
     "lanes",
-    "subscriptions",
+    "endpoints",
     "scheduler",
     "dispatcher",
     "janitor",
     "recoverer",
+    "secret sealer",
     "partitions",
     "schema watch",
 )

@@ -74,9 +74,7 @@ def test_a_living_daemon_notices_that_a_crash_undid_a_change(
         async with staged(dsn, tmp_path) as stage:
 
             async def known() -> dict[int, str]:
-                return {
-                    each.id: each.url for each in stage.daemon.services.subscriptions.match("default", "a.b")
-                }
+                return {each.id: each.url for each in stage.daemon.services.snapshot.match("default", "a.b")}
 
             async def known_of_first() -> str:
                 return (await known())[first]

@@ -63,7 +63,7 @@ class Stores:
         progress = ClaimProgress(claim_id, before, before + 1, finished)
         async with self.database.transaction() as connection:
             written, _ = await deliveries.record(
-                connection, owner, first=[result], later=[], claims=[progress], now=NOW
+                connection, owner, first_results=[result], later_results=[], claims=[progress], now=NOW
             )
         return len(written)
 
@@ -182,7 +182,7 @@ def test_who_lost_a_delivery_can_not_record_it(database_dsn: str) -> None:
             result = DeliveryResult(event_id, 7, "default", state, attempts=2, attempt=attempt)
             async with stores.database.transaction() as connection:
                 written, _ = await deliveries.record(
-                    connection, owner, first=[], later=[result], claims=[], now=NOW
+                    connection, owner, first_results=[], later_results=[result], claims=[], now=NOW
                 )
             return len(written)
 

@@ -167,7 +167,7 @@ def test_deleting_an_endpoint_cancels_what_waits(database_dsn: str, tmp_path: Pa
 
 async def reloaded(stage: Stage) -> None:
     """Wait until the running daemon has taken over the latest change of endpoints."""
-    await stage.daemon.services.subscriptions.run_once()
+    await stage.daemon.services.snapshot.run_once()
 
 
 def test_a_new_endpoint_reaches_a_running_daemon_within_a_second(database_dsn: str, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_new_endpoint_reaches_a_running_daemon_within_a_second(database_dsn: s
                 await asyncio.to_thread(add_endpoint, database_dsn, receiver.url("/late"))
 
                 async def known() -> bool:
-                    return bool(stage.daemon.services.subscriptions.match("default", "deal.updated"))
+                    return bool(stage.daemon.services.snapshot.match("default", "deal.updated"))
 
                 await eventually(known, True, timeout=1)
 

@@ -16,11 +16,12 @@ from postrider.domain.promises import RetrySettings
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import SystemClock
 from postrider.edges.dialect_files import load_dialects
+from postrider.engine.dialect_rules import DialectRules
+from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.signals import Signal
-from postrider.engine.subscriptions import Subscriptions
 from postrider.store import endpoints
 from postrider.store.database import Connection, Database
-from postrider.store.endpoint_changes import PAGE, Endpoints
+from postrider.store.endpoint_changes import PAGE
 from tests.support.daemon_process import SECRET, add_endpoint
 from tests.support.lanes import kept_lanes
 from tests.support.stage import staged
@@ -49,15 +50,16 @@ class Memory:
     def __init__(self, database: Database, connection: Connection) -> None:
         clock = SystemClock()
         self.connection = connection
-        self.endpoints = Endpoints(database, Sealer())
         kept = kept_lanes(database, clock)
         self.lanes = kept.lanes
-        self.subscriptions = Subscriptions(
-            endpoints=self.endpoints,
-            keeper=kept.keeper,
-            dialects=load_dialects([]),
-            retry=RetrySettings(None, None, 432_000.0),
-            wake=Signal(),
+        self.read_anew = Signal()
+        self.snapshot = EndpointSnapshot(
+            database=database,
+            sealer=Sealer(),
+            rules=DialectRules(load_dialects([]), RetrySettings(None, None, 432_000.0)),
+            changed=Signal(),
+            on_change=kept.keeper.update,
+            read_anew=self.read_anew,
             clock=clock,
         )
 
@@ -66,7 +68,7 @@ class Memory:
         return await self.connection.fetchval("SELECT version FROM postrider.endpoint_revision")
 
     def known(self, workspace_id: str) -> list[str]:
-        return [endpoint.url for endpoint in self.subscriptions.match(workspace_id, "deal.updated")]
+        return [endpoint.url for endpoint in self.snapshot.match(workspace_id, "deal.updated")]
 
 
 @asynccontextmanager
@@ -92,20 +94,20 @@ def run(dsn: str, story: Callable[[Memory], Coroutine[Any, Any, None]]) -> None:
 def test_one_changed_endpoint_among_many_is_one_row_read_and_one_lane_touched(database_dsn: str) -> None:
     async def story(memory: Memory) -> None:
         await add_many(memory.connection, MANY)
-        assert await memory.subscriptions.run_once() == MANY
+        assert await memory.snapshot.run_once() == MANY
         untouched = memory.lanes.lane(6)
         assert untouched is not None
         before = untouched.endpoint
         await memory.connection.execute(
             "UPDATE postrider.endpoint SET url = 'http://127.0.0.1/new' WHERE id = 5"
         )
-        assert await memory.subscriptions.run_once() == 1
+        assert await memory.snapshot.run_once() == 1
         assert memory.known("ws_5") == ["http://127.0.0.1/new"]
         lane = memory.lanes.lane(5)
         assert lane is not None
         assert lane.endpoint.url == "http://127.0.0.1/new"
         assert untouched.endpoint is before
-        assert await memory.subscriptions.run_once() == 0
+        assert await memory.snapshot.run_once() == 0
 
     run(database_dsn, story)
 
@@ -124,10 +126,10 @@ def test_one_changed_endpoint_among_many_is_one_row_read_and_one_lane_touched(da
 def test_whatever_changes_of_an_endpoint_is_taken_over(database_dsn: str, change: str) -> None:
     async def story(memory: Memory) -> None:
         await add_many(memory.connection, 5)
-        await memory.subscriptions.run_once()
+        await memory.snapshot.run_once()
         before = {each: memory.lanes.lane(each).endpoint for each in range(1, 6)}  # type: ignore[union-attr]
         await memory.connection.execute(change)
-        assert await memory.subscriptions.run_once() == 1
+        assert await memory.snapshot.run_once() == 1
         after = {each: memory.lanes.lane(each).endpoint for each in range(1, 6)}  # type: ignore[union-attr]
         assert [each for each in before if after[each] != before[each]] == [3]
 
@@ -139,9 +141,9 @@ def test_a_change_of_many_in_one_statement_is_taken_over_by_pages(database_dsn: 
 
     async def story(memory: Memory) -> None:
         await add_many(memory.connection, count)
-        await memory.subscriptions.run_once()
+        await memory.snapshot.run_once()
         await memory.connection.execute("UPDATE postrider.endpoint SET url = url || '/new'")
-        assert await memory.subscriptions.run_once() == count
+        assert await memory.snapshot.run_once() == count
         assert all(memory.known(f"ws_{n}") == [f"http://127.0.0.1/{n}/new"] for n in range(1, count + 1))
 
     run(database_dsn, story)
@@ -163,19 +165,35 @@ def test_many_changes_in_one_transaction_have_one_version(database_dsn: str) -> 
     run(database_dsn, story)
 
 
+def test_only_what_was_read_whole_is_told_of_as_read_anew(database_dsn: str) -> None:
+    async def story(memory: Memory) -> None:
+        await add_many(memory.connection, 2)
+        await memory.snapshot.run_once()
+        assert memory.read_anew
+        memory.read_anew.clear()
+        await memory.connection.execute("UPDATE postrider.endpoint SET url = url || '/new'")
+        assert await memory.snapshot.run_once() == 2
+        assert not memory.read_anew
+        memory.snapshot.configure(Sealer())
+        assert await memory.snapshot.run_once() == 2
+        assert memory.read_anew
+
+    run(database_dsn, story)
+
+
 @pytest.mark.parametrize("by_hand", [False, True], ids=["deleted", "row removed by hand"])
 def test_an_endpoint_that_is_deleted_leaves_memory(database_dsn: str, by_hand: bool) -> None:
     async def story(memory: Memory) -> None:
         await add_many(memory.connection, 3)
-        await memory.subscriptions.run_once()
+        await memory.snapshot.run_once()
         if by_hand:
             await memory.connection.execute("DELETE FROM postrider.endpoint WHERE id = 2")
         else:
             await endpoints.delete(memory.connection, "ws_2", 2, datetime.now(UTC))
-        await memory.subscriptions.run_once()
+        await memory.snapshot.run_once()
         assert memory.known("ws_2") == []
         assert memory.lanes.lane(2) is None
-        assert "endpoints=2" in repr(memory.subscriptions)
+        assert "endpoints=2" in repr(memory.snapshot)
 
     run(database_dsn, story)
 
@@ -183,13 +201,13 @@ def test_an_endpoint_that_is_deleted_leaves_memory(database_dsn: str, by_hand: b
 def test_after_more_changes_than_the_database_remembers_all_is_read_anew(database_dsn: str) -> None:
     async def story(memory: Memory) -> None:
         await add_many(memory.connection, 3)
-        await memory.subscriptions.run_once()
+        await memory.snapshot.run_once()
         for _ in range(64):
             await memory.connection.execute("UPDATE postrider.endpoint SET url = url || 'x' WHERE id = 1")
-        assert await memory.subscriptions.run_once() == 1
+        assert await memory.snapshot.run_once() == 1
         for _ in range(65):
             await memory.connection.execute("UPDATE postrider.endpoint SET url = url || 'y' WHERE id = 1")
-        assert await memory.subscriptions.run_once() == 3
+        assert await memory.snapshot.run_once() == 3
         assert memory.known("ws_1") == ["http://127.0.0.1/1" + "x" * 64 + "y" * 65]
 
     run(database_dsn, story)
@@ -198,7 +216,7 @@ def test_after_more_changes_than_the_database_remembers_all_is_read_anew(databas
 def test_changes_of_two_writers_at_a_time_are_all_taken_over(database_dsn: str) -> None:
     async def story(memory: Memory) -> None:
         await add_many(memory.connection, 2)
-        await memory.subscriptions.run_once()
+        await memory.snapshot.run_once()
         slow = await asyncpg.connect(database_dsn)
         try:
             transaction = slow.transaction()
@@ -207,13 +225,13 @@ def test_changes_of_two_writers_at_a_time_are_all_taken_over(database_dsn: str) 
             quick = asyncio.create_task(
                 memory.connection.execute("UPDATE postrider.endpoint SET url = url || '/quick' WHERE id = 2")
             )
-            await memory.subscriptions.run_once()
+            await memory.snapshot.run_once()
             assert memory.known("ws_2") == ["http://127.0.0.1/2"]
             await transaction.commit()
             await quick
         finally:
             await slow.close()
-        await memory.subscriptions.reach(await memory.claim_version())
+        await memory.snapshot.reach(await memory.claim_version())
         assert memory.known("ws_1") == ["http://127.0.0.1/1/slow"]
         assert memory.known("ws_2") == ["http://127.0.0.1/2/quick"]
 
@@ -242,7 +260,7 @@ def test_a_change_that_was_undone_after_it_was_known_is_noticed(database_dsn: st
     async def story(memory: Memory) -> None:
         connection = memory.connection
         await add_many(connection, 3)
-        await memory.subscriptions.run_once()
+        await memory.snapshot.run_once()
         await keep(connection)
         await connection.execute("UPDATE postrider.endpoint SET patterns = '{nothing}' WHERE id = 1")
         await connection.execute(
@@ -250,7 +268,7 @@ def test_a_change_that_was_undone_after_it_was_known_is_noticed(database_dsn: st
                  (id, workspace_id, url, patterns, dialect, created_at, updated_at)
                VALUES (9, 'ws_9', 'http://127.0.0.1/9', '{*}', 'standard', now(), now())"""
         )
-        await memory.subscriptions.reach(await memory.claim_version())
+        await memory.snapshot.reach(await memory.claim_version())
         assert (memory.known("ws_1"), memory.known("ws_9")) == ([], ["http://127.0.0.1/9"])
         await undo(connection)
         expected = "http://127.0.0.1/2"
@@ -258,7 +276,7 @@ def test_a_change_that_was_undone_after_it_was_known_is_noticed(database_dsn: st
             for _ in range(2):
                 await connection.execute("UPDATE postrider.endpoint SET url = url || '/new' WHERE id = 2")
             expected += "/new/new"
-        await memory.subscriptions.reach(await memory.claim_version())
+        await memory.snapshot.reach(await memory.claim_version())
         assert memory.known("ws_1") == ["http://127.0.0.1/1"]
         assert memory.known("ws_2") == [expected]
         assert memory.known("ws_9") == []
@@ -270,15 +288,15 @@ def test_a_change_that_was_undone_after_it_was_known_is_noticed(database_dsn: st
 def test_a_load_that_is_interrupted_is_made_anew(database_dsn: str) -> None:
     async def story(memory: Memory) -> None:
         await add_many(memory.connection, 2 * PAGE)
-        await memory.subscriptions.run_once()
+        await memory.snapshot.run_once()
         await memory.connection.execute("UPDATE postrider.endpoint SET url = url || '/new'")
-        load = asyncio.create_task(memory.subscriptions.run_once())
+        load = asyncio.create_task(memory.snapshot.run_once())
         while memory.known("ws_1") != ["http://127.0.0.1/1/new"]:
             await asyncio.sleep(0)
         load.cancel()
         await asyncio.wait([load])
         assert load.cancelled()
-        assert await memory.subscriptions.run_once() == 2 * PAGE
+        assert await memory.snapshot.run_once() == 2 * PAGE
         assert memory.known(f"ws_{2 * PAGE}") == [f"http://127.0.0.1/{2 * PAGE}/new"]
 
     run(database_dsn, story)

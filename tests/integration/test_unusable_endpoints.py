@@ -148,11 +148,7 @@ def test_a_reload_that_is_refused_changes_nothing(database_dsn: str, tmp_path: P
     async def story() -> None:
         async with staged(database_dsn, tmp_path) as stage:
             before = await catalogue(stage)
-            sealer, settings, config = (
-                stage.daemon.services.endpoints.sealer,
-                stage.daemon.services.sender.settings,
-                stage.daemon.config,
-            )
+            settings, config = stage.daemon.services.sender.settings, stage.daemon.config
             refused = load_config(
                 write_config(
                     tmp_path,
@@ -168,7 +164,6 @@ def test_a_reload_that_is_refused_changes_nothing(database_dsn: str, tmp_path: P
             assert await catalogue(stage) == before
             assert stage.daemon.config is config
             assert stage.daemon.services.sender.settings is settings
-            assert stage.daemon.services.endpoints.sealer is sealer
             await stage.emit("of.any.type")
 
     asyncio.run(story())

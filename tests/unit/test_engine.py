@@ -78,7 +78,7 @@ class Store(MadeUpDatabase):
     def match(self, workspace: str, _event_type: str) -> list[Endpoint]:
         return self.of[workspace]
 
-    def retry_policy(self, _endpoint: Endpoint) -> RetryPolicy:
+    def retry_policy(self, _dialect: str) -> RetryPolicy:
         return RetryPolicy()
 
     async def reach(self, _version: UUID) -> None:
@@ -112,8 +112,8 @@ class Store(MadeUpDatabase):
         self,
         _owner: int,
         *,
-        first: Sequence[DeliveryResult],
-        later: Sequence[DeliveryResult],
+        first_results: Sequence[DeliveryResult],
+        later_results: Sequence[DeliveryResult],
         claims: Sequence[ClaimProgress],
         now: datetime,
     ) -> tuple[set[Key], set[int]]:
@@ -125,13 +125,13 @@ class Store(MadeUpDatabase):
             self.held[each.claim_id] = events, each.after
             if each.finished:
                 del self.held[each.claim_id]
-        for result in first:
+        for result in first_results:
             assert (result.event_id, result.endpoint_id) not in self.states
-        for result in later:
+        for result in later_results:
             assert self.states[result.event_id, result.endpoint_id] == "sending"
-        for result in (*first, *later):
+        for result in (*first_results, *later_results):
             self.states[result.event_id, result.endpoint_id] = result.state
-        return {(each.event_id, each.endpoint_id) for each in (*first, *later)}, counted
+        return {(each.event_id, each.endpoint_id) for each in (*first_results, *later_results)}, counted
 
     async def claim_waiting(
         self,
@@ -258,7 +258,7 @@ class Engine:
         fan_outs = FanOuts(
             FanOutTuning(),
             database=anything,
-            subscriptions=anything,
+            rules=anything,
             lanes=self.lanes,
             keeper=self.keeper,
             recorder=self.recorder,
@@ -271,7 +271,7 @@ class Engine:
             DispatcherTuning(),
             database=anything,
             pending=cast(Any, Pending(store)),
-            subscriptions=anything,
+            endpoints=anything,
             lanes=self.lanes,
             fan_outs=fan_outs,
             recorder=self.recorder,
@@ -284,6 +284,7 @@ class Engine:
         self.sent: Counter[Key] = Counter()
         self.workers = workers
         self.takes_s: Callable[[Job], float] = lambda _job: 0.0
+        self.at_end: Callable[[], None] = lambda: None
 
     async def _work(self) -> None:
         while (job := await self.keeper.take()) is not None:
@@ -315,6 +316,7 @@ class Engine:
         finally:
             for task in tasks:
                 task.cancel()
+            self.at_end()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def settled(self) -> bool:
@@ -443,8 +445,11 @@ async def test_an_engine_whose_results_can_not_be_recorded_hardly_turns() -> Non
     locked = asyncio.Event()
 
     async def record(*_arguments: object, **_named: object) -> None:
+        locked.clear()
         await locked.wait()
+        raise DatabaseUnavailable("away")
 
+    engine.at_end = locked.set
     engine.store.record = record  # type: ignore[method-assign,assignment]
     for _ in range(20):
         engine.store.emit("a")

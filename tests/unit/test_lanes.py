@@ -14,7 +14,7 @@ from postrider.engine.decisions import Decisions, LaneEvent, Offer
 from postrider.engine.lane import Lane
 from postrider.engine.lane_room import LanesTuning
 from postrider.engine.lanes import Lanes
-from postrider.engine.ledger import SLOW_SHARE, UNTRIED_SHARE, HeldEvent, Job, Ledger
+from postrider.engine.ledger import HeldEvent, Job, Ledger, LedgerTuning
 from tests.support.endpoints import endpoint
 
 TUNING = LanesTuning()
@@ -338,8 +338,8 @@ def test_lanes_that_never_answered_and_slow_ones_leave_memory_to_each_other_and_
             count += 1
         return count
 
-    assert fill(untried) == UNTRIED_SHARE >> 20
-    assert fill(*slow) <= SLOW_SHARE >> 20
+    assert fill(untried) == LedgerTuning().untried >> 20
+    assert fill(*slow) <= LedgerTuning().slow >> 20
     assert held.offer(healthy, 1 << 20) is Offer.TAKEN
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from postrider.domain.model import Event
-from postrider.engine.ledger import LARGE_SHARE, MEMORY_BYTES, MIB, Claim, ClaimedEvent, Ledger, Share
+from postrider.engine.ledger import MIB, Claim, ClaimedEvent, Ledger, LedgerTuning, Share
 from postrider.store.deliveries import ClaimProgress
 
 
@@ -90,9 +90,9 @@ def test_large_events_leave_memory_to_claims() -> None:
     ledger = Ledger()
     while ledger.refill_room(Share.FREE) > 0:
         ledger.take_delivery(event(MIB), 1, 0, 0)
-    assert ledger.bytes >= LARGE_SHARE
+    assert ledger.bytes >= LedgerTuning().large
     assert ledger.claim_room() > 0
-    assert ledger.bytes < MEMORY_BYTES
+    assert ledger.bytes < LedgerTuning().memory
 
 
 def test_slow_lanes_leave_memory_to_others() -> None:

@@ -140,7 +140,7 @@ class WatchedEndpoint(Endpoint):
 def reads_of_a_match(others: int) -> int:
     matcher = Matcher(
         [
-            *(endpoint(number, "deal.updated", "deal.*", kind=WatchedEndpoint) for number in range(3)),
+            *(endpoint(n, ("deal.updated", "deal.*")[n % 2], kind=WatchedEndpoint) for n in range(3)),
             *(endpoint(3 + n, f"type_{n}.*", "deal.created", kind=WatchedEndpoint) for n in range(others)),
             *(endpoint(3 + others + n, "*", workspace="else", kind=WatchedEndpoint) for n in range(others)),
         ]
@@ -232,6 +232,34 @@ def test_an_index_that_follows_changes_agrees_with_one_made_anew(steps: list[Any
         for each in ("ws_1", "ws_2"):
             assert matcher.match(each, event_type) == anew.match(each, event_type)
         assert len(matcher) == len(current)
+
+
+def test_after_a_change_no_other_endpoint_is_looked_at_again() -> None:
+    matcher = Matcher([endpoint(number, "*", "deal.*", kind=WatchedEndpoint) for number in range(1000)])
+    matcher.match("default", "deal.updated")
+    WatchedEndpoint.reads = 0
+    matcher.update([endpoint(500, "deal.*")], [7])
+    assert len(matcher.match("default", "deal.updated")) == 999
+    assert WatchedEndpoint.reads < 100
+
+
+@pytest.mark.parametrize("changes", [100, 1000, 5000])
+def test_matches_stay_right_after_many_changes(changes: int) -> None:
+    matcher = Matcher([endpoint(number, "*") for number in range(200)])
+    assert len(ids(matcher, "deal.updated")) == 200
+    for number in range(changes):
+        matcher.update([endpoint(number % 200, "*" if number % 3 else "other")])
+    anew = Matcher(found for each in matcher.ids() if (found := matcher.get(each)) is not None)
+    assert 0 < len(ids(matcher, "deal.updated")) < 200
+    assert matcher.match("default", "deal.updated") == anew.match("default", "deal.updated")
+
+
+def test_an_endpoint_with_overlapping_patterns_is_found_once() -> None:
+    matcher = Matcher([endpoint(1, "*", "deal.*", "deal.updated", "endpoint.*"), endpoint(2, "deal.updated")])
+    assert ids(matcher, "deal.updated") == [1, 2]
+    assert ids(matcher, "endpoint.disabled") == [1]
+    matcher.update((), [1])
+    assert ids(matcher, "deal.updated") == [2]
 
 
 def test_a_change_in_one_workspace_leaves_what_is_remembered_of_others() -> None:

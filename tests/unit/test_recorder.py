@@ -45,14 +45,14 @@ class Taking(MadeUpDatabase):
         self,
         _owner: int,
         *,
-        first: Sequence[DeliveryResult],
-        later: Sequence[DeliveryResult],
+        first_results: Sequence[DeliveryResult],
+        later_results: Sequence[DeliveryResult],
         claims: Sequence[ClaimProgress],
         now: datetime,
     ) -> tuple[set[DeliveryKey], set[int]]:
-        self.batches.append((len(first), len(later)))
+        self.batches.append((len(first_results), len(later_results)))
         counted = {each.claim_id for each in claims} - self.undone
-        written = [each for each in first if each.claim_id in counted] + list(later)
+        written = [each for each in first_results if each.claim_id in counted] + list(later_results)
         return {
             (each.event_id, each.endpoint_id) for each in written if each.event_id not in self.fenced
         }, counted

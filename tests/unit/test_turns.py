@@ -28,7 +28,7 @@ def test_workspaces_take_turns_and_each_gets_what_it_put_in_first(
     for number, step in enumerate(steps):
         match step:
             case ("append", str(workspace), first):
-                queue.append(workspace, number, first=bool(first))
+                queue.append(workspace, number, ahead=bool(first))
                 of[workspace].insert(0 if first else len(of[workspace]), number)
                 if workspace not in turns:
                     turns.append(workspace)

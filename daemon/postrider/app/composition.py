@@ -15,8 +15,10 @@ from postrider.edges.metrics import Metrics
 from postrider.edges.randomness import random_id
 from postrider.edges.settings import retry_settings
 from postrider.edges.systemd import Notifier
+from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.disabler import Disabler, OutcomeBook
 from postrider.engine.dispatcher import Dispatcher
+from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.failures import Failures
 from postrider.engine.fan_outs import FanOuts
 from postrider.engine.identity import Identity
@@ -33,12 +35,11 @@ from postrider.engine.recoverer import Recoverer
 from postrider.engine.reporter import Reporter
 from postrider.engine.scheduler import Scheduler
 from postrider.engine.schema_watch import SchemaWatch
+from postrider.engine.secret_sealer import SecretSealer
 from postrider.engine.sender import Sender, SendSettings
 from postrider.engine.signals import EngineSignals
-from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.supervisor import Supervisor
 from postrider.store.database import Database
-from postrider.store.endpoint_changes import Endpoints
 from postrider.store.migrations import Schema
 from postrider.store.outbox import Outbox, Pending
 
@@ -64,10 +65,11 @@ class Services:
     ledger: Ledger
     lanes: Lanes
     keeper: LaneKeeper
-    endpoints: Endpoints
     failures: Failures
     recorder: Recorder
-    subscriptions: Subscriptions
+    rules: DialectRules
+    snapshot: EndpointSnapshot
+    secret_sealer: SecretSealer
     sender: Sender
     scheduler: Scheduler
     dispatcher: Dispatcher
@@ -90,8 +92,7 @@ def compose(
     left_waiting = LeftWaiting(signals.schedule)
     outcomes, last_deliveries = OutcomeBook(), LastDeliveryBook()
 
-    endpoints = Endpoints(database, sealer)
-    ledger = Ledger()
+    ledger = Ledger(tuning.ledger)
     lanes = Lanes(
         tuning.lanes,
         concurrency=config.delivery.concurrency,
@@ -120,18 +121,21 @@ def compose(
         refill=signals.schedule,
         clock=clock,
     )
-    subscriptions = Subscriptions(
-        endpoints=endpoints,
-        keeper=keeper,
-        dialects=settings.dialects,
-        retry=retry_settings(config),
-        wake=signals.endpoints,
+    rules = DialectRules(settings.dialects, retry_settings(config))
+    snapshot = EndpointSnapshot(
+        database=database,
+        sealer=sealer,
+        rules=rules,
+        changed=signals.endpoints,
+        on_change=keeper.update,
+        read_anew=signals.endpoints_read_anew,
         clock=clock,
+        tuning=tuning.endpoints,
     )
     fan_outs = FanOuts(
         tuning.fan_outs,
         database=database,
-        subscriptions=subscriptions,
+        rules=rules,
         lanes=lanes,
         keeper=keeper,
         recorder=recorder,
@@ -145,14 +149,21 @@ def compose(
         ledger=ledger,
         lanes=lanes,
         keeper=keeper,
-        endpoints=endpoints,
         failures=around.failures,
         recorder=recorder,
-        subscriptions=subscriptions,
+        rules=rules,
+        snapshot=snapshot,
+        secret_sealer=SecretSealer(
+            database=database,
+            sealer=sealer,
+            due=signals.endpoints_read_anew,
+            clock=clock,
+            tuning=tuning.secret_sealer,
+        ),
         sender=Sender(
             tuning.sender,
             settings=settings,
-            subscriptions=subscriptions,
+            rules=rules,
             lanes=lanes,
             keeper=keeper,
             ledger=ledger,
@@ -178,7 +189,7 @@ def compose(
             tuning.dispatcher,
             database=database,
             pending=Pending(clock.monotonic, random_id),
-            subscriptions=subscriptions,
+            endpoints=snapshot,
             lanes=lanes,
             fan_outs=fan_outs,
             recorder=recorder,
@@ -191,7 +202,7 @@ def compose(
         disabler=Disabler(
             database=database,
             book=outcomes,
-            policy_of=subscriptions.policy_of,
+            policy_of=rules.retry_policy,
             clock=clock,
             tuning=tuning.disabler,
         ),
@@ -237,7 +248,7 @@ def compose(
             outbox=Outbox(database),
             ledger=ledger,
             lanes=lanes,
-            subscriptions=subscriptions,
+            endpoints=snapshot,
             slots=config.delivery.concurrency,
             clock=clock,
             metrics=metrics,

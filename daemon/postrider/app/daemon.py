@@ -104,7 +104,7 @@ class Daemon:
         self._opened.push_async_callback(services.listener.stop)
         await self._patiently(services.listener.start)  # measures the database's clock, too
         await self._patiently(services.janitor.rescue)
-        await self._patiently(services.subscriptions.run_once)
+        await self._patiently(services.snapshot.run_once)
         # Last: what emit() accepts changes only for a daemon that can run.
         await self._patiently(lambda: publish(self.database, spoken))
         await self._patiently(lambda: tell_of_overruled(self.database, config, dialects))

@@ -75,8 +75,9 @@ class Reloader:
             await self._clients.close(client)
             raise
         self.config = config
-        services.endpoints.sealer = sealer
-        services.subscriptions.configure(dialects, retry)
+        services.rules.configure(dialects, retry)
+        services.snapshot.configure(sealer)
+        services.secret_sealer.configure(sealer)
         services.sender.settings = SendSettings(
             client, dialects, config.delivery.user_agent, config.network.https_only
         )

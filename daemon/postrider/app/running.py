@@ -49,13 +49,14 @@ def running_services(
         Service("sender", lambda: each.sender.run(concurrency), phase.SENDING),
         # What lanes and endpoints decide from here on would only be given back.
         Service("lanes", each.keeper.run, phase.TAKING_ON),
-        Service("subscriptions", each.subscriptions.run, phase.TAKING_ON),
+        Service("endpoints", each.snapshot.run, phase.TAKING_ON),
         # They claim.
         Service("scheduler", each.scheduler.run, phase.TAKING_ON),
         Service("dispatcher", each.dispatcher.run, phase.TAKING_ON),
         # They change what others work with, or wait for locks: a stop need not wait for them.
         Service("janitor", each.janitor.run, phase.TAKING_ON),
         Service("recoverer", each.recoverer.run, phase.TAKING_ON),
+        Service("secret sealer", each.secret_sealer.run, phase.TAKING_ON),
         Service("partitions", each.partitions.run, phase.TAKING_ON),
         Service("schema watch", each.schema_watch.run, phase.TAKING_ON),
     ]

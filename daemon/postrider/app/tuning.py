@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 
 from postrider.engine.disabler import DisablerTuning
 from postrider.engine.dispatcher import DispatcherTuning
+from postrider.engine.endpoints import EndpointTuning
 from postrider.engine.failures import FailuresTuning
 from postrider.engine.fan_outs import FanOutTuning
 from postrider.engine.janitor import JanitorTuning
 from postrider.engine.lane_keeper import KeeperTuning
 from postrider.engine.lane_room import LanesTuning
 from postrider.engine.last_deliveries import LastDeliveryTuning
+from postrider.engine.ledger import LedgerTuning
 from postrider.engine.listener import ListenerTuning
 from postrider.engine.partitions import PartitionTuning
 from postrider.engine.recorder import RecorderTuning
@@ -17,6 +19,7 @@ from postrider.engine.recoverer import RecovererTuning
 from postrider.engine.reporter import ReporterTuning
 from postrider.engine.scheduler import SchedulerTuning
 from postrider.engine.schema_watch import SchemaWatchTuning
+from postrider.engine.secret_sealer import SecretSealerTuning
 from postrider.engine.sender import SenderTuning
 from postrider.engine.supervisor import SupervisorTuning
 
@@ -29,6 +32,7 @@ class Tuning:
     """A claim loop that has not turned for so long hangs; /healthz and the watchdog say so."""
     drain_look_s: float = 0.02
     """Between two looks whether the last request has ended."""
+    ledger: LedgerTuning = field(default_factory=LedgerTuning)
     lanes: LanesTuning = field(default_factory=LanesTuning)
     keeper: KeeperTuning = field(default_factory=KeeperTuning)
     recorder: RecorderTuning = field(default_factory=RecorderTuning)
@@ -36,6 +40,8 @@ class Tuning:
     fan_outs: FanOutTuning = field(default_factory=FanOutTuning)
     dispatcher: DispatcherTuning = field(default_factory=DispatcherTuning)
     scheduler: SchedulerTuning = field(default_factory=SchedulerTuning)
+    endpoints: EndpointTuning = field(default_factory=EndpointTuning)
+    secret_sealer: SecretSealerTuning = field(default_factory=SecretSealerTuning)
     disabler: DisablerTuning = field(default_factory=DisablerTuning)
     failures: FailuresTuning = field(default_factory=FailuresTuning)
     janitor: JanitorTuning = field(default_factory=JanitorTuning)

@@ -6,7 +6,8 @@ Postrider itself (`endpoint.disabled`) are not part of all: they need a pattern 
 
 import re
 from bisect import bisect_left, insort
-from collections.abc import Iterable, KeysView
+from collections.abc import Iterable, KeysView, Sequence
+from itertools import chain
 from operator import attrgetter
 
 from postrider.domain.errors import UsageError
@@ -19,7 +20,13 @@ OPERATIONAL_PREFIX = "endpoint."
 _MEMO_SIZE = 1_000_000
 """Endpoints in all answers that are remembered; each answer itself counts for as much as a few."""
 _ANSWER_SIZE = 16
+_MENDED = 128
+"""An answer that more endpoints changed since is found anew."""
+_CHANGES = 1024
+"""Changes that are remembered of a workspace, for its answers to be mended by."""
 _id = attrgetter("id")
+_Key = tuple[str, str, bool]
+"""Workspace, pattern, and whether they exclude something."""
 _TYPE = re.compile(r"[a-zA-Z0-9_]+(?:\.[a-zA-Z0-9_]+)*")
 _PATTERN = re.compile(rf"\*|{_TYPE.pattern}(?:\.\*)?")
 
@@ -64,15 +71,39 @@ def wants(endpoint: Endpoint, event_type: str) -> bool:
     return covers(endpoint.patterns, endpoint.exclusions, event_type)
 
 
+class _Answer:
+    """The endpoints of a workspace for one event type, as they were after so many of its changes."""
+
+    __slots__ = ("changes", "found")
+
+    def __init__(self, found: tuple[Endpoint, ...], changes: int) -> None:
+        self.found = found
+        self.changes = changes
+
+
+class _Workspace:
+    """What is remembered of one: answers by event type, and the ids of endpoints that changed since there are
+    any."""
+
+    __slots__ = ("answers", "changed")
+
+    def __init__(self) -> None:
+        self.answers: dict[str, _Answer] = {}
+        self.changed: list[int] = []
+
+
 class Matcher:
-    """An index over the endpoints that are subscribed: it looks only at those with a matching pattern."""
+    """An index over the endpoints that are subscribed: it looks only at those with a matching pattern.
+
+    What it found it remembers. A change of an endpoint costs the same however many there are: an answer that
+    it concerns is mended when it is next asked for.
+    """
 
     def __init__(self, endpoints: Iterable[Endpoint] = ()) -> None:
         self._endpoints: dict[int, Endpoint] = {}
-        self._subscribers: dict[tuple[str, str], list[Endpoint]] = {}
-        """By workspace and pattern, in the order of their ids."""
-        self._memo: dict[str, dict[str, tuple[Endpoint, ...]]] = {}
-        """By workspace and event type."""
+        self._subscribers: dict[_Key, list[Endpoint]] = {}
+        """In the order of their ids. An endpoint stands in one of the lists for an event, never in two."""
+        self._memo: dict[str, _Workspace] = {}
         self._remembered = 0
         self.update(endpoints)
 
@@ -94,31 +125,70 @@ class Matcher:
             if endpoint.subscribed:
                 for key in _keys(endpoint):
                     insort(self._subscribers.setdefault(key, []), endpoint, key=_id)
-                self._forget(endpoint.workspace_id)
+                self._note_change(endpoint)
         for endpoint_id in gone:
             self._remove(endpoint_id)
 
     def match(self, workspace_id: str, event_type: str) -> tuple[Endpoint, ...]:
         """The endpoints of the workspace that get events of this type: each once, ordered by id."""
         remembered = self._memo.get(workspace_id)
-        if remembered is not None and (found := remembered.get(event_type)) is not None:
-            return found
-        found = self._search(workspace_id, event_type)
+        if remembered is None:
+            remembered = self._memo[workspace_id] = _Workspace()
+        answer = remembered.answers.get(event_type)
+        if answer is not None and answer.changes == len(remembered.changed):
+            return answer.found
+        found = self._mended(workspace_id, event_type, answer, remembered.changed) if answer else None
+        if found is None:
+            found = self._search(workspace_id, event_type)
+        self._remember(workspace_id, event_type, found)
+        return found
+
+    def _remember(self, workspace_id: str, event_type: str, found: tuple[Endpoint, ...]) -> None:
+        remembered = self._memo[workspace_id]
+        former = remembered.answers.pop(event_type, None)
+        if former is not None:
+            self._remembered -= len(former.found) + _ANSWER_SIZE
         size = len(found) + _ANSWER_SIZE
         if self._remembered + size > _MEMO_SIZE:
             self._memo.clear()
             self._remembered = 0
-        self._memo.setdefault(workspace_id, {})[event_type] = found
+            remembered = self._memo[workspace_id] = _Workspace()
+        remembered.answers[event_type] = _Answer(found, len(remembered.changed))
         self._remembered += size
-        return found
+
+    def _mended(
+        self, workspace_id: str, event_type: str, answer: _Answer, changes: Sequence[int]
+    ) -> tuple[Endpoint, ...] | None:
+        """The answer with what changed since; None where that is too much."""
+        changed = set(changes[answer.changes :])
+        if len(changed) > _MENDED:
+            return None
+        found: Sequence[Endpoint] = answer.found
+        for endpoint_id in changed:
+            at = bisect_left(found, endpoint_id, key=_id)
+            known = at < len(found) and found[at].id == endpoint_id
+            endpoint = self._endpoints.get(endpoint_id)
+            wanted = (
+                endpoint is not None
+                and endpoint.subscribed
+                and endpoint.workspace_id == workspace_id
+                and wants(endpoint, event_type)
+            )
+            if known or wanted:
+                if not isinstance(found, list):
+                    found = list(found)
+                found[at : at + known] = [endpoint] if endpoint is not None and wanted else []
+        return tuple(found)
 
     def _search(self, workspace_id: str, event_type: str) -> tuple[Endpoint, ...]:
         patterns = matching_patterns(event_type)
-        lists = [
-            found for pattern in patterns if (found := self._subscribers.get((workspace_id, pattern), ()))
-        ]
-        candidates = lists[0] if len(lists) == 1 else _merged(lists)
-        return tuple([e for e in candidates if not e.exclusions or patterns.isdisjoint(e.exclusions)])
+        lists = []
+        for pattern in patterns:
+            if whole := self._subscribers.get((workspace_id, pattern, False)):
+                lists.append(whole)
+            if excluding := self._subscribers.get((workspace_id, pattern, True)):
+                lists.append([each for each in excluding if patterns.isdisjoint(each.exclusions)])
+        return tuple(lists[0] if len(lists) == 1 else sorted(chain.from_iterable(lists), key=_id))
 
     def _remove(self, endpoint_id: int) -> None:
         endpoint = self._endpoints.pop(endpoint_id, None)
@@ -129,16 +199,27 @@ class Matcher:
             del subscribers[bisect_left(subscribers, endpoint_id, key=_id)]
             if not subscribers:
                 del self._subscribers[key]
-        self._forget(endpoint.workspace_id)
+        self._note_change(endpoint)
 
-    def _forget(self, workspace_id: str) -> None:
-        for found in self._memo.pop(workspace_id, {}).values():
-            self._remembered -= len(found) + _ANSWER_SIZE
+    def _note_change(self, endpoint: Endpoint) -> None:
+        """Have what is remembered of its workspace mended, or forget it after very many changes."""
+        remembered = self._memo.get(endpoint.workspace_id)
+        if remembered is None:
+            return
+        if len(remembered.changed) < _CHANGES:
+            remembered.changed.append(endpoint.id)
+            return
+        for answer in self._memo.pop(endpoint.workspace_id).answers.values():
+            self._remembered -= len(answer.found) + _ANSWER_SIZE
 
 
-def _keys(endpoint: Endpoint) -> set[tuple[str, str]]:
-    return {(endpoint.workspace_id, pattern) for pattern in endpoint.patterns}
-
-
-def _merged(lists: Iterable[Iterable[Endpoint]]) -> list[Endpoint]:
-    return sorted({endpoint.id: endpoint for each in lists for endpoint in each}.values(), key=_id)
+def _keys(endpoint: Endpoint) -> list[_Key]:
+    """Of the lists it stands in: those of its patterns that no wider one of it includes."""
+    workspace_id, patterns, excludes = endpoint.workspace_id, endpoint.patterns, bool(endpoint.exclusions)
+    if len(patterns) == 1:
+        return [(workspace_id, patterns[0], excludes)]
+    return [
+        (workspace_id, pattern, excludes)
+        for pattern in set(patterns)
+        if (matching_patterns(pattern) - {pattern}).isdisjoint(patterns)
+    ]

@@ -1,13 +1,6 @@
 """The nouns of Postrider: event, endpoint, delivery, attempt; their states and public ids.
 
-State machine of a delivery:
-
-    waiting ──▶ sending ──▶ succeeded
-       ▲           │ ├────▶ failed
-       │           │ └────▶ retrying ──due──▶ waiting
-       └──release──┘
-    waiting, retrying ──endpoint deleted──▶ cancelled
-    failed, cancelled, succeeded ──a person asks──▶ waiting
+Which states may follow each other is told in `transitions`.
 """
 
 import re
@@ -15,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import assert_never
 from uuid import UUID
 
 import msgspec
@@ -115,7 +109,13 @@ class Endpoint:
     @property
     def subscribed(self) -> bool:
         """Whether events become deliveries, be it only to wait."""
-        return self.state in (EndpointState.ACTIVE, EndpointState.PAUSED)
+        match self.state:
+            case EndpointState.ACTIVE | EndpointState.PAUSED:
+                return True
+            case EndpointState.UNVERIFIED | EndpointState.DISABLED | EndpointState.DELETED:
+                return False
+            case _:
+                assert_never(self.state)
 
     @property
     def open(self) -> bool:

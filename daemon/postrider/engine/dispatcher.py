@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import structlog
 
 from postrider.edges.clock import Clock
+from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.fan_outs import FanOuts
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
-from postrider.engine.subscriptions import Subscriptions
 from postrider.store import daemons, outbox
 from postrider.store.database import Database
 from postrider.store.outbox import ClaimedEvents, Pending
@@ -75,7 +75,7 @@ class Dispatcher:
         *,
         database: Database,
         pending: Pending,
-        subscriptions: Subscriptions,
+        endpoints: EndpointSnapshot,
         lanes: Lanes,
         fan_outs: FanOuts,
         recorder: Recorder,
@@ -91,7 +91,7 @@ class Dispatcher:
         self._tuning = tuning
         self._database = database
         self._pending = pending
-        self._subscriptions = subscriptions
+        self._endpoints = endpoints
         self._lanes = lanes
         self._fan_outs = fan_outs
         self._recorder = recorder
@@ -181,7 +181,7 @@ class Dispatcher:
                 )
             if claimed is None:
                 return 0, False
-            await self._subscriptions.reach(claimed.version)
+            await self._endpoints.reach(claimed.version)
         except BaseException:
             self._doubt.set()
             raise
@@ -191,7 +191,7 @@ class Dispatcher:
 
     def _take(self, claimed: ClaimedEvents) -> int:
         """Hold what was claimed, and begin its fan-out; return how many events that are."""
-        endpoints = [self._subscriptions.match(each.workspace_id, each.type) for each in claimed.events]
+        endpoints = [self._endpoints.match(each.workspace_id, each.type) for each in claimed.events]
         claim = self._ledger.take_claim(
             claimed.claim_id,
             [(event, len(found)) for event, found in zip(claimed.events, endpoints, strict=True)],

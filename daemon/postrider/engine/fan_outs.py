@@ -17,12 +17,12 @@ import msgspec
 from postrider.domain.model import DeliveryState, Endpoint
 from postrider.edges.clock import Clock
 from postrider.engine.decisions import Offer
+from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.lane_keeper import LaneKeeper
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import ClaimedEvent, Job, Ledger
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
-from postrider.engine.subscriptions import Subscriptions
 from postrider.engine.turns import Queue
 from postrider.store import deliveries
 from postrider.store.database import Database
@@ -90,7 +90,7 @@ class FanOuts:
         tuning: FanOutTuning,
         *,
         database: Database,
-        subscriptions: Subscriptions,
+        rules: DialectRules,
         lanes: Lanes,
         keeper: LaneKeeper,
         recorder: Recorder,
@@ -102,7 +102,7 @@ class FanOuts:
         """`wake` interrupts the large ones: there may be something new. `doubt`: a claim was abandoned."""
         self._tuning = tuning
         self._database = database
-        self._subscriptions = subscriptions
+        self._rules = rules
         self._lanes = lanes
         self._keeper = keeper
         self._recorder = recorder
@@ -175,7 +175,7 @@ class FanOuts:
                 stuck = 0 if self._go_on(fan_out, progress, patient=False) else stuck + 1
             finally:
                 if not fan_out.over:
-                    self._large.append(fan_out.workspace_id, fan_out, first=True)
+                    self._large.append(fan_out.workspace_id, fan_out, ahead=True)
             await asyncio.sleep(0)
             if self._wake or self._clock.monotonic() >= ends_at:
                 break
@@ -250,7 +250,7 @@ class FanOuts:
         if endpoint is None:
             self._recorder.put(job, DeliveryState.CANCELLED, reason="the endpoint was deleted")
             return Offer.SPILLED
-        policy = self._subscriptions.retry_policy(endpoint)
+        policy = self._rules.retry_policy(endpoint.dialect)
         if policy.delays[0] > 0:
             due = self._clock.now() + timedelta(seconds=policy.delays[0])
             self._recorder.put(job, DeliveryState.RETRYING, due=due)

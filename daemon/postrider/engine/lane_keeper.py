@@ -8,7 +8,7 @@ lanes many times a second.
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import structlog
@@ -20,7 +20,7 @@ from postrider.engine.decisions import Decisions, LaneChange, LaneEvent
 from postrider.engine.lane import Lane
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Job
-from postrider.engine.loopturn import LoopTurn
+from postrider.engine.loopturn import LoopTurn, LoopTurnTuning
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
 
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 class KeeperTuning:
     tick_s: float = 0.05
     """Between two looks after the lanes that need it."""
+    loop_turn: LoopTurnTuning = field(default_factory=LoopTurnTuning)
 
 
 class LaneKeeper:
@@ -52,7 +53,7 @@ class LaneKeeper:
         self._room = room
         self._refill = refill
         self._clock = clock
-        self._loop_turn = LoopTurn(clock, self._wake_for_turn)
+        self._loop_turn = LoopTurn(tuning.loop_turn, clock, self._wake_for_turn)
         self._idle_workers: deque[asyncio.Future[None]] = deque()
         self._watch = Signal()
         self._watching = False

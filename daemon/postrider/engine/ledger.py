@@ -1,46 +1,49 @@
 """What this daemon holds in memory: claimed events, claimed deliveries, and the bytes that they take.
 
-The ledger alone changes any of it and alone does the arithmetic. Events and bodies take at most
-`MEMORY_BYTES`: a part is kept free of large events, so that claims never wait for them; lanes that are slow
+The ledger alone changes any of it and alone does the arithmetic. Events and bodies take a
+bounded `memory`: a part is kept free of large events, so that claims never wait for them; lanes that are slow
 have a part together, and lanes that never answered yet another one, so that their payloads don't keep those
 of others out.
 """
 
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from uuid import UUID
 
 import msgspec
 
 from postrider.domain.model import Event
-from postrider.store.deliveries import ClaimProgress
+from postrider.store.deliveries import ClaimProgress, DeliveryKey
 
 MIB = 1024 * 1024
-MEMORY_BYTES = 64 * MIB
-"""For events and the bodies made of them."""
-LARGE_SHARE = 48 * MIB
-"""Of it for all but claims."""
-SLOW_SHARE = 16 * MIB
-"""Of it for lanes that are slow."""
-UNTRIED_SHARE = 8 * MIB
-"""Of it for lanes that never answered yet."""
-CLAIM_BYTES = 4 * MIB
-"""JSON that one claim reads at most."""
-REFILL_BYTES = 4 * MIB
-"""JSON that one look for waiting deliveries takes on at most, its first delivery excepted."""
-LANE_BYTES = 2 * MIB
-"""Of which one lane gets at most so many, its first delivery excepted."""
 _OVERHEAD_BYTES = 1024
-
-DeliveryKey = tuple[UUID, int]
 
 
 class Share(Enum):
     """Of memory: whose deliveries are counted together."""
 
-    FREE = 0  # of lanes that answer: bounded by all memory
-    SLOW = SLOW_SHARE
-    UNTRIED = UNTRIED_SHARE
+    FREE = "free"  # of lanes that answer: bounded by all memory
+    SLOW = "slow"
+    UNTRIED = "untried"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTuning:
+    """All of it in bytes."""
+
+    memory: int = 64 * MIB
+    """For events and the bodies made of them."""
+    large: int = 48 * MIB
+    """Of it for all but claims."""
+    slow: int = 16 * MIB
+    """Of it for lanes that are slow."""
+    untried: int = 8 * MIB
+    """Of it for lanes that never answered yet."""
+    claim: int = 4 * MIB
+    """JSON that one claim reads at most."""
+    refill: int = 4 * MIB
+    """JSON that one look for waiting deliveries takes on at most, its first delivery excepted."""
 
 
 class Claim(msgspec.Struct, eq=False):
@@ -112,7 +115,9 @@ class Job(msgspec.Struct, eq=False):
 class Ledger:
     """Everything held under the id `owner`, until it is recorded or given back."""
 
-    def __init__(self, owner: int = 0) -> None:
+    def __init__(self, tuning: LedgerTuning | None = None, *, owner: int = 0) -> None:
+        self._tuning = tuning or LedgerTuning()
+        self._most = {Share.SLOW: self._tuning.slow, Share.UNTRIED: self._tuning.untried}
         self._owner = owner
         self.bytes = 0
         self.share_bytes = dict.fromkeys(Share, 0)
@@ -141,18 +146,18 @@ class Ledger:
 
     def claim_room(self) -> int:
         """For one claim; 0 while it has to wait."""
-        return min(CLAIM_BYTES, (MEMORY_BYTES - self.bytes) // 2)
+        return min(self._tuning.claim, (self._tuning.memory - self.bytes) // 2)
 
     def refill_room(self, share: Share) -> int:
         """For deliveries of lanes of one kind; less than 1 while they have to wait."""
-        free = LARGE_SHARE - self.bytes
+        free = self._tuning.large - self.bytes
         if share is not Share.FREE:
-            free = min(free, share.value - self.share_bytes[share])
-        return min(REFILL_BYTES, free // 2)
+            free = min(free, self._most[share] - self.share_bytes[share])
+        return min(self._tuning.refill, free // 2)
 
     def admits(self, share: Share) -> bool:
         """Whether a lane of that kind may take on more."""
-        return share is Share.FREE or self.share_bytes[share] < share.value
+        return share is Share.FREE or self.share_bytes[share] < self._most[share]
 
     # Claims of events.
 

@@ -7,21 +7,26 @@ many as keep a turn short, which for new connections is a few, for open ones man
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from postrider.edges.clock import Clock
 
-TURN_S = 0.002
-"""A turn that takes longer has too many."""
-FIRST_LIMIT = 16.0
+
+@dataclass(frozen=True, slots=True)
+class LoopTurnTuning:
+    turn_s: float = 0.002
+    """A turn that takes longer has too many."""
+    first_limit: float = 16.0
 
 
 class LoopTurn:
-    def __init__(self, clock: Clock, on_room: Callable[[int], bool]) -> None:
+    def __init__(self, tuning: LoopTurnTuning, clock: Clock, on_room: Callable[[int], bool]) -> None:
         """`on_room` is called at the end of a turn, after some were refused, with how many more of them may
         begin in the next; it returns whether others still want to."""
         self._clock = clock
         self._on_room = on_room
-        self._limit = FIRST_LIMIT
+        self._turn_s = tuning.turn_s
+        self._limit = tuning.first_limit
         self._begun = 0
         self._since = 0.0
         self.refusing = False
@@ -52,7 +57,7 @@ class LoopTurn:
     def _end(self) -> None:
         now = self._clock.monotonic()
         begun, self._begun = self._begun, 0
-        if now - self._since > TURN_S:
+        if now - self._since > self._turn_s:
             self._limit = max(1.0, self._limit * 0.75)
         elif begun >= self._limit:
             self._limit += 1.0

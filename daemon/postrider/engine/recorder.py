@@ -182,6 +182,8 @@ class Recorder:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait({writing})
+            if (error := writing.exception()) is not None:
+                log.info("recorder.interrupted", reason=str(error))  # what it was about to write stays queued
             raise
 
     async def run_once(self) -> RecordCounts:
@@ -234,30 +236,30 @@ class Recorder:
         return True
 
     async def _write(self, entries: list[Entry], empty: list[tuple[Claim, int]]) -> set[DeliveryKey]:
-        first: list[DeliveryResult] = []
-        later: list[DeliveryResult] = []
+        first_results: list[DeliveryResult] = []
+        later_results: list[DeliveryResult] = []
         sources: list[ClaimedEvent] = []
         results: Counter[Claim] = Counter()
         for entry in entries:
             source = entry.job.source
             if source is None:
-                later.append(entry.result)
+                later_results.append(entry.result)
             else:
-                first.append(entry.result)
+                first_results.append(entry.result)
                 sources.append(source)
                 results[source.claim] += 1
         for claim, events in empty:
             if self._ledger.holds(claim):
                 results[claim] += events
-        if not (results or later):
+        if not (results or later_results):
             return set()
-        whole = deliveries.is_one_statement(first, later)
+        whole = deliveries.is_one_statement(first_results, later_results)
         async with self._database.connection() if whole else self._database.transaction() as connection:
             written, counted = await deliveries.record(
                 connection,
                 self._ledger.owner,
-                first=first,
-                later=later,
+                first_results=first_results,
+                later_results=later_results,
                 claims=self._ledger.progress(results),
                 now=self._clock.now(),
             )

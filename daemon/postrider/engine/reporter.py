@@ -12,9 +12,9 @@ from postrider.domain.timeshare import TimeShare
 from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.systemd import Notifier
+from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
-from postrider.engine.subscriptions import Subscriptions
 from postrider.store import capture_rejections, daemons, partitions, totals
 from postrider.store.database import Database
 from postrider.store.outbox import Backlog, Outbox
@@ -47,7 +47,7 @@ class Reporter:
         outbox: Outbox,
         ledger: Ledger,
         lanes: Lanes,
-        subscriptions: Subscriptions,
+        endpoints: EndpointSnapshot,
         slots: int,
         clock: Clock,
         metrics: Metrics,
@@ -60,7 +60,7 @@ class Reporter:
         self._outbox = outbox
         self._ledger = ledger
         self._lanes = lanes
-        self._subscriptions = subscriptions
+        self._endpoints = endpoints
         self._slots = slots
         self._clock = clock
         self._metrics = metrics
@@ -158,6 +158,6 @@ class Reporter:
             in_flight=self._lanes.running,
             slots=self._slots,
             queued=self._lanes.queued,
-            lanes=(*self._subscriptions.unusable_lanes(), *self._lanes.trouble()),
-            unusable=len(self._subscriptions.unusable),
+            lanes=(*self._endpoints.unusable_lanes(), *self._lanes.trouble()),
+            unusable=len(self._endpoints.unusable),
         )

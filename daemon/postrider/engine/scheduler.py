@@ -1,7 +1,7 @@
 """From the database back to the lanes: retries that are due become waiting, and waiting deliveries go into
 their lanes as there is room.
 
-Woken when a retry falls due, when deliveries were left waiting and when a lane that is behind runs low. It
+Woken when a retry falls due, when deliveries were left waiting and when a lane with a backlog runs low. It
 works in small steps, so that a herd of retries and the refill of one lane don't hold up the others.
 """
 
@@ -17,7 +17,7 @@ from postrider.edges.clock import Clock
 from postrider.engine.lane import Lane
 from postrider.engine.lane_keeper import LaneKeeper
 from postrider.engine.lanes import Lanes
-from postrider.engine.ledger import LANE_BYTES, Job, Ledger, Share
+from postrider.engine.ledger import MIB, Job, Ledger, Share
 from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
@@ -40,6 +40,8 @@ class SchedulerTuning:
     """Deliveries that one lane gets at a time."""
     refill_lanes: int = 64
     """Lanes that are refilled by one statement."""
+    lane_bytes: int = 2 * MIB
+    """JSON that one lane gets at a time, its first delivery excepted."""
     short_poll_s: float = 0.05
     """Before another look where memory is short."""
     rescan_s: float = 5.0
@@ -106,7 +108,7 @@ class Scheduler:
             await self._wake.wait(self._clock, self._seconds_to_next())
 
     async def run_once(self) -> ScheduleCounts:
-        """A step of each kind: find what waits, promote what is due, refill lanes that are behind."""
+        """A step of each kind: find what waits, promote what is due, refill lanes that have a backlog."""
         try:
             if self._doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
@@ -257,11 +259,11 @@ class Scheduler:
                     wanted,
                     self._clock.now(),
                     most_bytes=most_bytes,
-                    most_bytes_each=LANE_BYTES,
+                    most_bytes_each=self._tuning.lane_bytes,
                 )
         finally:
             for want in wanted:
-                floor = _rest_from(want, claimed, most_bytes)
+                floor = _rest_from(want, claimed, most_bytes, self._tuning.lane_bytes)
                 if floor is not None:
                     taken = sum(each.endpoint_id == want.endpoint_id for each in claimed or ())
                     rest = max(1, backlogs[want.endpoint_id] - taken)
@@ -308,13 +310,18 @@ class Scheduler:
         return seconds
 
 
-def _rest_from(wanted: WaitingWanted, claimed: list[ClaimedDelivery] | None, most_bytes: int) -> UUID | None:
+def _rest_from(
+    wanted: WaitingWanted, claimed: list[ClaimedDelivery] | None, most_bytes: int, most_bytes_each: int
+) -> UUID | None:
     """From which event on deliveries of a lane may still wait after a claim (None: it failed); None where
     none does."""
     if claimed is None:
         return wanted.floor
     own = [each for each in claimed if each.endpoint_id == wanted.endpoint_id]
-    cut = sum(each.bytes for each in claimed) >= most_bytes or sum(each.bytes for each in own) >= LANE_BYTES
+    cut = (
+        sum(each.bytes for each in claimed) >= most_bytes
+        or sum(each.bytes for each in own) >= most_bytes_each
+    )
     if len(own) < wanted.room and not cut:
         return None
     return own[-1].event_id if own else wanted.floor

@@ -31,11 +31,11 @@ from postrider.edges.clock import Clock
 from postrider.edges.metrics import Metrics
 from postrider.edges.network import WebhookClient
 from postrider.edges.randomness import random_share
+from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.lane_keeper import LaneKeeper
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import HeldEvent, Job, Ledger
 from postrider.engine.recorder import Recorder
-from postrider.engine.subscriptions import Subscriptions
 
 log = structlog.get_logger()
 
@@ -99,7 +99,7 @@ class Sender:
         tuning: SenderTuning,
         *,
         settings: SendSettings,
-        subscriptions: Subscriptions,
+        rules: DialectRules,
         lanes: Lanes,
         keeper: LaneKeeper,
         ledger: Ledger,
@@ -111,7 +111,7 @@ class Sender:
         """`signing_clock` is this host's own, since receivers compare signatures with theirs."""
         self._tuning = tuning
         self.settings = settings
-        self._subscriptions = subscriptions
+        self._rules = rules
         self._lanes = lanes
         self._keeper = keeper
         self._ledger = ledger
@@ -174,7 +174,7 @@ class Sender:
         number = job.attempts + 1
         now = self._clock.now()
         test = job.held.event.test
-        policy = ONE_ATTEMPT if test else self._subscriptions.retry_policy(endpoint)
+        policy = ONE_ATTEMPT if test else self._rules.retry_policy(endpoint.dialect)
         outcome = judge(result, number - job.attempt_base, policy, now, random_share())
         self._measure(job, result, outcome.error_kind, now)
         self._recorder.put(

@@ -63,6 +63,8 @@ class EngineSignals:
         """Memory and database may differ about claims of deliveries."""
         self.endpoints = Signal()
         """Endpoints may have changed."""
+        self.endpoints_read_anew = Signal()
+        """All endpoints were read, not only what changed."""
         self.failed = Signal()
         """A service failed, and not for want of the database."""
 

@@ -29,13 +29,13 @@ class Queue(Generic[T]):
         """How many have something in it."""
         return len(self._workspaces)
 
-    def append(self, workspace_id: str, item: T, *, first: bool = False) -> None:
-        """Let an item that is not in it wait behind all of its workspace, or as the `first` of them."""
+    def append(self, workspace_id: str, item: T, *, ahead: bool = False) -> None:
+        """Let an item that is not in it wait behind all of its workspace, or `ahead` of it."""
         items = self._workspaces.get(workspace_id)
         if items is None:
             items = self._workspaces[workspace_id] = OrderedDict()
         items[item] = None
-        if first:
+        if ahead:
             items.move_to_end(item, last=False)
         self.length += 1
 

@@ -223,25 +223,27 @@ async def recorded(connection: Connection, events: Sequence[Event]) -> set[Deliv
     return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
 
-def is_one_statement(first: Sequence[DeliveryResult], later: Sequence[DeliveryResult]) -> bool:
+def is_one_statement(
+    first_results: Sequence[DeliveryResult], later_results: Sequence[DeliveryResult]
+) -> bool:
     """Whether `record` needs no transaction around it, which saves two round trips."""
-    return not later and not any(map(_failed, first))
+    return not later_results and not any(map(_failed, first_results))
 
 
 async def record(
     connection: Connection,
     owner: int,
     *,
-    first: Sequence[DeliveryResult],
-    later: Sequence[DeliveryResult],
+    first_results: Sequence[DeliveryResult],
+    later_results: Sequence[DeliveryResult],
     claims: Sequence[ClaimProgress],
     now: datetime,
 ) -> tuple[set[DeliveryKey], set[int]]:
     """Write many results, in a transaction of the caller's unless it `is_one_statement`; return the
     deliveries that were written, and the claims that count them.
 
-    `first` are results of deliveries that have no row yet, of events that `owner` claimed, each of a claim in
-    `claims`; `later` are results of deliveries whose row it claimed. What another daemon owns by now is not
+    The first results are of deliveries that have no row yet, of events that `owner` claimed, each of a claim
+    in `claims`; later ones are of deliveries whose row it claimed. What another daemon owns by now is not
     touched, nor is a claim of which the database has another count than `claims` says, nor any result of it.
     """
     written: set[DeliveryKey] = set()
@@ -252,24 +254,28 @@ async def record(
         rows = await connection.fetch(
             _RECORD_FIRST,
             owner,
-            *_arrays(first),
-            [r.claim_id for r in first],
+            *_arrays(first_results),
+            [r.claim_id for r in first_results],
             [each.claim_id for each in held],
             [each.before for each in held],
             [each.after for each in held],
             [each.claim_id for each in finished],
             [each.before for each in finished],
-            [r.bytes for r in first],
+            [r.bytes for r in first_results],
             now,
         )
         counted = {row["id"] for row in rows}
-        written.update((r.event_id, r.endpoint_id) for r in first if r.claim_id in counted)
-    if later:
-        rows = await connection.fetch(_RECORD_LATER, owner, *_arrays(later), now)
+        written.update((r.event_id, r.endpoint_id) for r in first_results if r.claim_id in counted)
+    if later_results:
+        rows = await connection.fetch(_RECORD_LATER, owner, *_arrays(later_results), now)
         written.update((row["event_id"], row["endpoint_id"]) for row in rows)
     await _insert_attempts(
         connection,
-        [r for r in (*first, *later) if _failed(r) and (r.event_id, r.endpoint_id) in written],
+        [
+            r
+            for r in (*first_results, *later_results)
+            if _failed(r) and (r.event_id, r.endpoint_id) in written
+        ],
     )
     return written, counted
 

@@ -1,4 +1,4 @@
-"""Who wants what, in memory: the endpoints that dispatcher and lanes work with, kept by what changed.
+"""The endpoints in memory, which dispatcher and lanes work with: a snapshot that is kept by what changed.
 
 Woken by the listener when an endpoint changed; it compares the version once a second besides, and so does
 the dispatcher at each claim. A version stands for what the tables held at one moment, so memory is right
@@ -8,44 +8,59 @@ to from ours, and all is read anew.
 
 import asyncio
 import gc
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from uuid import UUID
 
 import structlog
 
-from postrider.domain.dialects import Dialect
 from postrider.domain.matching import Matcher
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
-from postrider.domain.policy import RetryPolicy
-from postrider.domain.promises import RetrySettings, retry_policy
+from postrider.domain.sealing import Sealer
 from postrider.domain.status import MAX_REPORTED, LaneReport
 from postrider.edges.clock import Clock
-from postrider.engine.lane_keeper import LaneKeeper
+from postrider.engine.dialect_rules import DialectRules
 from postrider.engine.signals import Signal
-from postrider.store.endpoint_changes import PAGE, Endpoints, Version
-
-POLL_S = 1.0
+from postrider.store import endpoint_changes
+from postrider.store.database import Database
+from postrider.store.endpoint_changes import PAGE, Version
 
 log = structlog.get_logger()
 
 
-class Subscriptions:
+@dataclass(frozen=True, slots=True)
+class EndpointTuning:
+    poll_s: float = 1.0
+    """Between two looks at the version, where nobody tells of a change."""
+    compared: int = 4096
+    """Known endpoints that are looked through in one piece, for those that are gone."""
+
+
+class EndpointSnapshot:
     def __init__(
         self,
         *,
-        endpoints: Endpoints,
-        keeper: LaneKeeper,
-        dialects: Mapping[str, Dialect],
-        retry: RetrySettings,
-        wake: Signal,
+        database: Database,
+        sealer: Sealer,
+        rules: DialectRules,
+        changed: Signal,
+        on_change: Callable[[Sequence[Endpoint], Collection[int]], None],
+        read_anew: Signal,
         clock: Clock,
+        tuning: EndpointTuning | None = None,
     ) -> None:
-        self._endpoints = endpoints
-        self._keeper = keeper
+        """`changed`: endpoints may have changed. `on_change` is given the difference: endpoints that are new
+        or changed, and the ids of those that are gone, at most some dozens at a time. `read_anew` is set when
+        all endpoints were read."""
+        self._database = database
+        self._sealer = sealer
+        self._rules = rules
+        self._changed = changed
+        self._on_change = on_change
+        self._read_anew = read_anew
         self._clock = clock
-        self._wake = wake
+        self._tuning = tuning or EndpointTuning()
         self._loading = asyncio.Lock()
         self._matcher = Matcher()
         self.unusable: dict[int, str] = {}
@@ -54,27 +69,18 @@ class Subscriptions:
         """What memory holds; None where it holds a part of one."""
         self._stale = True
         """Read all anew, since how endpoints are read has changed."""
-        self._unsealed = False
-        self.configure(dialects, retry)
 
     def __repr__(self) -> str:
-        return f"<Subscriptions endpoints={len(self._matcher)} version={self._version}>"
+        return f"<EndpointSnapshot endpoints={len(self._matcher)} version={self._version}>"
 
-    def configure(self, dialects: Mapping[str, Dialect], retry: RetrySettings) -> None:
-        """Take over a new configuration, and read all endpoints anew by it."""
-        self._dialects = frozenset(dialects)
+    def configure(self, sealer: Sealer) -> None:
+        """Read all endpoints anew, with this key and by the rules as they are now."""
+        self._sealer = sealer
         self._stale = True
-        self._wake.set()
-        self._policies = {name: retry_policy(dialect, retry) for name, dialect in dialects.items()}
-        self._default_policy = retry_policy(None, retry)
-
-    def retry_policy(self, endpoint: Endpoint) -> RetryPolicy:
-        return self._policies.get(endpoint.dialect, self._default_policy)
-
-    def policy_of(self, dialect: str) -> RetryPolicy:
-        return self._policies.get(dialect, self._default_policy)
+        self._changed.set()
 
     def match(self, workspace_id: str, event_type: str) -> tuple[Endpoint, ...]:
+        """The endpoints that get events of this type."""
         return self._matcher.match(workspace_id, event_type)
 
     def unusable_lanes(self) -> list[LaneReport]:
@@ -99,44 +105,52 @@ class Subscriptions:
         `version` is that of the endpoints as of the claim of the event. It need not be newer: a crash of the
         database may have undone what we know.
         """
-        if self._version is None or version != self._version.id:
+        if not self._holds(version):
             async with self._loading:
-                if self._version is None or version != self._version.id:
+                if not self._holds(version):
                     await self._take_over()
 
     async def run(self) -> None:
         while True:
-            await self._wake.wait(self._clock, POLL_S)
-            self._wake.clear()
+            await self._changed.wait(self._clock, self._tuning.poll_s)
+            self._changed.clear()
             await self.run_once()
-            if self._unsealed:
-                await self._seal()
 
     async def run_once(self) -> int:
         """Take over a new version if there is one; return how many endpoints were read for it."""
         async with self._loading:
-            if self._stale or self._version is None or await self._endpoints.version() != self._version.id:
+            if self._stale or self._version is None or not self._holds(await self._current()):
                 return await self._take_over()
         return 0
 
+    def _holds(self, version: UUID) -> bool:
+        return self._version is not None and self._version.id == version
+
+    async def _current(self) -> UUID:
+        async with self._database.connection() as connection:
+            return await endpoint_changes.version(connection)
+
     async def _take_over(self) -> int:
-        async with self._endpoints.changes(None if self._stale else self._version) as changes:
+        async with self._database.snapshot() as connection:
+            since = None if self._stale else self._version
+            changes = await endpoint_changes.changes(connection, since, self._sealer)
             # Until all of it is here: what interrupts this has all of it read anew.
             self._version, self._stale = None, False
-            read, missing = 0, set(self._matcher.ids()) if changes.complete else set()
+            read = 0
+            there: set[int] = set()
             async for page in changes.pages:
                 read += len(page)
-                missing.difference_update([endpoint.id for endpoint in page])
+                there.update([endpoint.id for endpoint in page])
                 self._apply(page)
-                if changes.complete:
-                    # What was loaded stays. Looking for garbage among all of it would hold up everything
+                if len(page) == PAGE:
+                    # There are many, and they stay. Looking for garbage among them would hold up everything
                     # for up to a tenth of a second.
                     gc.freeze()
-            while missing:
-                self._apply((), [missing.pop() for _ in range(min(PAGE, len(missing)))])
-                await asyncio.sleep(0)
+            if changes.complete:
+                await self._remove_all_but(there)
             self._version = changes.version
-        self._unsealed = self._unsealed or changes.complete
+        if changes.complete:
+            self._read_anew.set()
         log.info(
             "subscriptions.loaded",
             endpoints=len(self._matcher),
@@ -146,27 +160,37 @@ class Subscriptions:
         )
         return read
 
-    def _apply(self, page: Iterable[Endpoint], removed: Iterable[int] = ()) -> None:
-        """Take over a few endpoints, deleted ones among them, and forget those that are removed."""
+    def _apply(self, page: Sequence[Endpoint]) -> None:
+        """Take over a few endpoints, deleted ones among them."""
         gone = {endpoint.id for endpoint in page if endpoint.state is EndpointState.DELETED}
         changed = [
             endpoint
             for each in page
-            if each.id not in gone and (endpoint := self._judged(each)) != self._matcher.get(each.id)
+            if each.id not in gone and (endpoint := self._rules.judged(each)) != self._matcher.get(each.id)
         ]
-        gone |= set(removed)
-        self._matcher.update(changed, gone)
-        self._keeper.update(changed, gone)
+        self._matcher.update(changed)
         for endpoint in changed:
             self._tell(endpoint)
+        self._remove(gone)
+        self._on_change(changed, gone)
+
+    async def _remove_all_but(self, there: Collection[int]) -> None:
+        """Forget endpoints whose rows were removed."""
+        gone: list[int] = []
+        known = iter(self._matcher.ids())
+        while some := list(islice(known, self._tuning.compared)):
+            gone += [endpoint_id for endpoint_id in some if endpoint_id not in there]
+            await asyncio.sleep(0)
+        for first in range(0, len(gone), PAGE):
+            page = gone[first : first + PAGE]
+            self._remove(page)
+            self._on_change((), page)
+            await asyncio.sleep(0)
+
+    def _remove(self, gone: Collection[int]) -> None:
+        self._matcher.update((), gone)
         for endpoint_id in gone:
             self.unusable.pop(endpoint_id, None)
-
-    def _judged(self, endpoint: Endpoint) -> Endpoint:
-        if endpoint.dialect in self._dialects:
-            return endpoint
-        reason = f"its dialect {endpoint.dialect!r} is not configured"
-        return replace(endpoint, unusable=f"{endpoint.unusable}; {reason}" if endpoint.unusable else reason)
 
     def _tell(self, endpoint: Endpoint) -> None:
         """Say once of an endpoint why nothing can be sent to it, and once that this is mended."""
@@ -179,12 +203,3 @@ class Subscriptions:
         else:
             self.unusable[endpoint.id] = reason
             log.error("endpoint.unusable", endpoint=endpoint_public_id(endpoint.id), reason=reason)
-
-    async def _seal(self) -> None:
-        """Leave no secret in clear text where there is a key."""
-        total = 0
-        while sealed := await self._endpoints.seal_plain(PAGE):
-            total += sealed
-        self._unsealed = False
-        if total:
-            log.info("secrets.sealed", values=total)
