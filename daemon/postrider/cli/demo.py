@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import uvloop
 
 from postrider.cli.common import print_json
 from postrider.demo.show import Demo
+from postrider.edges.clock import SystemClock
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.log import configure_logging
 
@@ -91,12 +91,13 @@ async def _run(demo: Demo, seconds: float | None, rate: float) -> dict[str, Any]
 async def _view(demo: Demo) -> None:
     """Show what happens: a table that is kept current on a terminal, else a line a second."""
     live = sys.stderr.isatty()
-    started = time.monotonic()
+    clock = SystemClock()
+    started = clock.monotonic()
     with _screen() if live else nullcontext() as screen:
         while True:
-            await asyncio.sleep(VIEW_S if live else 1.0)
+            await clock.sleep(VIEW_S if live else 1.0)
             counts = await demo.counts()
-            elapsed = time.monotonic() - started
+            elapsed = clock.monotonic() - started
             if screen is not None:
                 screen.update(_table(demo, counts, elapsed))
             else:

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import json
 import logging
-import random
 import re
 import signal
 from collections import Counter
@@ -28,7 +27,7 @@ from postrider.domain.model import DEFAULT_WORKSPACE
 from postrider.domain.signing import SignatureError, secret_key, verify_v1
 from postrider.edges.clock import SystemClock
 from postrider.edges.durations import parse_duration
-from postrider.edges.randomness import new_secret
+from postrider.edges.randomness import new_secret, random_share
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _MAX_SHOWN_CHARACTERS = 16_384
@@ -220,7 +219,7 @@ def _application(
             show(received)
         except BrokenPipeError as error:
             _end(ended, error)
-        await asyncio.sleep(answers.delay)
+        await SystemClock().sleep(answers.delay)
         headers = {"content-type": answer.content_type or "text/plain; charset=utf-8"}
         return web.Response(status=answer.status, body=answer.body, headers=headers)
 
@@ -265,7 +264,7 @@ def _received(request: web.Request, body: bytes, answers: Answers) -> Received:
     signature, reason = _judge_signature(request, body, answers.keys, int(now.timestamp()))
     if signature == "bad":
         status = 401
-    elif random.random() < answers.fail_rate:  # noqa: S311 - a coin, not a key
+    elif random_share() < answers.fail_rate:
         status = 500
     else:
         status = answers.status

@@ -1,11 +1,8 @@
 """Subscribers on this machine, which verify each request as their CRM describes it."""
 
-import asyncio
 import hashlib
 import hmac
-import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +13,13 @@ from aiohttp import web
 from postrider.domain.javascript import stringify
 from postrider.domain.model import event_public_id
 from postrider.domain.signing import SignatureError, secret_key, verify_v1
-from postrider.edges.randomness import new_secret
+from postrider.edges.clock import SystemClock
+from postrider.edges.randomness import new_secret, random_share
 
 
 def _standard_webhooks(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
     try:
-        verify_v1([secret_key(secret)], headers, body, int(time.time()))
+        verify_v1([secret_key(secret)], headers, body, int(SystemClock().now().timestamp()))
     except SignatureError:
         return False
     return True
@@ -75,10 +73,10 @@ class Receiver:
             return web.Response(status=200)
         self.requests += 1
         event_id = _event_of(request.headers["webhook-id"])
-        self.arrived.setdefault(event_id, time.time())
+        self.arrived.setdefault(event_id, SystemClock().now().timestamp())
         if self.delay_s:
-            await asyncio.sleep(self.delay_s)
-        if random.random() < self.fail_rate:
+            await SystemClock().sleep(self.delay_s)
+        if random_share() < self.fail_rate:
             self.refused += 1
             return web.Response(status=500, text="out of order, try again")
         self.accepted[event_id] += 1

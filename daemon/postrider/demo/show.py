@@ -4,7 +4,6 @@ slow. It counts what was promised and what came.
 
 import asyncio
 import statistics
-import time
 import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -30,6 +29,7 @@ from postrider.domain.model import (
     event_public_id,
 )
 from postrider.domain.status import Progress
+from postrider.edges.clock import SystemClock
 from postrider.edges.config import Config, parse_config
 from postrider.edges.dialect_files import load_dialects
 from postrider.edges.resources import config_dir
@@ -74,6 +74,7 @@ class Demo:
         self.emitted: dict[str, Emitted] = {}
         self.rolled_back = 0
         self._matcher = Matcher(())
+        self._clock = SystemClock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Demo"]:
@@ -174,17 +175,14 @@ class Demo:
 
     async def write_for(self, seconds: float | None, rate: float, stop: asyncio.Event) -> None:
         """Let the CRM work, `rate` transactions a second, until the time is over or `stop` is set."""
-        ends_at = time.monotonic() + seconds if seconds is not None else float("inf")
+        ends_at = self._clock.monotonic() + seconds if seconds is not None else float("inf")
 
         async def work() -> None:
             async with session(self.dsn, self.dialect.name) as crm:
-                while time.monotonic() < ends_at and not stop.is_set():
+                while self._clock.monotonic() < ends_at and not stop.is_set():
                     self._note(await crm.transact())
-                    try:
-                        async with asyncio.timeout(min(WRITERS / rate, max(0.0, ends_at - time.monotonic()))):
-                            await stop.wait()
-                    except TimeoutError:
-                        pass
+                    left_s = max(0.0, ends_at - self._clock.monotonic())
+                    await self._clock.wait(stop, min(WRITERS / rate, left_s))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(WRITERS):
@@ -195,18 +193,18 @@ class Demo:
         if left is None:
             self.rolled_back += 1
             return
-        committed_at = time.time()
+        committed_at = self._clock.now().timestamp()
         for each in left:
             self.emitted[event_public_id(each.id)] = Emitted(committed_at, each.type, each.workspace_id)
 
     async def settle(self, seconds: float = SETTLE_S) -> None:
         """Wait until every delivery that is owed has come to an end, or the time is over."""
-        ends_at = time.monotonic() + seconds
-        while time.monotonic() < ends_at:
+        ends_at = self._clock.monotonic() + seconds
+        while self._clock.monotonic() < ends_at:
             counts = await self.counts()
             if counts["succeeded"] + counts["failed"] >= counts["expected"]:
                 return
-            await asyncio.sleep(0.2)
+            await self._clock.sleep(0.2)
 
     async def counts(self) -> dict[str, Any]:
         """What was owed, what came, and what is neither: lost. A delivery counts as succeeded when its

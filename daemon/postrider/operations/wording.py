@@ -1,8 +1,9 @@
 """Values and facts as text for a person, wherever it stands: in a view, an error or a hint."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from postrider.domain.model import endpoint_public_id
+from postrider.edges.clock import SystemClock
 from postrider.store.missed import Missed
 
 
@@ -20,7 +21,7 @@ def printable(value: object) -> str:
 
 def ago(moment: datetime, now: datetime | None = None) -> str:
     """How long ago, or in how long, in the largest unit that fits."""
-    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    seconds = ((now or SystemClock().now()) - moment).total_seconds()
     size, unit = next(
         (step for step in ((86_400, "d"), (3600, "h"), (60, "m")) if abs(seconds) >= step[0]), (1, "s")
     )
