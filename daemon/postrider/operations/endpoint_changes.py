@@ -1,7 +1,6 @@
 """Endpoints that people add, change and verify. One whose dialect demands a handshake takes part once it
 answered, and no transaction waits for that answer."""
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +12,7 @@ from postrider.domain.endpoint_input import EndpointChange, NewEndpoint
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.signing import check_new_secret, parse_secret
-from postrider.edges.randomness import new_secret
+from postrider.edges.randomness import new_secret, random_id
 from postrider.operations import endpoints as operation
 from postrider.operations.dialects import known_dialect
 from postrider.operations.endpoint_audit import note_endpoint
@@ -183,7 +182,7 @@ def _made(
     notices = check_target(setting, new.url, dialect)
     check_bounds(new.concurrency, new.rate, new.headers)
     endpoint = Endpoint(
-        id=secrets.randbits(63) or 1,
+        id=random_id(),
         workspace_id=workspace,
         url=new.url,
         patterns=needed_patterns(new.patterns, dialect),

@@ -5,7 +5,6 @@ that people can look at.
 """
 
 import json
-import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +27,7 @@ from postrider.domain.model import (
 )
 from postrider.domain.policy import ONE_ATTEMPT, judge
 from postrider.edges.network import WebhookClient
+from postrider.edges.randomness import random_bits
 from postrider.edges.settings import network_options
 from postrider.engine.sender import SendSettings, send
 from postrider.operations.work import Backend, Setting
@@ -84,7 +84,7 @@ def made_up_event(
 ) -> Event:
     """A test event for the workspace of an endpoint, with an id made here as the database would."""
     return Event(
-        id=UUID(int=(int(now.timestamp() * 1000) << 80) | (7 << 76) | (2 << 62) | secrets.randbits(62)),
+        id=UUID(int=(int(now.timestamp() * 1000) << 80) | (7 << 76) | (2 << 62) | random_bits(62)),
         workspace_id=endpoint.workspace_id,
         type=event_type,
         data=data,
