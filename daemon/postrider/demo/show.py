@@ -7,7 +7,7 @@ import statistics
 import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from postrider.demo.crm import EMITTING, Left, make_tables, session
 from postrider.demo.receivers import Receiver
 from postrider.domain.audit import EVERYWHERE, Actor
 from postrider.domain.endpoint_input import NewEndpoint
-from postrider.domain.errors import PostriderError
+from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.matching import Matcher
 from postrider.domain.model import (
     DEFAULT_WORKSPACE,
@@ -68,13 +68,22 @@ class Demo:
         fail_rate = 0.05 if self.dialect.disable_when_exhausted else 0.3
         self.receivers = [
             Receiver("steady", ("*",), dialect),
-            Receiver("flaky", ("deal.*", "lead.*"), dialect, fail_rate=fail_rate),
-            Receiver("slow", ("contact.*", "activity.*"), dialect, delay_s=0.3),
+            Receiver("flaky", self._known("deal.*", "lead.*"), dialect, fail_rate=fail_rate),
+            Receiver("slow", self._known("contact.*", "activity.*"), dialect, delay_s=0.3),
         ]
         self.emitted: dict[str, Emitted] = {}
         self.rolled_back = 0
         self._matcher = Matcher(())
         self._clock = SystemClock()
+
+    def _known(self, *patterns: str) -> tuple[str, ...]:
+        """Those that the dialect's catalogue takes."""
+        known = []
+        for pattern in patterns:
+            with suppress(UsageError):
+                self.dialect.catalogue.check_pattern(pattern)
+                known.append(pattern)
+        return tuple(known)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Demo"]:
