@@ -246,16 +246,6 @@ class Outbox:
             rows = await connection.fetch("SELECT id, recorded FROM postrider.claim WHERE owner = $1", owner)
         return {row["id"]: row["recorded"] for row in rows}
 
-    async def is_pending(self, event_id: UUID) -> bool:
-        """Whether deliveries of an event may still have to be recorded."""
-        async with self._database.connection() as connection:
-            pending: bool = await connection.fetchval(
-                """SELECT EXISTS (SELECT FROM postrider.pending WHERE event_id = $1)
-                       OR EXISTS (SELECT FROM postrider.claim WHERE $1 = ANY(event_ids))""",
-                event_id,
-            )
-        return pending
-
     async def backlog(self) -> Backlog:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(BACKLOG)
