@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ DAEMON_CORE, OTHER_CORE = CORES[0], CORES[-1]
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def start(core: int, *arguments: str, **streams: Any) -> subprocess.Popen[str]:
-    """`python ARGUMENTS`, pinned."""
-    process = subprocess.Popen([sys.executable, *arguments], text=True, **streams)
+def start(core: int, *arguments: str, within: Sequence[str] = (), **streams: Any) -> subprocess.Popen[str]:
+    """`python ARGUMENTS`, pinned; `within` a command that becomes it."""
+    process = subprocess.Popen([*within, sys.executable, *arguments], text=True, **streams)
     os.sched_setaffinity(process.pid, {core})
     return process
 
@@ -95,13 +95,12 @@ def sink(core: int) -> Iterator[Sink]:
 class Daemon:
     """`postrider run` on the daemon's core."""
 
-    def __init__(self, config: Path, log: Path) -> None:
+    def __init__(self, config: Path, log: Path, within: Sequence[str] = ()) -> None:
         self._log = log
         with log.open("w") as stream:
             self.started_at = time.time()
-            self._process = start(
-                DAEMON_CORE, "-m", "postrider", "run", "--config", str(config), stderr=stream
-            )
+            arguments = ("-m", "postrider", "run", "--config", str(config))
+            self._process = start(DAEMON_CORE, *arguments, within=within, stderr=stream)
 
     def lives(self) -> bool:
         """True; fails with the end of its log once it is dead."""

@@ -84,12 +84,14 @@ class Stage:
         concurrency: int | None = None,
         sink: Sink | None = None,
         workspace: str = "default",
+        host: str | None = None,
     ) -> None:
-        """Endpoint N gets the events of the types eN.*, or of another pattern, at /GROUP/N of the sink; the
-        groups take turns."""
+        """Endpoint N gets the events of the types eN.*, or of another pattern, at /GROUP/N of the sink, or of
+        `host`; the groups take turns."""
         first = await self.connection.fetchval("SELECT coalesce(max(id), 0) + 1 FROM postrider.endpoint")
         ids = list(range(first, first + endpoints))
-        urls = [f"{(sink or self.sink).url}/{groups[n % len(groups)]}/{n}" for n in range(endpoints)]
+        base = (sink or self.sink).url if host is None else f"http://{host}"
+        urls = [f"{base.format(n)}/{groups[n % len(groups)]}/{n}" for n in range(endpoints)]
         patterns = [pattern.format(n) for n in range(endpoints)]
         sealed = [Sealer().seal(_SECRET, endpoint_public_id(number)) for number in ids]
         async with self.connection.transaction():
@@ -164,9 +166,10 @@ class Stage:
         raise TimeoutError("sessions of a daemon that stopped are left")
 
     @contextmanager
-    def daemon(self) -> Iterator[Daemon]:
-        """A daemon on its core; killed at the end, as its unsent work is of no use."""
-        daemon = Daemon(self._config, self._directory / f"daemon-{next(self._log_numbers)}.log")
+    def daemon(self, within: Sequence[str] = ()) -> Iterator[Daemon]:
+        """A daemon on its core, `within` a command that becomes it; killed at the end, as its unsent work is
+        of no use."""
+        daemon = Daemon(self._config, self._directory / f"daemon-{next(self._log_numbers)}.log", within)
         try:
             yield daemon
         finally:

@@ -24,6 +24,10 @@ class MadeUpDatabase:
         yield self
 
     @asynccontextmanager
+    async def kept_connection(self) -> AsyncIterator[Self]:
+        yield self
+
+    @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Self]:
         async with self.connection() as connection:
             yield connection

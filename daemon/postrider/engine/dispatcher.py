@@ -17,7 +17,7 @@ from postrider.engine.ledger import Ledger
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
 from postrider.store import daemons, outbox
-from postrider.store.database import Database
+from postrider.store.database import Database, KeptConnection
 from postrider.store.outbox import ClaimedEvents, Pending
 
 log = structlog.get_logger()
@@ -90,6 +90,8 @@ class Dispatcher:
         the next one."""
         self._tuning = tuning
         self._database = database
+        self._lender: Database | KeptConnection = database
+        """Of connections for claims."""
         self._pending = pending
         self._endpoints = endpoints
         self._lanes = lanes
@@ -127,6 +129,10 @@ class Dispatcher:
         self._wake.set()
 
     async def run(self) -> None:
+        async with self._database.kept_connection() as self._lender:
+            await self._keep_claiming()
+
+    async def _keep_claiming(self) -> None:
         tuning = self._tuning
         began, seen, empty = self._clock.monotonic(), 0, 0
         self._measured_at, self._measured_busy = began, self._clock.busy()
@@ -175,7 +181,7 @@ class Dispatcher:
         try:
             if self._doubt or self._clock.monotonic() >= self._reconcile_at:
                 await self._reconcile()
-            async with self._database.connection() as connection:
+            async with self._lender.connection() as connection:
                 claimed = await self._pending.claim(
                     connection, owner, self._tuning.batch, self._ledger.claim_room()
                 )
@@ -209,9 +215,10 @@ class Dispatcher:
         return len(claimed.events) + claimed.missing
 
     def _measure_load(self) -> None:
-        now, busy = self._clock.monotonic(), self._clock.busy()
+        now = self._clock.monotonic()
         passed = now - self._measured_at
         if passed >= self._tuning.load_window_s:
+            busy = self._clock.busy()
             self._loads.append((busy - self._measured_busy) / passed)
             self._measured_at, self._measured_busy = now, busy
 

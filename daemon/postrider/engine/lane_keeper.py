@@ -84,13 +84,16 @@ class LaneKeeper:
         while True:
             if self._loop_turn.admits():
                 now = self._clock.monotonic()
-                if (job := self._lanes.take(now)) is not None:
-                    self._loop_turn.begin(now)
+                unproven = self._loop_turn.admits_unproven
+                if (job := self._lanes.take(now, unproven=unproven)) is not None:
+                    self._loop_turn.begin(now, unproven=job.unproven)
                     if not self._watching:
                         self._begin_watching()
-                    if self._idle_workers and not self._loop_turn.refusing and self._lanes.with_turn:
+                    if self._idle_workers and not self._loop_turn.refusing and self._with_turn():
                         self._wake_worker()
                     return job
+                if not unproven and self._lanes.unproven_with_turn:
+                    self._loop_turn.refuse_unproven()
             if self._draining:
                 return None
             worker = asyncio.get_running_loop().create_future()
@@ -161,16 +164,26 @@ class LaneKeeper:
 
     def _wake_for_turn(self, most: int) -> bool:
         """Wake up to so many workers; return whether there are others that could begin."""
-        if not self._lanes.with_turn:
+        with_turn = self._lanes.proven_with_turn + self._lanes.unproven_with_turn
+        if not with_turn:
             return False
         for _ in range(min(most, len(self._idle_workers))):
             self._wake_worker()
         return bool(self._idle_workers)
 
+    def _with_turn(self) -> int:
+        """How many lanes could begin a request in this turn of the event loop."""
+        count = self._lanes.proven_with_turn
+        if self._lanes.unproven_with_turn:
+            if self._loop_turn.admits_unproven:
+                return count + self._lanes.unproven_with_turn
+            self._loop_turn.refuse_unproven()
+        return count
+
     def _wake_workers(self, most: int) -> None:
         """Wake as many as can begin, but not more; each of them wakes another while there is more to do."""
         if self._idle_workers:
-            for _ in range(min(most, self._lanes.with_turn)):
+            for _ in range(min(most, self._with_turn())):
                 self._wake_worker()
 
     def _wake_worker(self) -> None:

@@ -81,9 +81,14 @@ class Lanes:
         return self._room.crowded
 
     @property
-    def with_turn(self) -> int:
-        """How many lanes could begin a request, as far as the slots of their kind last."""
-        return self._turns.length if self._turns else 0
+    def proven_with_turn(self) -> int:
+        """How many lanes that answer could begin a request."""
+        return self._turns.proven
+
+    @property
+    def unproven_with_turn(self) -> int:
+        """How many lanes that are slow, or never answered, could."""
+        return self._turns.unproven
 
     def trouble(self) -> list[LaneReport]:
         """The open lanes that do not keep up, at most `MAX_REPORTED`, those with most work first."""
@@ -191,9 +196,9 @@ class Lanes:
         if lane is not None:
             lane.give_back(1)
 
-    def take(self, now: float) -> Job | None:
-        """The next job whose lane has a free slot, lanes taking turns."""
-        while (lane := self._turns.next()) is not None:
+    def take(self, now: float, *, unproven: bool) -> Job | None:
+        """The next job whose lane has a free slot, lanes taking turns; all of them, or the proven ones."""
+        while (lane := self._turns.next(unproven=unproven)) is not None:
             if not lane.ready:
                 continue
             job = lane.queue.popleft()

@@ -108,6 +108,11 @@ class Job(msgspec.Struct, eq=False):
         return self.held.event.id, self.endpoint_id
 
     @property
+    def unproven(self) -> bool:
+        """Whether its lane is slow, or never answered."""
+        return self.share is not None and self.share is not Share.FREE
+
+    @property
     def lost(self) -> bool:
         return self.withdrawn if self.source is None else self.source.lost
 

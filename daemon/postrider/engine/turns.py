@@ -80,14 +80,17 @@ class Turns:
             f"failing={self._failing_running}/{self._failing_slots}>"
         )
 
-    def __bool__(self) -> bool:
-        """Whether a lane may go on."""
-        return self._proven.length > 0 or self._unproven_may_run() or self._failing_may_run()
+    @property
+    def proven(self) -> int:
+        """How many lanes that answer wait for their turn."""
+        return self._proven.length
 
     @property
-    def length(self) -> int:
-        """How many lanes wait for their turn."""
-        return self._proven.length + self._unproven.length + self._failing.length
+    def unproven(self) -> int:
+        """How many others do, if the slots that they have together are not used up."""
+        if self._unproven_may_run() or self._failing_may_run():
+            return self._unproven.length + self._failing.length
+        return 0
 
     def give(self, lane: Lane) -> None:
         """Let a lane wait for its turn, if it has something to send and a slot free."""
@@ -95,14 +98,14 @@ class Turns:
             lane.has_turn = True
             self._queue_of(lane).append(lane.endpoint.workspace_id, lane)
 
-    def next(self) -> Lane | None:
-        """The lane whose turn it is; it may have become unable to use it."""
+    def next(self, *, unproven: bool) -> Lane | None:
+        """The lane whose turn it is, among all or the proven ones; it may have become unable to use it."""
         self._proven_next = not self._proven_next
         if self._proven.length and self._proven_next:
             lane = self._proven.pop()
-        elif self._unproven_may_run():
+        elif unproven and self._unproven_may_run():
             lane = self._unproven.pop()
-        elif self._failing_may_run():
+        elif unproven and self._failing_may_run():
             lane = self._failing.pop()
         elif self._proven.length:
             lane = self._proven.pop()

@@ -28,6 +28,9 @@ COMMAND_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
 
+KEPT_FROM_POOL_SIZE = 2
+"""Of a pool with more connections than these one service may keep one."""
+
 PINNED = {"search_path": "pg_catalog, pg_temp"}
 """What every session of Postrider's sets."""
 _VANISHED = {
@@ -228,18 +231,43 @@ class Database:
 
     @asynccontextmanager
     async def _borrow(self) -> AsyncIterator[Connection]:
-        assert self._pool is not None, "open() comes first"
+        async with self.watched():
+            loan = await self.lend()
+            try:
+                yield loan.connection
+            finally:
+                await loan.give_back()
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Say once that the database is lost, and once that it is back."""
         losses = self._losses
         try:
             with translated_errors():
-                async with self._pool.acquire(timeout=self._connect_timeout_s + 1) as connection:
-                    yield connection
+                yield
         except DatabaseUnavailable as error:
             self.mark_lost(error)
             raise
         # What was under way when the database went away says nothing of its return.
         if losses == self._losses:
             self._mark_restored()
+
+    async def lend(self) -> "Loan":
+        assert self._pool is not None, "open() comes first"
+        pool, timeout = self._pool, self._connect_timeout_s + 1
+        # The pool's own timeout would make a task of it, which takes the event loop two turns more.
+        async with asyncio.timeout(timeout):
+            return Loan(await pool.acquire(), pool, timeout)
+
+    @asynccontextmanager
+    async def kept_connection(self) -> AsyncIterator["KeptConnection"]:
+        """For one service that asks again and again: to give a connection back takes two turns of the event
+        loop, for which what it asked for would wait."""
+        kept = KeptConnection(self, keeps=not self.pooled and self._pool_size > KEPT_FROM_POOL_SIZE)
+        try:
+            yield kept
+        finally:
+            await kept.give_back()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -290,6 +318,70 @@ class Database:
             self.available = True
             log.info("database.restored")
             self.restored.set()
+
+
+class Loan:
+    """A connection out of a pool."""
+
+    def __init__(
+        self,
+        connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]",
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        timeout_s: float,
+    ) -> None:
+        self.connection = connection
+        self._pool = pool
+        self._timeout_s = timeout_s
+
+    @property
+    def usable(self) -> bool:
+        try:
+            return not self.connection.is_closed()
+        except asyncpg.InterfaceError:  # the pool has taken it back: the server ended it
+            return False
+
+    async def give_back(self) -> None:
+        # Even if the database renewed its pool meanwhile, to the one that it is of.
+        await self._pool.release(self.connection, timeout=self._timeout_s)
+
+
+class KeptConnection:
+    """Lends one connection to one borrower at a time, who need not wait until it is given back."""
+
+    def __init__(self, database: Database, *, keeps: bool) -> None:
+        """Without `keeps` each use borrows one of its own."""
+        self._database = database
+        self._keeps = keeps
+        self._loan: Loan | None = None
+
+    def __repr__(self) -> str:
+        return f"<KeptConnection {'open' if self._loan is not None else 'closed'}>"
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """As `Database.connection`."""
+        if not self._keeps:
+            async with self._database.connection() as connection:
+                yield connection
+            return
+        async with self._database.watched():
+            try:
+                yield await self._current()
+            except BaseException:
+                await self.give_back()
+                raise
+
+    async def _current(self) -> Connection:
+        if self._loan is not None and not self._loan.usable:
+            await self.give_back()
+        if self._loan is None:
+            self._loan = await self._database.lend()
+        return self._loan.connection
+
+    async def give_back(self) -> None:
+        loan, self._loan = self._loan, None
+        if loan is not None:
+            await loan.give_back()
 
 
 async def _keep_session(connection: Connection) -> None:

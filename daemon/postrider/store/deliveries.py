@@ -84,13 +84,29 @@ class ClaimedDelivery:
     """Of the event's JSON; the largest possible where that is not known."""
 
 
-_RESULT_COLUMNS = """
-  unnest($2::uuid[]) AS event_id, unnest($3::bigint[]) AS endpoint_id, unnest($4::text[]) AS workspace_id,
-  unnest($5::text[]) AS state, unnest($6::smallint[]) AS attempts, unnest($7::timestamptz[]) AS due,
-  unnest($8::text[]) AS reason, unnest($9::timestamptz[]) AS started_at, unnest($10::real[]) AS duration_ms,
-  unnest($11::real[]) AS connect_ms, unnest($12::smallint[]) AS status,
-  unnest($13::text[]) AS response_headers, unnest($14::text[]) AS response_body
+# Of a column that has one value for all results only the first is sent: the driver takes 0.3 to 0.5 µs for
+# each. A moment comes in seconds since 1970, since it takes 1.3 µs for one.
+_RESULTS = """
+  SELECT event_id, coalesce(endpoint_id, ($3::bigint[])[1]) AS endpoint_id,
+         coalesce(workspace_id, ($4::text[])[1]) AS workspace_id, coalesce(state, ($5::text[])[1]) AS state,
+         coalesce(attempts, ($6::smallint[])[1]) AS attempts, due, reason,
+         to_timestamp(started_at) AS started_at, duration_ms, connect_ms, status, response_headers,
+         response_body{}
+  FROM (
+    SELECT unnest($2::uuid[]) AS event_id, unnest($3::bigint[]) AS endpoint_id,
+           unnest($4::text[]) AS workspace_id, unnest($5::text[]) AS state,
+           unnest($6::smallint[]) AS attempts, unnest($7::timestamptz[]) AS due,
+           unnest($8::text[]) AS reason, unnest($9::float8[]) AS started_at,
+           unnest($10::real[]) AS duration_ms, unnest($11::real[]) AS connect_ms,
+           unnest($12::smallint[]) AS status, unnest($13::text[]) AS response_headers,
+           unnest($14::text[]) AS response_body{}
+  ) AS sent
 """
+_FIRST_RESULTS = _RESULTS.format(
+    ", coalesce(claim_id, ($15::bigint[])[1]) AS claim_id, bytes",
+    ", unnest($15::bigint[]) AS claim_id, unnest($21::integer[]) AS bytes",
+)
+_LATER_RESULTS = _RESULTS.format("", "")
 
 # The first result of a delivery: fenced by the claim of its event, which has to be ours, and to count as many
 # results as we know of. $15: that claim, for each result; $16, $17, $18: claims with results to come, their
@@ -113,7 +129,7 @@ WITH held AS (
      status, response_headers, response_body, bytes, updated_at)
   SELECT event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at, duration_ms,
          connect_ms, status, response_headers, response_body, bytes, $22
-  FROM (SELECT {_RESULT_COLUMNS}, unnest($15::bigint[]) AS claim_id, unnest($21::integer[]) AS bytes) AS r
+  FROM ({_FIRST_RESULTS}) AS r
   JOIN fence ON fence.id = r.claim_id
   ON CONFLICT DO NOTHING
 )
@@ -126,7 +142,7 @@ UPDATE postrider.delivery AS d
 SET state = r.state, attempts = r.attempts, due = r.due, reason = r.reason, started_at = r.started_at,
   duration_ms = r.duration_ms, connect_ms = r.connect_ms, status = r.status,
   response_headers = r.response_headers, response_body = r.response_body, owner = NULL, updated_at = $15
-FROM (SELECT {_RESULT_COLUMNS}) AS r
+FROM ({_LATER_RESULTS}) AS r
 WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.workspace_id = r.workspace_id
   AND d.owner = $1 AND d.state = 'sending'
 RETURNING d.event_id, d.endpoint_id
@@ -255,7 +271,7 @@ async def record(
             _RECORD_FIRST,
             owner,
             *_arrays(first_results),
-            [r.claim_id for r in first_results],
+            _sent([r.claim_id for r in first_results]),
             [each.claim_id for each in held],
             [each.before for each in held],
             [each.after for each in held],
@@ -383,7 +399,7 @@ _NO_ATTEMPT = (None,) * 6
 
 
 def _columns(results: Sequence[DeliveryResult]) -> list[tuple[object, ...]]:
-    """The columns of `_RESULT_COLUMNS`."""
+    """The columns that a result has, from event to body."""
     rows = [
         (r.event_id, r.endpoint_id, r.workspace_id, r.state.value, r.attempts, r.due, r.reason, *_success(r))
         for r in results
@@ -391,10 +407,27 @@ def _columns(results: Sequence[DeliveryResult]) -> list[tuple[object, ...]]:
     return list(zip(*rows, strict=True)) or [()] * 13
 
 
-def _arrays(results: Sequence[DeliveryResult]) -> list[tuple[object, ...]]:
-    """The columns, for `unnest`: it fills up with NULL what is shorter, while the driver looks at each item
-    several times."""
-    return [() if column.count(None) == len(column) else column for column in _columns(results)]
+def _arrays(results: Sequence[DeliveryResult]) -> list[Sequence[object]]:
+    """The parameters of `_RESULTS`, where `unnest` fills up with NULL what is shorter."""
+    event_id, endpoint_id, workspace_id, state, attempts, due, reason, started_at, *answer = _columns(results)
+    return [
+        event_id,
+        *map(_sent, (endpoint_id, workspace_id, state, attempts)),
+        _sent_if_any(due),
+        _sent_if_any(reason),
+        [moment.timestamp() if isinstance(moment, datetime) else None for moment in started_at],
+        *map(_sent_if_any, answer),
+    ]
+
+
+def _sent(column: Sequence[object]) -> Sequence[object]:
+    """What is sent of a column without NULL."""
+    return column[:1] if column and column.count(column[0]) == len(column) else column
+
+
+def _sent_if_any(column: Sequence[object]) -> Sequence[object]:
+    """What is sent of a column that may be all NULL."""
+    return () if column.count(None) == len(column) else column
 
 
 def _success(result: DeliveryResult) -> tuple[object, ...]:
