@@ -10,8 +10,7 @@ from postrider.operations.problems import Concern, exit_code, find_problems
 from postrider.operations.status import Status
 from postrider.operations.wording import ago
 from postrider.store.daemons import DaemonRow
-from postrider.store.situation import EVENT_LIMIT, TroubledEndpoint
-from postrider.store.status import DELIVERY_LIMIT
+from postrider.store.situation import DELIVERY_LIMIT, EVENT_LIMIT, TroubledEndpoint
 
 
 @dataclass(frozen=True, slots=True)
