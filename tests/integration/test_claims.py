@@ -12,10 +12,11 @@ from uuid import UUID
 import asyncpg
 
 from postrider.domain.model import Attempt, DeliveryState, Reply, parse_event_id
+from postrider.domain.status import Progress
 from postrider.domain.timeshare import TimeShare
 from postrider.edges.clock import SystemClock
 from postrider.engine.rescue import leave, rescue
-from postrider.store import deliveries, outbox
+from postrider.store import deliveries, outbox, situation
 from postrider.store.database import Database
 from postrider.store.deliveries import ClaimProgress, DeliveryResult, WaitingWanted
 from postrider.store.outbox import ClaimedEvents, Outbox, Pending
@@ -158,9 +159,11 @@ def test_who_lost_an_event_can_not_record_it(database_dsn: str) -> None:
         assert await stores.record(1, event_id, lost) == 0
         assert await stores.record(1, event_id, lost, finished=False) == 0
         assert await stores.record(1, event_id, held) == 0
-        assert await stores.outbox.is_pending(event_id)
+        async with stores.database.connection() as connection:
+            assert await situation.progress(connection, event_id, {2}) is Progress.CLAIMED
         assert await stores.record(2, event_id, held) == 1
-        assert not await stores.outbox.is_pending(event_id)
+        async with stores.database.connection() as connection:
+            assert await situation.progress(connection, event_id, {2}) is Progress.DONE
         assert await stores.record(2, event_id, held) == 0
 
     run(database_dsn, story)

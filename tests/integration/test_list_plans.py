@@ -17,15 +17,18 @@ import pytest
 from postrider.domain.audit import EVERYWHERE, Scope
 from postrider.domain.lists import DeliveryFilter, EventFilter
 from postrider.domain.model import DeliveryState, first_event_id
+from postrider.edges.resources import sql_dir
 from postrider.store import delivery_search, event_search
 from postrider.store.database import Connection
 from postrider.store.delivery_search import Route
+from postrider.store.migrations import migrate, read_schema
 from postrider.store.statement import BY_INDEX, LOOK_AT_MOST
 
 NOW = datetime.now(UTC)
 DAYS, ROWS = 90, 10_000_000
 TABLES = ("outbox", "delivery", "attempt")
 MINE = Scope("ws_1")
+AHEAD = timedelta(days=20)
 
 _SAMPLE = """
 INSERT INTO postrider.outbox (id, workspace_id, type, object_type, object_id, data)
@@ -223,3 +226,36 @@ def test_every_list_of_events_looks_at_a_bounded_number_of_rows(ninety_days: str
         statements.append((name, *event_search.reach_statement(scope, chosen, **page)))
 
     connected(ninety_days, partial(check_plans, statements))
+
+
+def test_a_large_partition_gets_no_index_from_a_migration_and_every_later_one_has_it(
+    empty_database_dsn: str,
+) -> None:
+    schema = read_schema(sql_dir())
+
+    async def story(connection: Connection) -> None:
+        await migrate(connection, schema, to=20)
+        await connection.execute(
+            """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, updated_at, reason)
+               SELECT postrider.new_event_id(), 7, 'ws_1', 'failed', now(), repeat('x', 1900)
+               FROM generate_series(1, 5000)"""
+        )
+        await migrate(connection, schema)
+        await connection.execute("SELECT postrider.create_partition('delivery', $1)", NOW.date() + AHEAD)
+
+        async def indexes(day: timedelta) -> int:
+            count: int = await connection.fetchval(
+                """SELECT count(*) FROM pg_index WHERE indrelid = $1::text::regclass
+                   AND pg_get_expr(indpred, indrelid) LIKE '%cancelled%'""",
+                f"postrider.delivery_{NOW.date() + day:%Y%m%d}",
+            )
+            return count
+
+        assert [await indexes(day) for day in (timedelta(0), timedelta(days=1), AHEAD)] == [0, 3, 3]
+        chosen = DeliveryFilter(endpoint_id=7, state=DeliveryState.FAILED)
+        await connection.execute(_ENDPOINTS.replace("n % 50", "1"))
+        async with connection.transaction():
+            page: dict[str, Any] = {"after": None, "newest_first": True, "limit": 10}
+            assert len((await delivery_search.search(connection, MINE, chosen, **page)).rows) == 10
+
+    connected(empty_database_dsn, story)

@@ -268,16 +268,6 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def is_pending(self, event_id: UUID) -> bool:
-        """Whether deliveries of an event may still have to be recorded."""
-        async with self._database.connection() as connection:
-            pending: bool = await connection.fetchval(
-                """SELECT EXISTS (SELECT FROM postrider.pending WHERE event_id = $1)
-                       OR EXISTS (SELECT FROM postrider.claim WHERE $1 = ANY(event_ids))""",
-                event_id,
-            )
-        return pending
-
     async def backlog(self) -> Backlog:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(BACKLOG)
