@@ -62,7 +62,7 @@ def test_a_living_daemon_notices_that_a_crash_undid_a_change(
     crashing_server: tuple[str, Path], tmp_path: Path
 ) -> None:
     dsn, data = crashing_server
-    first, second = (add_endpoint(dsn, f"http://127.0.0.1:9/{name}", secret=SECRET) for name in "ab")
+    first, second = (add_endpoint(dsn, f"http://127.0.0.1:10009/{name}", secret=SECRET) for name in "ab")
     crash(data)  # so that the setting holds
 
     async def change(endpoint_id: int, url: str) -> None:
@@ -82,13 +82,13 @@ def test_a_living_daemon_notices_that_a_crash_undid_a_change(
             for trial in range(TRIALS):
                 connection = await asyncpg.connect(dsn)
                 await connection.execute("SET synchronous_commit = off")
-                url = f"http://127.0.0.1:9/undone/{trial}"
+                url = f"http://127.0.0.1:10009/undone/{trial}"
                 await connection.execute("UPDATE postrider.endpoint SET url = $2 WHERE id = $1", first, url)
                 await eventually(known_of_first, url)
                 await asyncio.to_thread(crash, data)
                 connection.terminate()
                 # It may take the very revision of the one that was undone.
-                await change(second, f"http://127.0.0.1:9/kept/{trial}")
+                await change(second, f"http://127.0.0.1:10009/kept/{trial}")
                 rows = await asyncio.to_thread(query, dsn, "SELECT id, url FROM postrider.endpoint")
                 truth = {row["id"]: row["url"] for row in rows}
                 await eventually(known, truth)

@@ -42,6 +42,7 @@ class Receiver:
         self.requests: list[bytes] = []
         self.hung_up = asyncio.Event()
         self._behaviour = behaviour
+        self._handling: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -49,6 +50,10 @@ class Receiver:
 
     async def handle(self, reader: Reader, writer: Writer) -> None:
         self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._handling.add(task)
+        task.add_done_callback(self._handling.discard)
         try:
             while request := await read_request(reader):
                 self.requests.append(request)
@@ -58,6 +63,12 @@ class Receiver:
         finally:
             self.hung_up.set()
             writer.close()
+
+    async def hang_up(self) -> None:
+        """End what its connections still do: the server does not wait for it."""
+        for task in self._handling:
+            task.cancel()
+        await asyncio.gather(*self._handling, return_exceptions=True)
 
 
 async def read_request(reader: Reader) -> bytes:
@@ -89,6 +100,7 @@ async def receiver(
     finally:
         server.close()
         await server.wait_closed()
+        await made.hang_up()
 
 
 def client(
