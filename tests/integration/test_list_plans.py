@@ -259,3 +259,30 @@ def test_a_large_partition_gets_no_index_from_a_migration_and_every_later_one_ha
             assert len((await delivery_search.search(connection, MINE, chosen, **page)).rows) == 10
 
     connected(empty_database_dsn, story)
+
+
+def test_many_small_partitions_do_not_keep_daemons_waiting_for_their_indexes(empty_database_dsn: str) -> None:
+    """The migration gives them to the newest ones."""
+    schema = read_schema(sql_dir())
+
+    async def story(connection: Connection) -> None:
+        await migrate(connection, schema, to=20)
+        await connection.execute(
+            """SELECT postrider.create_partition('delivery', $1::date - day)
+               FROM generate_series(1, 140) AS day""",
+            NOW.date(),
+        )
+        await migrate(connection, schema, to=21)
+        indexed = await connection.fetch(
+            """SELECT indrelid::regclass::text AS name FROM pg_index
+               WHERE pg_get_expr(indpred, indrelid) LIKE '%cancelled%'
+               GROUP BY 1 HAVING count(*) = 3 ORDER BY 1 DESC"""
+        )
+        assert len(indexed) == 128 + 1  # with the parent
+        names = [row["name"] for row in indexed]
+        assert names[:2] == [
+            "postrider.delivery_default",
+            f"postrider.delivery_{NOW.date() + timedelta(days=2):%Y%m%d}",
+        ]
+
+    connected(empty_database_dsn, story)
