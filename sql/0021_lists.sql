@@ -1,8 +1,8 @@
 -- Indexes of the lists that people read, of deliveries that were given up: all, of a workspace, of an endpoint.
 -- Only such rows enter them, which are few and written once; no delivery that succeeds pays for them. Partitions that
 -- are made from now on have them. Of those that there are, small ones get them now, the newest first, up to 64 MiB or
--- 128 of them: the rest is left to retention, since daemons can't record anything meanwhile, and until then a list
--- looks at all that failed on those days.
+-- 128 of them: the rest is left to retention, since daemons can't record anything meanwhile. Until then a list that
+-- has to look at those days ends earlier.
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
