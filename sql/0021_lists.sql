@@ -6,6 +6,23 @@
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+DO $do$
+DECLARE
+  lacking text := (
+    SELECT string_agg(role, ', ')
+    FROM unnest(ARRAY['postrider_owner', 'postrider_writer', 'postrider_capture', 'postrider_prober']) AS role
+    WHERE NOT pg_has_role(role, 'USAGE'));
+BEGIN
+  -- Who migrated before may have left the roles that own tables and functions since.
+  IF NOT pg_has_role('postrider_owner', 'USAGE') THEN
+    RAISE EXCEPTION '% is not a member of the role postrider_owner', current_user
+      USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Let a superuser run: GRANT %s TO %I;  then migrate again. Membership holds in every database '
+                          'of the server: REVOKE %1$s FROM %2$I once it is done.', lacking, current_user);
+  END IF;
+END
+$do$;
+
 CREATE INDEX delivery_given_up ON ONLY postrider.delivery (state, event_id, endpoint_id)
   WHERE state IN ('failed', 'cancelled');
 CREATE INDEX delivery_given_up_workspace ON ONLY postrider.delivery (workspace_id, state, event_id, endpoint_id)
