@@ -128,7 +128,6 @@ async def test_another_workspaces_scope_sees_nothing_and_changes_nothing(databas
                 (partial(deliveries.show, key=key), f"there is no delivery {name}"),
                 (partial(deliveries.cancel, key=key), f"there is no delivery {name}"),
                 (status.look, "the status concerns all workspaces"),
-                (partial(emit.emit, new=NewEvent(type="a.b", data="{}")), "there is no workspace 'default'"),
                 (
                     partial(emit.emit, new=NewEvent(type="a.b", data="{}", workspace_id="ws_1")),
                     "there is no workspace 'ws_1'",
@@ -159,6 +158,14 @@ async def test_a_follower_sees_what_comes_in_his_workspace(database_dsn: str) ->
             stop.set()
         await announced
     assert seen == ["ws_2"]
+
+
+async def test_an_event_that_names_no_workspace_is_of_the_one_of_its_scope(database_dsn: str) -> None:
+    async with backend_on(database_dsn) as backend:
+        for scope, workspace in ((MINE, "ws_1"), (EVERYWHERE, "default")):
+            async with backend.begin(ACTOR, scope) as work:
+                name = await emit.emit(work, NewEvent(type="a.b", data="{}"))
+                assert (await events.get(work, name)).workspace_id == workspace
 
 
 async def test_the_own_workspace_is_seen(database_dsn: str) -> None:
