@@ -80,12 +80,12 @@ async def retry(work: UnitOfWork, keys: Sequence[DeliveryKey]) -> Retried:
     return Retried([key for key in keys if key in queued], refused)
 
 
-def check_retriable(chosen: DeliveryFilter) -> None:
-    """Raises UsageError for a filter of deliveries that can't all be sent again."""
-    if chosen.state not in RETRIABLE:
+def check_retriable(state: DeliveryState | None) -> None:
+    """Raises UsageError for a state, or None for all, of which deliveries can't all be sent again."""
+    if state not in RETRIABLE:
         raise UsageError(
             "only what is failed, cancelled, retrying or succeeded can be sent again",
-            "Choose one of these states.",
+            "Choose those of one of these states (--status).",
         )
 
 
@@ -168,7 +168,7 @@ async def _batches(
 ) -> AsyncIterator[list[DeliveryKey]]:
     """The deliveries of a filter, all of them, oldest event first; tests are for the moment in which a person
     asks, and left out. What comes meanwhile is left alone, so that it ends."""
-    check_retriable(chosen)
+    check_retriable(chosen.state)
     chosen = replace(chosen, until=chosen.until or backend.clock.now(), tests=False)
     after: DeliveryKey | None = None
     while True:
