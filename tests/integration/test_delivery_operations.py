@@ -201,12 +201,15 @@ def test_a_delivery_that_waits_is_cancelled_and_may_be_sent_again(
     shown = cli.json("delivery", "show", name)
     assert (shown["state"], shown["due"], shown["reason"]) == ("cancelled", None, "a person cancelled it")
     assert f"{name} is over already: it is cancelled" in cli.fails("delivery", "cancel", name)
-    assert cli.json("delivery", "retry", name)["queued"] == [name]
+    assert cli.json("delivery", "retry", name, name)["queued"] == [name]
     assert cli.json("delivery", "cancel", name)["state"] == "cancelled"
+    evt, ep = event_public_id(key[0]), endpoint_public_id(key[1])
+    assert cli.json("event", "resend", evt, "--endpoint", ep)["delivery"] == name
     assert [row[1:] for row in audited(database_dsn)] == [
         ("delivery.cancelled", name, "ws_1", f'{{"state":"{state}"}}', '{"state":"cancelled"}'),
         ("delivery.retried", name, "ws_1", '{"state":"cancelled"}', '{"state":"waiting"}'),
         ("delivery.cancelled", name, "ws_1", '{"state":"waiting"}', '{"state":"cancelled"}'),
+        ("delivery.retried", name, "ws_1", '{"state":"cancelled"}', '{"state":"waiting"}'),
     ]
 
 

@@ -66,6 +66,7 @@ async def show(work: UnitOfWork, key: DeliveryKey) -> ShownDelivery:
 
 async def retry(work: UnitOfWork, keys: Sequence[DeliveryKey]) -> Retried:
     """Send deliveries again, each with a whole new schedule."""
+    keys = list(dict.fromkeys(keys))
     requeued = await history.retry(work.connection, work.scope, keys, work.now)
     for each in requeued:
         await work.note(
