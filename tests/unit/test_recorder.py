@@ -18,7 +18,8 @@ from postrider.engine.recorded import LeftWaiting, Recorded
 from postrider.engine.recorder import Readers, RecordCounts, Recorder, RecorderTuning
 from postrider.engine.signals import Signal
 from postrider.store.database import DatabaseUnavailable
-from postrider.store.deliveries import ClaimProgress, DeliveryKey, DeliveryResult
+from postrider.store.deliveries import DeliveryKey
+from postrider.store.delivery_results import ClaimProgress, DeliveryResult
 from tests.support.clock import FakeClock
 from tests.support.made_up import MadeUpDatabase, answer_verbs
 

@@ -14,7 +14,8 @@ from uuid import UUID
 import msgspec
 
 from postrider.domain.model import Event
-from postrider.store.deliveries import ClaimProgress, DeliveryKey
+from postrider.store.deliveries import DeliveryKey
+from postrider.store.delivery_results import ClaimProgress
 
 MIB = 1024 * 1024
 _OVERHEAD_BYTES = 1024
