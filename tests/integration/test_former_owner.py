@@ -7,10 +7,11 @@ import asyncpg
 import pytest
 
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_schema
+from postrider.store.migrations import read_schema
 from tests.conftest import execute
 from tests.support.daemon_process import query
 from tests.support.logins import login, user_of
+from tests.support.migrating import migrate
 
 SCHEMA = read_schema(sql_dir())
 OLD_CAPTURE = """
