@@ -13,8 +13,9 @@ import pytest
 
 from postrider.domain.audit import EVERYWHERE, Scope
 from postrider.domain.errors import PostriderError
-from postrider.domain.lists import DeliveryFilter, DeliveryKey, EventFilter
+from postrider.domain.lists import DeliveryFilter, EventFilter
 from postrider.domain.model import (
+    DeliveryKey,
     DeliveryState,
     delivery_public_id,
     endpoint_public_id,

@@ -18,6 +18,7 @@ import structlog
 
 from postrider.domain.model import (
     Attempt,
+    DeliveryKey,
     DeliveryState,
     Reply,
     delivery_public_id,
@@ -33,7 +34,6 @@ from postrider.engine.recorded import Entry, Reader, Recorded
 from postrider.engine.signals import Signal
 from postrider.store import delivery_results
 from postrider.store.database import Database
-from postrider.store.deliveries import DeliveryKey
 from postrider.store.delivery_results import UNWRITABLE, DeliveryResult
 
 log = structlog.get_logger()

@@ -5,15 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from postrider.domain.model import (
-    MAX_DATA_BYTES,
-    Event,
-    first_event_id,
-)
+from postrider.domain.model import MAX_DATA_BYTES, DeliveryKey, Event, first_event_id
 from postrider.store.database import Connection
-
-DeliveryKey = tuple[UUID, int]
-"""(event id, endpoint id): what names a delivery."""
 
 
 @dataclass(frozen=True, slots=True)

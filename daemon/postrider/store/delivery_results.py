@@ -7,9 +7,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from postrider.domain.model import Attempt, DeliveryState, Failure, Reply
+from postrider.domain.model import Attempt, DeliveryKey, DeliveryState, Failure, Reply
 from postrider.store.database import Connection
-from postrider.store.deliveries import DeliveryKey
 from postrider.store.last_deliveries import LastDelivery
 
 UNWRITABLE = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, asyncpg.IntegrityConstraintViolationError)
