@@ -50,15 +50,13 @@ def of_all_kinds(event_id: UUID, number: int) -> DeliveryResult:
 
 
 def row(result: DeliveryResult) -> tuple[object, ...]:
-    attempt, answer = result.attempt, (None,) * 6
+    answer: tuple[object, ...] = (None,) * 6
+    attempt = result.attempt
     if attempt is not None and isinstance(reply := attempt.result, Reply):
-        answer = (
-            attempt.started_at, reply.duration_ms, reply.connect_ms, reply.status, reply.headers, reply.body,
-        )  # fmt: skip
-    return (
-        result.event_id, result.endpoint_id, result.workspace_id, result.state.value, result.attempts,
-        result.due, result.reason, *answer,
-    )  # fmt: skip
+        sent = (attempt.started_at, reply.duration_ms, reply.connect_ms)
+        answer = (*sent, reply.status, reply.headers, reply.body)
+    delivery = (result.event_id, result.endpoint_id, result.workspace_id, result.state.value)
+    return (*delivery, result.attempts, result.due, result.reason, *answer)
 
 
 async def claimed(connection: Connection, count: int) -> tuple[int, list[UUID]]:
