@@ -131,4 +131,5 @@ async def test_a_sample_event_goes_to_a_workspace_within_the_scope_only(database
         async with backend.begin(ALICE, NORTH) as work:
             with pytest.raises(UsageError, match="there is no workspace 'ws_south'"):
                 await trigger(work, "deal.created", workspace_id="ws_south", dialect="heffl")
-        assert (await outbox.Outbox(backend.database).backlog()).events == 1
+        async with backend.database.connection() as connection:
+            assert (await outbox.backlog(connection)).events == 1

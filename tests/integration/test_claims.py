@@ -20,7 +20,7 @@ from postrider.store import deliveries, delivery_results, outbox, situation
 from postrider.store.database import Database
 from postrider.store.deliveries import WaitingWanted
 from postrider.store.delivery_results import ClaimProgress, DeliveryResult
-from postrider.store.outbox import ClaimedEvents, Outbox, Pending
+from postrider.store.outbox import ClaimedEvents, Pending
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import SECRET, add_endpoint, emit, query
 from tests.support.daemons import all_daemons, identity
@@ -36,7 +36,6 @@ FAKES = range(1, 6)
 class Stores:
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.outbox = Outbox(database)
         self.pending = Pending(time.monotonic, lambda: secrets.randbits(63))
 
     async def claim(self, owner: int, limit: int = 10) -> ClaimedEvents:

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from postrider.domain.model import DeliveryKey, EndpointState, Event
-from postrider.engine.ledger import Ledger
+from postrider.engine.ledger import MIB, Ledger
 from postrider.engine.recorded import LeftWaiting, Recorded
 from postrider.engine.scheduler import ScheduleCounts, Scheduler, SchedulerTuning
 from postrider.store.database import DatabaseUnavailable
@@ -31,6 +31,8 @@ class Waiting(MadeUpDatabase):
         self.due: dict[UUID, datetime] = {}
         self.sending: dict[DeliveryKey, str] = {}
         self.asked: list[str] = []
+        self.bytes = 2
+        """Of each event, as far as the database knows."""
         self.meanwhile: Callable[[], None] = lambda: None
         """Happens while deliveries are claimed."""
 
@@ -53,12 +55,12 @@ class Waiting(MadeUpDatabase):
     ) -> list[ClaimedDelivery]:
         self.asked.append("claim_waiting")
         self.meanwhile()
-        (want,) = wanted
+        want = next(each for each in wanted if each.endpoint_id == 7)
         taken = sorted(self.waiting)[: want.room]
         for event_id in taken:
             self.waiting.remove(event_id)
             self.sending[event_id, 7] = "default"
-        return [ClaimedDelivery(event_id, 7, "default", 1, 0, 2) for event_id in taken]
+        return [ClaimedDelivery(event_id, 7, "default", 1, 0, self.bytes) for event_id in taken]
 
     async def read(self, event_ids: Sequence[UUID]) -> list[Event]:
         now = datetime.now(UTC)
@@ -189,6 +191,54 @@ def test_what_an_endpoint_that_closed_meanwhile_would_get_goes_back() -> None:
         desk.keeper.update([desk.endpoint])
         assert (await desk.scheduler.run_once()).refilled == 1
         assert desk.lanes.queued == 1
+
+    run(story)
+
+
+def test_what_was_claimed_does_not_overtake_what_its_lane_gave_back_meanwhile() -> None:
+    async def story() -> None:
+        desk = Desk()
+        older, newer = UUID(int=1), UUID(int=2)
+        desk.database.waiting.append(older)
+        await desk.scheduler.run_once()
+        assert desk.lanes.queued == 1
+        desk.database.waiting.append(newer)
+        desk.signals.rescan.set()
+
+        def pause_for_a_moment() -> None:
+            desk.keeper.update([replace(desk.endpoint, state=EndpointState.PAUSED)])
+            desk.keeper.update([desk.endpoint])
+
+        desk.database.meanwhile = pause_for_a_moment
+        assert (await desk.scheduler.run_once()).refilled == 1
+        desk.database.meanwhile = lambda: None
+        assert desk.lanes.queued == 0
+        desk.database.waiting += [older, newer]  # as the recorder leaves them
+        desk.database.sending.clear()
+        waiting = [(7, older), (7, newer)]
+        desk.left_waiting.put(Recorded(desk.clock.now(), [], waiting, None))
+        assert (await desk.scheduler.run_once()).refilled == 2
+        first = await desk.keeper.take()
+        assert first is not None
+        assert first.held.event.id == older
+
+    run(story)
+
+
+def test_a_lane_that_got_nothing_because_others_took_all_the_memory_comes_next() -> None:
+    async def story() -> None:
+        desk = Desk()
+        desk.keeper.update([endpoint(8)])
+        for number in (7, 8):
+            desk.lanes.note_waiting(number)
+        desk.database.waiting.append(UUID(int=1))
+        desk.database.bytes = 4 * MIB
+        desk.signals.schedule.clear()
+        assert (await desk.scheduler.run_once()).refilled == 1
+        assert desk.signals.schedule
+        desk.signals.schedule.clear()
+        await desk.scheduler.run_once()
+        assert not desk.signals.schedule
 
     run(story)
 

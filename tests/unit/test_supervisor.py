@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
 from structlog.testing import capture_logs
 
 from postrider.domain.errors import PostriderError
@@ -79,6 +80,29 @@ async def test_a_lost_database_is_no_failure_and_its_return_is_waited_for() -> N
     assert not watched.failed
     assert [line["event"] for line in logs] == ["database.lost"]
     await watched.supervisor.stop(["service"])
+
+
+async def test_a_service_that_alone_lost_the_database_tries_again_after_a_moment() -> None:
+    watched = Watched(DatabaseUnavailable("no session is left"), DatabaseUnavailable("none yet"))
+    assert [await watched.runs_after(each) for each in (0.0, 0.19, 0.02, 0.2)] == [1, 1, 2, 3]
+    await watched.supervisor.stop(["service"])
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable("away"), PostriderError("no")])
+async def test_a_stop_that_a_failure_hides_is_one(error: Exception) -> None:
+    async def run() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise error from None
+
+    watched = Watched()
+    watched.supervisor.start("hiding", run)
+    await turn()
+    stopping = asyncio.create_task(watched.supervisor.stop(["service", "hiding"]))
+    await turn()
+    watched.clock.advance(1.0)
+    await asyncio.wait_for(stopping, 2)
 
 
 async def test_what_was_stopped_can_be_started_again_and_is_not_started_twice() -> None:

@@ -41,7 +41,7 @@ from postrider.engine.signals import EngineSignals
 from postrider.engine.supervisor import Supervisor
 from postrider.store.database import Database
 from postrider.store.migrations import Schema
-from postrider.store.outbox import Outbox, Pending
+from postrider.store.outbox import Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,6 @@ def compose(
         ),
         reporter=Reporter(
             database=database,
-            outbox=Outbox(database),
             ledger=ledger,
             lanes=lanes,
             endpoints=snapshot,

@@ -104,9 +104,9 @@ class Lanes:
 
     def refillable(self, most: int, now: float) -> tuple[list[Lane], bool]:
         """Some lanes that want a refill, taking turns as workspaces do; and whether there may be more."""
-        return self._backlogs.pick(most, lambda lane: self._wants_refill(lane, now))
+        return self._backlogs.pick(most, lambda lane: self.wants_refill(lane, now))
 
-    def _wants_refill(self, lane: Lane, now: float) -> bool:
+    def wants_refill(self, lane: Lane, now: float) -> bool:
         """Whether a lane could do with what waits for it in the database.
 
         Nothing that waits there may overtake what the lane gave back. It may overtake what was not taken,
@@ -159,6 +159,9 @@ class Lanes:
         for lane in claimed:
             lane.refilling = False
         for lane, jobs in claimed.items():
+            if lane.given_back:  # meanwhile, and what was claimed is newer than that
+                self._return(lane, jobs)
+                continue
             for job in jobs:
                 self._push(lane, job, now)
             self._give_back(lane, now)  # it may have turned slow meanwhile
@@ -235,7 +238,7 @@ class Lanes:
         self._turns.give(lane)
         if self._room.wanted:
             self._look_for_room(lane, now)
-        if lane.waiting and self._wants_refill(lane, now):
+        if lane.waiting and self.wants_refill(lane, now):
             self._todo().refill = True
         if not lane.running and job.endpoint_id not in self._endpoints:
             del self._lanes[job.endpoint_id]
@@ -250,7 +253,7 @@ class Lanes:
             if lane.pace.state is not before:
                 self._tell_pace(lane, now)
             self._turns.give(lane)
-            if self._wants_refill(lane, now):
+            if self.wants_refill(lane, now):
                 self._todo().refill = True
             if not lane.running and lane.pace.limit and lane.pace.state is not LaneState.THROTTLED:
                 self.watched.discard(lane)
@@ -300,11 +303,10 @@ class Lanes:
             self.note_waiting(endpoint.id)
         elif lane.waiting:
             self._backlogs.add(lane)
-        if not lane.open and (jobs := self._empty(lane)):
-            lane.give_back(len(jobs))
-            self._todo().given_back += jobs
+        if not lane.open:
+            self._return(lane, self._empty(lane))
         self._turns.give(lane)
-        if self._wants_refill(lane, now):
+        if self.wants_refill(lane, now):
             self._todo().refill = True
 
     def _new_pace(self, endpoint: Endpoint) -> Pace:
@@ -376,6 +378,9 @@ class Lanes:
             self._room.count(lane, -1)
             self._ledger.unmark(job)
             jobs.append(job)
+        self._return(lane, jobs)
+
+    def _return(self, lane: Lane, jobs: Sequence[Job]) -> None:
         if jobs:
             lane.give_back(len(jobs))
             self._todo().given_back += jobs

@@ -15,9 +15,9 @@ from postrider.edges.systemd import Notifier
 from postrider.engine.endpoints import EndpointSnapshot
 from postrider.engine.lanes import Lanes
 from postrider.engine.ledger import Ledger
-from postrider.store import capture_rejections, daemons, partitions, totals
+from postrider.store import capture_rejections, daemons, outbox, partitions, totals
 from postrider.store.database import Database
-from postrider.store.outbox import Backlog, Outbox
+from postrider.store.outbox import Backlog
 from postrider.store.totals import Totals
 
 REPORT_S = 5.0
@@ -44,7 +44,6 @@ class Reporter:
         self,
         *,
         database: Database,
-        outbox: Outbox,
         ledger: Ledger,
         lanes: Lanes,
         endpoints: EndpointSnapshot,
@@ -57,7 +56,6 @@ class Reporter:
         """`slots`: requests at a time."""
         self._tuning = tuning = tuning or ReporterTuning()
         self._database = database
-        self._outbox = outbox
         self._ledger = ledger
         self._lanes = lanes
         self._endpoints = endpoints
@@ -104,7 +102,8 @@ class Reporter:
     async def _count_backlog(self) -> Backlog:
         started = self._clock.monotonic()
         if self._counts_of_backlog.due(started):
-            self._backlog = await self._outbox.backlog()
+            async with self._database.connection() as connection:
+                self._backlog = await outbox.backlog(connection)
             self._counts_of_backlog.spent(started, self._clock.monotonic())
         return self._backlog
 

@@ -196,12 +196,17 @@ class Scheduler:
         refilled = 0
         for share in Share:
             now = self._clock.monotonic()  # asked now: what was refilled before this took its time
-            chosen = [lane for lane in lanes if lane.share is share and self._lanes.room_of(lane, now) > 0]
+            chosen = [lane for lane in lanes if lane.share is share and self._lanes.wants_refill(lane, now)]
             most_bytes = self._ledger.refill_room(share)
             if chosen and most_bytes < 1:
                 self._short = True  # asked again soon
             elif chosen:
                 refilled += await self._refill_lanes(chosen, most_bytes)
+        now = self._clock.monotonic()
+        # One that got nothing, since what others got was large, has no request whose end asks for more.
+        more = more or any(
+            not (lane.queue or lane.running) and self._lanes.wants_refill(lane, now) for lane in lanes
+        )
         if more and refilled:
             self._wake.set()
         elif more:

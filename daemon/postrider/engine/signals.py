@@ -1,16 +1,13 @@
-"""What services tell each other against the flow of events: hints and facts that may be put together.
+"""What services tell each other against the flow of events: hints that there may be something to do.
 
-The constructor of whoever speaks demands the signal or mailbox of whoever listens: a wire that is forgotten
-does not start. To put something in never waits and never fails; whoever listens takes all that came since the
-last time at once.
+The constructor of whoever speaks demands the signal of whoever listens: a wire that is forgotten does not
+start. To set one never waits and never fails. Facts that go with it lie in a note book, of which whoever
+listens takes all that came since the last time at once; see `recorded`.
 """
 
 import asyncio
-from typing import Generic, TypeVar
 
 from postrider.edges.clock import Clock
-
-T = TypeVar("T")
 
 
 class Signal:
@@ -71,25 +68,3 @@ class EngineSignals:
     def __repr__(self) -> str:
         names = " ".join(name for name, signal in vars(self).items() if signal)
         return f"<EngineSignals {names or 'clear'}>"
-
-
-class Mailbox(Generic[T]):
-    """Messages for one service, which takes all of them at once; each wakes it."""
-
-    def __init__(self, wake: Signal) -> None:
-        self._wake = wake
-        self._messages: list[T] = []
-
-    def __repr__(self) -> str:
-        return f"<Mailbox {len(self._messages)}>"
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def put(self, message: T) -> None:
-        self._messages.append(message)
-        self._wake.set()
-
-    def take(self) -> list[T]:
-        messages, self._messages = self._messages, []
-        return messages

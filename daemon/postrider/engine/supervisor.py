@@ -63,13 +63,12 @@ class Supervisor:
 
     async def _keep_running(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         failures = 0
-        while True:
+        while name in self._tasks:  # what fails while it is stopped may have kept that from getting here
             started = self._clock.monotonic()
             try:
                 await run()
             except DatabaseUnavailable:
-                await self._clock.wait(self._database.restored, self._tuning.database_retry_s)
-                continue
+                await self._await_database()
             except Exception as error:
                 stable = self._clock.monotonic() - started > self._tuning.stable_s
                 failures = 1 if stable else failures + 1
@@ -87,3 +86,10 @@ class Supervisor:
                 await self._clock.sleep(wait)
             else:
                 return
+
+    async def _await_database(self) -> None:
+        """Until it is back; or a moment, also where it is away for one service alone."""
+        if self._database.available:
+            await self._clock.sleep(self._tuning.database_retry_s)
+        else:
+            await self._clock.wait(self._database.restored, self._tuning.database_retry_s)

@@ -14,7 +14,7 @@ from msgspec import structs
 from postrider.domain.model import MAX_DATA_BYTES, Event, emitted_at_s, event_public_id
 from postrider.domain.status import MAX_COUNTED
 from postrider.domain.timeshare import TimeShare
-from postrider.store.database import Connection, Database
+from postrider.store.database import Connection
 
 log = structlog.get_logger()
 
@@ -264,15 +264,10 @@ async def claims(connection: Connection, owner: int) -> dict[int, int]:
     return {row["id"]: row["recorded"] for row in rows}
 
 
-class Outbox:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def backlog(self) -> Backlog:
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(BACKLOG)
-        assert row is not None
-        return Backlog(row["events"], emitted_at(row["oldest"]))
+async def backlog(connection: Connection) -> Backlog:
+    row = await connection.fetchrow(BACKLOG)
+    assert row is not None
+    return Backlog(row["events"], emitted_at(row["oldest"]))
 
 
 @cache
