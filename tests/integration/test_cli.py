@@ -83,6 +83,8 @@ def test_bounds_of_an_endpoint_are_set_kept_and_lifted(cli: Cli) -> None:
         (["event", "show", "evt_" + "0" * 32], "there is no event"),
         (["delivery", "show", "dlv_" + "0" * 48], "there is no delivery"),
         (["delivery", "retry"], "Name deliveries"),
+        (["delivery", "retry", "--since", "1h"], "(--status)"),
+        (["delivery", "retry", "--since", "1h", "--status", "waiting"], "(--status)"),
         (["emit", "deal updated", "--data", "{}"], "letters, digits"),
         (["emit", "deal.updated", "--data", "{"], "valid JSON"),
         (["emit", "deal.updated", "--data", "@/nonexistent"], "can't be read"),

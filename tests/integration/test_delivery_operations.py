@@ -13,7 +13,7 @@ import pytest
 
 from postrider.domain.audit import EVERYWHERE, Scope
 from postrider.domain.errors import PostriderError
-from postrider.domain.lists import DeliveryFilter, EventFilter
+from postrider.domain.lists import DeliveryFilter, DeliveryRow, EventFilter
 from postrider.domain.model import (
     DeliveryKey,
     DeliveryState,
@@ -129,7 +129,6 @@ async def test_another_workspaces_scope_sees_nothing_and_changes_nothing(databas
                 (partial(deliveries.show, key=key), f"there is no delivery {name}"),
                 (partial(deliveries.cancel, key=key), f"there is no delivery {name}"),
                 (status.look, "the status concerns all workspaces"),
-                (partial(emit.emit, new=NewEvent(type="a.b", data="{}")), "there is no workspace 'default'"),
                 (
                     partial(emit.emit, new=NewEvent(type="a.b", data="{}", workspace_id="ws_1")),
                     "there is no workspace 'ws_1'",
@@ -160,6 +159,14 @@ async def test_a_follower_sees_what_comes_in_his_workspace(database_dsn: str) ->
             stop.set()
         await announced
     assert seen == ["ws_2"]
+
+
+async def test_an_event_that_names_no_workspace_is_of_the_one_of_its_scope(database_dsn: str) -> None:
+    async with backend_on(database_dsn) as backend:
+        for scope, workspace in ((MINE, "ws_1"), (EVERYWHERE, "default")):
+            async with backend.begin(ACTOR, scope) as work:
+                name = await emit.emit(work, NewEvent(type="a.b", data="{}"))
+                assert (await events.get(work, name)).workspace_id == workspace
 
 
 async def test_the_own_workspace_is_seen(database_dsn: str) -> None:
@@ -195,12 +202,15 @@ def test_a_delivery_that_waits_is_cancelled_and_may_be_sent_again(
     shown = cli.json("delivery", "show", name)
     assert (shown["state"], shown["due"], shown["reason"]) == ("cancelled", None, "a person cancelled it")
     assert f"{name} is over already: it is cancelled" in cli.fails("delivery", "cancel", name)
-    assert cli.json("delivery", "retry", name)["queued"] == [name]
+    assert cli.json("delivery", "retry", name, name)["queued"] == [name]
     assert cli.json("delivery", "cancel", name)["state"] == "cancelled"
+    evt, ep = event_public_id(key[0]), endpoint_public_id(key[1])
+    assert cli.json("event", "resend", evt, "--endpoint", ep)["delivery"] == name
     assert [row[1:] for row in audited(database_dsn)] == [
         ("delivery.cancelled", name, "ws_1", f'{{"state":"{state}"}}', '{"state":"cancelled"}'),
         ("delivery.retried", name, "ws_1", '{"state":"cancelled"}', '{"state":"waiting"}'),
         ("delivery.cancelled", name, "ws_1", '{"state":"waiting"}', '{"state":"cancelled"}'),
+        ("delivery.retried", name, "ws_1", '{"state":"cancelled"}', '{"state":"waiting"}'),
     ]
 
 
@@ -218,18 +228,17 @@ def test_what_is_over_or_was_never_there_is_not_cancelled(database_dsn: str, tmp
     assert audited(database_dsn) == []
 
 
-async def test_what_a_daemon_takes_at_the_same_moment_is_not_cancelled(database_dsn: str) -> None:
-    loop = asyncio.get_running_loop()
-    key = await loop.run_in_executor(None, add_delivery, database_dsn, "waiting")
-    daemon, onlooker = await asyncpg.connect(database_dsn), await asyncpg.connect(database_dsn)
+async def cancel_beside(dsn: str, key: DeliveryKey, change: str) -> asyncio.Task[DeliveryRow]:
+    """Cancel a delivery while a transaction that has made a change of it, and commits it then, holds it."""
+    other, onlooker = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
     try:
-        claim = daemon.transaction()
-        await claim.start()
-        await daemon.execute("UPDATE postrider.delivery SET state = 'sending', owner = 1")
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute(change)
 
-        async def cancel() -> str:
-            async with working_on(database_dsn) as work:
-                return await refused(deliveries.cancel(work, key))
+        async def cancel() -> DeliveryRow:
+            async with working_on(dsn) as work:
+                return await deliveries.cancel(work, key)
 
         cancelling = asyncio.create_task(cancel())
         while not await onlooker.fetchval(
@@ -237,12 +246,29 @@ async def test_what_a_daemon_takes_at_the_same_moment_is_not_cancelled(database_
                               WHERE datname = current_database() AND wait_event_type = 'Lock')"""
         ):
             await asyncio.sleep(0.01)
-        await claim.commit()
-        assert "is being sent at this moment" in await cancelling
-        assert await onlooker.fetchval("SELECT state FROM postrider.delivery") == "sending"
+        await transaction.commit()
+        await asyncio.wait([cancelling])
+        return cancelling
     finally:
-        await daemon.close()
+        await other.close()
         await onlooker.close()
+
+
+async def test_what_a_daemon_takes_at_the_same_moment_is_not_cancelled(database_dsn: str) -> None:
+    key = await asyncio.to_thread(add_delivery, database_dsn, "waiting")
+    change = "UPDATE postrider.delivery SET state = 'sending', owner = 1"
+    assert "is being sent at this moment" in await refused(await cancel_beside(database_dsn, key, change))
+    rows = await asyncio.to_thread(query, database_dsn, "SELECT state FROM postrider.delivery")
+    assert rows[0][0] == "sending"
+
+
+async def test_the_line_of_a_cancellation_tells_what_was_cancelled(database_dsn: str) -> None:
+    """Not what was read before."""
+    key = await asyncio.to_thread(add_delivery, database_dsn, "waiting")
+    change = "UPDATE postrider.delivery SET state = 'retrying'"
+    assert (await (await cancel_beside(database_dsn, key, change))).state is DeliveryState.CANCELLED
+    (line,) = await asyncio.to_thread(audited, database_dsn)
+    assert line[-2:] == ('{"state":"retrying"}', '{"state":"cancelled"}')
 
 
 async def test_a_bulk_retry_leaves_one_line_with_its_filter_and_its_count(database_dsn: str) -> None:
@@ -262,8 +288,30 @@ async def test_a_bulk_retry_leaves_one_line_with_its_filter_and_its_count(databa
         assert (await deliveries.retry_all(backend, ACTOR, EVERYWHERE, chosen)).queued == []
         waiting = DeliveryFilter(state=DeliveryState.WAITING)
         assert "can be sent again" in await refused(deliveries.retry_all(backend, ACTOR, EVERYWHERE, waiting))
-    ((who, action, subject, _, before, after),) = await loop.run_in_executor(None, audited, database_dsn)
+    ((who, action, subject, workspace, before, after),) = await loop.run_in_executor(
+        None, audited, database_dsn
+    )
     ep = endpoint_public_id(endpoint_id)
     assert (who, action, subject, before) == ("ada", "delivery.retried", ep, None)
+    assert workspace == "ws_1", "whose people see it too"
     assert f'"filter":{{"endpoint":"{ep}","state":"failed","since":"' in after
     assert after.endswith('"deliveries":2}')
+
+
+async def test_a_bulk_retry_that_dies_has_noted_what_it_did(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "RETRY_BATCH", 1)
+    for hours in (1, 2, 3):
+        await asyncio.to_thread(partial(add_delivery, database_dsn, "failed", hours=hours))
+    chosen = DeliveryFilter(state=DeliveryState.FAILED)
+    second = "CHECK (id < 2)"
+    await asyncio.to_thread(query, database_dsn, f"ALTER TABLE postrider.audit_log ADD {second}")
+    async with backend_on(database_dsn) as backend:
+        with pytest.raises(asyncpg.CheckViolationError):
+            await deliveries.retry_all(backend, ACTOR, EVERYWHERE, chosen)
+    (line,) = await asyncio.to_thread(audited, database_dsn)
+    assert line[-1].endswith('"deliveries":1}')
+    states = "SELECT state FROM postrider.delivery ORDER BY event_id"
+    rows = await asyncio.to_thread(query, database_dsn, states)
+    assert [row[0] for row in rows] == ["waiting", "failed", "failed"]

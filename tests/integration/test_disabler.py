@@ -168,9 +168,11 @@ def test_an_endpoint_that_recovers_while_it_is_about_to_be_disabled_stays(
             both.note(both.other, SUCCESS, after_s=6 * DAY_S)
             await both.other.run_once()
             async with both.database.connection() as connection:
-                assert not await endpoint_health.disable(
-                    connection, endpoint_id, "it failed for too long", both.clock.now(), failing_since=since
-                )
+                now, why = both.clock.now(), "it failed for too long"
+                for workspace_id, failing_since in (("default", since), ("another", None)):
+                    assert not await endpoint_health.disable(
+                        connection, workspace_id, endpoint_id, why, now, failing_since=failing_since
+                    )
             assert await both.state() is EndpointState.ACTIVE
 
     asyncio.run(story())

@@ -407,6 +407,39 @@ def test_what_moved_while_it_was_asked_is_not_verified_by_the_old_answer(databas
     assert query(database_dsn, "SELECT state FROM postrider.endpoint")[0][0] == "unverified"
 
 
+def test_what_is_deleted_while_it_is_asked_is_not_verified(database_dsn: str) -> None:
+    with ReceiverProcess(SECRET, mode="slow:0.5") as receiver:
+        endpoint = add_endpoint(
+            database_dsn, receiver.url("/a"), dialect="workestra", state=EndpointState.UNVERIFIED
+        )
+
+        async def story() -> None:
+            async with backend_on(database_dsn) as backend:
+                verifying = asyncio.create_task(_verify(backend, EVERYWHERE, endpoint))
+                await asyncio.to_thread(receiver.wait_for, 1, "received", path="/a")
+                await _delete(backend, EVERYWHERE, endpoint)
+                with pytest.raises(PostriderError, match="is deleted"):
+                    await verifying
+
+        asyncio.run(story())
+
+
+def test_who_needs_no_dialect_is_not_kept_by_a_damaged_one(
+    database_dsn: str, config_file: Path, tmp_path: Path
+) -> None:
+    endpoint = endpoint_public_id(add_endpoint(database_dsn, NOWHERE))
+    damaged = tmp_path / "mine.toml"
+    damaged.write_text('name = "')
+    with config_file.open("a") as file:
+        file.write(f'[dialect]\npaths = ["{damaged}"]\n')
+    cli = Cli(config_file)
+    assert "paused" in cli("endpoint", "pause", endpoint)
+    assert cli("emit", "deal.updated", "--data", "{}").startswith("evt_")
+    cli("status")
+    assert str(damaged) in cli("endpoint", "test", endpoint, exit_code=2)
+    assert str(damaged) in cli("event", "show", "evt_0198c5b0c7e27a7f8a3c6d1e2f304152", exit_code=2)
+
+
 def test_pausing_twice_is_one_change(database_dsn: str) -> None:
     endpoint = add_endpoint(database_dsn, NOWHERE)
     assert ask(database_dsn, _pause, EVERYWHERE, endpoint) is True

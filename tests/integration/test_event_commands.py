@@ -35,6 +35,7 @@ def test_events_of_an_object_are_found_since_a_time(cli: Cli, database_dsn: str)
     (last,) = cli.json("event", "list", "--object-id", "dl_1", "--cursor", of_object[1]["cursor"])
     assert last["id"] == of_object[2]["id"]
     assert "is not a time" in cli("event", "list", "--since", "soon", exit_code=2)
+    assert len(cli.json("event", "list", "--since", "1969-07-20")) == 6
 
 
 def test_a_list_that_looked_at_all_it_may_says_where_it_ended(cli: Cli, database_dsn: str) -> None:

@@ -251,7 +251,9 @@ ENDPOINT_VERBS = {
     "set_state: paused": Verb("pause", set_state(EndpointState.PAUSED), "paused"),
     "set_state: active": Verb("resume", set_state(EndpointState.ACTIVE), "active"),
     "disable": Verb(
-        "disable", lambda case: endpoint_health.disable(case.connection, 1, "it failed", NOW), "disabled"
+        "disable",
+        lambda case: endpoint_health.disable(case.connection, WORKSPACE, 1, "it failed", NOW),
+        "disabled",
     ),
     "delete": Verb("delete", lambda case: endpoints.delete(case.connection, WORKSPACE, 1, NOW), "deleted"),
 }

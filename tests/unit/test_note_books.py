@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 from postrider.domain.model import Attempt, DeliveryState, ErrorKind, Event, Failure, Reply
 from postrider.domain.policy import AttemptNote, Outcome
-from postrider.engine.disabler import OutcomeBook
+from postrider.engine.disabler import OutcomeBook, Refusal
 from postrider.engine.last_deliveries import LastDeliveryBook
 from postrider.engine.ledger import HeldEvent, Job
 from postrider.engine.recorded import Entry, Recorded
@@ -45,14 +45,14 @@ def test_the_first_failure_is_news_and_those_after_it_are_not() -> None:
     assert book.news.take()
     book.put(batch(entry(1, FAILURE), after_s=1))
     assert not book.news.take()
-    assert book.notes() == {1: AttemptNote(succeeded_at=None, failing_since=NOON)}
+    assert book.notes() == {1: AttemptNote("default", succeeded_at=None, failing_since=NOON)}
 
 
 def test_a_success_is_news_where_the_endpoint_was_failing() -> None:
     book = OutcomeBook()
     book.put(batch(entry(1), entry(2)))
     assert not book.news.take()
-    book.told(book.notes(), {1: Failing(NOON, "standard")})
+    book.told(book.notes(), {1: Failing("default", NOON, "standard")})
     book.put(batch(entry(1), entry(2), after_s=1))
     assert book.news.take()
     assert (book.succeeded(1), book.succeeded(3)) == (True, False)
@@ -71,7 +71,7 @@ def test_what_asks_to_be_disabled_is_kept_until_it_is_done() -> None:
     book = OutcomeBook()
     book.put(batch(entry(1, GONE), entry(2, GONE, test=True)))
     assert book.news.take()
-    assert book.refused() == {1: "it said 410"}
+    assert book.refused() == {1: Refusal("default", "it said 410")}
     book.done(1)
     assert book.refused() == {}
 

@@ -85,4 +85,4 @@ def _difference(name: str, before: Mapping[str, object], after: Mapping[str, obj
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return value if value and isinstance(value, str) else orjson.dumps(value).decode()

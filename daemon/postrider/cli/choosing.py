@@ -51,6 +51,10 @@ class FilterOptions:
     http_status: str | None
     status: str | None
 
+    @property
+    def wanted_state(self) -> DeliveryState | None:
+        return DeliveryState(self.status) if self.status else None
+
     def read(self, now: datetime, event_id: UUID | None = None) -> DeliveryFilter:
         """The filter that they mean. Raises UsageError."""
         first = parse_moment(self.since, now) if self.since else None
@@ -61,7 +65,7 @@ class FilterOptions:
             endpoint_id=parse_endpoint_id(self.ep) if self.ep else None,
             event_id=event_id,
             workspace_id=self.workspace,
-            state=DeliveryState(self.status) if self.status else None,
+            state=self.wanted_state,
             since=first,
             until=last,
             type_pattern=self.event_type,

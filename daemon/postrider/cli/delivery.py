@@ -183,6 +183,8 @@ async def retry(
         raise click.UsageError(
             "Name deliveries; or choose them with --status and --endpoint EP, or with --status and --since T."
         )
+    if not dlv:
+        deliveries.check_retriable(options.wanted_state)
     async with backend_of(config_path) as backend:
         if dlv:
             await _retry_named(backend, [parse_delivery_id(each) for each in dlv], as_json=as_json)
@@ -191,7 +193,6 @@ async def retry(
         chosen = options.read(now)
         # The same are counted and sent.
         chosen = replace(chosen, until=chosen.until or now)
-        deliveries.check_retriable(chosen)
         await _retry_chosen(backend, chosen, yes=yes, as_json=as_json)
 
 

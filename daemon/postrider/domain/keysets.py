@@ -2,13 +2,19 @@
 that gave them."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from typing import TypeVar
+from datetime import datetime
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from postrider.domain.errors import UsageError
 
 Keys = TypeVar("Keys")
+
+# Somebody may write a cursor himself: what the database has no column for is no value of a row.
+Number = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 def keyset_cursor(of: str, keys: object) -> str:

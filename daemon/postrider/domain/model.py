@@ -166,8 +166,8 @@ def emitted_at_s(event_id: UUID) -> float:
 
 
 def first_event_id(moment: datetime) -> UUID:
-    """The smallest id of an event that is emitted at that moment."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)
+    """The smallest id of an event that is emitted at that moment; none was before 1970."""
+    return UUID(int=max(int(moment.timestamp() * 1000), 0) << 80)
 
 
 def event_public_id(event_id: UUID) -> str:

@@ -103,6 +103,8 @@ def judge(result: AttemptResult, number: int, policy: RetryPolicy, now: datetime
 class AttemptNote(msgspec.Struct, frozen=True):
     """What the last attempts for an endpoint say of it."""
 
+    workspace_id: str
+    """The endpoint's."""
     succeeded_at: datetime | None
     """When the last one succeeded; None where none did."""
     failing_since: datetime | None

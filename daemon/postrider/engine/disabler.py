@@ -35,6 +35,14 @@ class DisablerCounts:
     disabled: int
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """That an endpoint is to be disabled at once."""
+
+    workspace_id: str
+    reason: str
+
+
 class OutcomeBook:
     """What became of attempts, by endpoint, since the database was told before."""
 
@@ -43,7 +51,7 @@ class OutcomeBook:
         """An endpoint starts failing, recovers or wants no more."""
         self._failing: Mapping[int, Failing] = {}
         self._notes: dict[int, AttemptNote] = {}
-        self._refused: dict[int, str] = {}
+        self._refused: dict[int, Refusal] = {}
 
     def __repr__(self) -> str:
         return f"<OutcomeBook endpoints={len(self._notes)} refused={len(self._refused)}>"
@@ -56,14 +64,15 @@ class OutcomeBook:
     def put(self, recorded: Recorded) -> None:
         for attempt in recorded.attempts:
             if attempt.outcome is not None and not attempt.job.held.event.test:
-                self._note(attempt.result.endpoint_id, attempt.outcome, recorded.at)
+                result = attempt.result
+                self._note(result.workspace_id, result.endpoint_id, attempt.outcome, recorded.at)
 
     def notes(self) -> dict[int, AttemptNote]:
         """Of each endpoint, what is to be held against the database."""
         return dict(self._notes)
 
-    def refused(self) -> dict[int, str]:
-        """Endpoints that are to be disabled at once, and why."""
+    def refused(self) -> dict[int, Refusal]:
+        """Endpoints that are to be disabled at once."""
         return dict(self._refused)
 
     def told(self, notes: Mapping[int, AttemptNote], failing: Mapping[int, Failing]) -> None:
@@ -82,20 +91,20 @@ class OutcomeBook:
         note = self._notes.get(endpoint_id)
         return note is not None and note.succeeded_at is not None
 
-    def _note(self, endpoint_id: int, outcome: Outcome, at: datetime) -> None:
+    def _note(self, workspace_id: str, endpoint_id: int, outcome: Outcome, at: datetime) -> None:
         note = self._notes.get(endpoint_id)
         if outcome.state is DeliveryState.SUCCEEDED:
             # Kept also of one that is not known to fail: another daemon may have seen it fail before.
-            self._notes[endpoint_id] = AttemptNote(succeeded_at=at, failing_since=None)
+            self._notes[endpoint_id] = AttemptNote(workspace_id, succeeded_at=at, failing_since=None)
             changed = endpoint_id in self._failing or (note is not None and note.failing_since is not None)
         else:
             succeeded_at = note.succeeded_at if note is not None else None
             changed = note is None or note.failing_since is None
             if changed:
-                self._notes[endpoint_id] = AttemptNote(succeeded_at, failing_since=at)
+                self._notes[endpoint_id] = AttemptNote(workspace_id, succeeded_at, failing_since=at)
                 changed = succeeded_at is not None or endpoint_id not in self._failing
             if outcome.disable_reason is not None:
-                self._refused[endpoint_id] = outcome.disable_reason
+                self._refused[endpoint_id] = Refusal(workspace_id, outcome.disable_reason)
                 changed = True
         if changed:
             self.news.set()
@@ -142,17 +151,17 @@ class Disabler:
         new = sum(each in failing and failing[each] != before.get(each) for each in changes)
         now = self._clock.now()
         disabled = 0
-        for endpoint_id, reason in refused.items():
-            disabled += await self._disable(endpoint_id, reason, now)
+        for endpoint_id, refusal in refused.items():
+            disabled += await self._disable(refusal.workspace_id, endpoint_id, refusal.reason, now)
             book.done(endpoint_id)
-        for endpoint_id, (since, dialect) in failing.items():
+        for endpoint_id, (workspace_id, since, dialect) in failing.items():
             patience_s = self._policy_of(dialect).disable_after
             if endpoint_id in refused or book.succeeded(endpoint_id):
                 continue
             if should_disable(since, now, patience_s):
                 days = (now - since).total_seconds() / 86_400
                 reason = f"every attempt failed for {days:.1f} days"
-                disabled += await self._disable(endpoint_id, reason, now, since)
+                disabled += await self._disable(workspace_id, endpoint_id, reason, now, since)
         return DisablerCounts(new, recovered, disabled)
 
     async def _ask(self) -> dict[int, Failing]:
@@ -160,11 +169,16 @@ class Disabler:
             return await endpoint_health.failing(connection)
 
     async def _disable(
-        self, endpoint_id: int, reason: str, now: datetime, failing_since: datetime | None = None
+        self,
+        workspace_id: str,
+        endpoint_id: int,
+        reason: str,
+        now: datetime,
+        failing_since: datetime | None = None,
     ) -> bool:
         async with self._database.connection() as connection:
             if not await endpoint_health.disable(
-                connection, endpoint_id, reason, now, failing_since=failing_since
+                connection, workspace_id, endpoint_id, reason, now, failing_since=failing_since
             ):
                 return False
         log.warning("endpoint.disabled", endpoint=endpoint_public_id(endpoint_id), reason=reason)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from postrider.domain.audit import AuditEntry
-from postrider.domain.keysets import keyset_cursor, parse_keyset_cursor
+from postrider.domain.keysets import Number, keyset_cursor, parse_keyset_cursor
 from postrider.operations.work import UnitOfWork
 from postrider.store import audit
 
@@ -27,7 +27,7 @@ async def list_entries(
         work.connection,
         work.scope,
         subject=subject,
-        before_id=None if cursor is None else parse_keyset_cursor(cursor, _CURSOR, int),
+        before_id=None if cursor is None else parse_keyset_cursor(cursor, _CURSOR, Number),
         limit=limit + 1,
     )
     if len(rows) <= limit:

@@ -18,6 +18,7 @@ from postrider.operations.delivery_absent import why_absent, why_missed
 from postrider.operations.delivery_request import Request, request_of
 from postrider.operations.work import Backend, UnitOfWork
 from postrider.store import delivery_search, history
+from postrider.store.history import Requeued
 
 RETRY_BATCH = 1000
 """Deliveries that are queued again in one transaction."""
@@ -66,6 +67,7 @@ async def show(work: UnitOfWork, key: DeliveryKey) -> ShownDelivery:
 
 async def retry(work: UnitOfWork, keys: Sequence[DeliveryKey]) -> Retried:
     """Send deliveries again, each with a whole new schedule."""
+    keys = list(dict.fromkeys(keys))
     requeued = await history.retry(work.connection, work.scope, keys, work.now)
     for each in requeued:
         await work.note(
@@ -80,12 +82,12 @@ async def retry(work: UnitOfWork, keys: Sequence[DeliveryKey]) -> Retried:
     return Retried([key for key in keys if key in queued], refused)
 
 
-def check_retriable(chosen: DeliveryFilter) -> None:
-    """Raises UsageError for a filter of deliveries that can't all be sent again."""
-    if chosen.state not in RETRIABLE:
+def check_retriable(state: DeliveryState | None) -> None:
+    """Raises UsageError for a state, or None for all, of which deliveries can't all be sent again."""
+    if state not in RETRIABLE:
         raise UsageError(
             "only what is failed, cancelled, retrying or succeeded can be sent again",
-            "Choose one of these states.",
+            "Choose those of one of these states (--status).",
         )
 
 
@@ -101,22 +103,18 @@ async def retry_all(
     chosen: DeliveryFilter,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> RetriedAll:
-    """Send the deliveries of a filter again, in short transactions. That is noted at the end, however it
-    comes."""
+    """Send the deliveries of a filter again, in short transactions, each of which notes how many it did."""
     queued: list[DeliveryKey] = []
     left_out = 0
-    try:
-        async for keys in _batches(backend, actor, scope, chosen):
-            async with backend.begin(actor, scope) as work:
-                requeued = await history.retry(work.connection, work.scope, keys, work.now)
-            done = {each.key for each in requeued}
-            queued += [key for key in keys if key in done]
-            left_out += len(keys) - len(done)
-            on_progress(len(queued))
-    finally:
-        if queued:
-            async with backend.begin(actor, scope) as work:
-                await _note_all(work, chosen, len(queued))
+    async for keys in _batches(backend, actor, scope, chosen):
+        async with backend.begin(actor, scope) as work:
+            requeued = await history.retry(work.connection, work.scope, keys, work.now)
+            if requeued:
+                await _note_batch(work, chosen, requeued)
+        done = {each.key for each in requeued}
+        queued += [key for key in keys if key in done]
+        left_out += len(keys) - len(done)
+        on_progress(len(queued))
     return RetriedAll(queued, left_out)
 
 
@@ -125,8 +123,9 @@ async def cancel(work: UnitOfWork, key: DeliveryKey) -> DeliveryRow:
 
     Raises UsageError if there is none, PostriderError where it can't be cancelled (any more).
     """
-    before = await _get(work, key)
-    if not await history.cancel(work.connection, before.workspace_id, key, work.now):
+    workspace_id = (await _get(work, key)).workspace_id
+    was = await history.cancel(work.connection, workspace_id, key, work.now)
+    if was is None:
         now = await _get(work, key)
         said = (
             "is being sent at this moment"
@@ -139,8 +138,8 @@ async def cancel(work: UnitOfWork, key: DeliveryKey) -> DeliveryRow:
     await work.note(
         "delivery.cancelled",
         delivery_public_id(*key),
-        workspace_id=before.workspace_id,
-        before={"state": before.state},
+        workspace_id=workspace_id,
+        before={"state": was},
         after={"state": DeliveryState.CANCELLED},
     )
     return await _get(work, key)
@@ -171,7 +170,7 @@ async def _batches(
 ) -> AsyncIterator[list[DeliveryKey]]:
     """The deliveries of a filter, all of them, oldest event first; tests are for the moment in which a person
     asks, and left out. What comes meanwhile is left alone, so that it ends."""
-    check_retriable(chosen)
+    check_retriable(chosen.state)
     chosen = replace(chosen, until=chosen.until or backend.clock.now(), tests=False)
     after: DeliveryKey | None = None
     while True:
@@ -187,7 +186,8 @@ async def _batches(
         after = found.looked_to or keys[-1]
 
 
-async def _note_all(work: UnitOfWork, chosen: DeliveryFilter, deliveries: int) -> None:
+async def _note_batch(work: UnitOfWork, chosen: DeliveryFilter, requeued: Sequence[Requeued]) -> None:
+    workspaces = {each.workspace_id for each in requeued}
     wanted = {
         "endpoint": chosen.endpoint_id and endpoint_public_id(chosen.endpoint_id),
         "event": chosen.event_id and event_public_id(chosen.event_id),
@@ -201,9 +201,9 @@ async def _note_all(work: UnitOfWork, chosen: DeliveryFilter, deliveries: int) -
     await work.note(
         "delivery.retried",
         "deliveries" if chosen.endpoint_id is None else endpoint_public_id(chosen.endpoint_id),
-        workspace_id=work.scope.workspace_id or chosen.workspace_id,
+        workspace_id=workspaces.pop() if len(workspaces) == 1 else None,
         after={
             "filter": {name: value for name, value in wanted.items() if value is not None},
-            "deliveries": deliveries,
+            "deliveries": len(requeued),
         },
     )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from postrider.domain.errors import UsageError
-from postrider.domain.model import DEFAULT_WORKSPACE
 from postrider.operations.work import UnitOfWork
 from postrider.store import emitting
 
@@ -15,6 +14,7 @@ class NewEvent:
     type: str
     data: str
     workspace_id: str | None = None
+    """None: the one workspace in which whoever asks may act, else the function's default."""
     previous_attributes: str | None = None
     object_type: str | None = None
     object_id: str | None = None
@@ -26,15 +26,14 @@ class NewEvent:
 async def emit(work: UnitOfWork, new: NewEvent) -> str:
     """Announce an event; return its public id. Raises UsageError for what is no event."""
     own = work.scope.workspace_id
-    if own is not None and (new.workspace_id or DEFAULT_WORKSPACE) != own:
-        raise UsageError(
-            f"there is no workspace {new.workspace_id or DEFAULT_WORKSPACE!r}", f"Yours is {own!r}."
-        )
+    workspace_id = new.workspace_id if new.workspace_id is not None else own
+    if own not in (None, workspace_id):
+        raise UsageError(f"there is no workspace {workspace_id!r}", f"Yours is {own!r}.")
     return await emitting.emit(
         work.connection,
         new.type,
         new.data,
-        workspace_id=new.workspace_id,
+        workspace_id=workspace_id,
         previous_attributes=new.previous_attributes,
         object_type=new.object_type,
         object_id=new.object_id,

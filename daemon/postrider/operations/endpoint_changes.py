@@ -153,7 +153,7 @@ async def _verify(
     if sent is None or sent.reason is None:
         async with backend.begin(actor, scope) as work:
             await endpoints.lock(work.connection)
-            before = (await operation.get(work, endpoint.id)).endpoint
+            before = demand_living(await operation.get(work, endpoint.id))
             if (before.url, before.dialect) != (endpoint.url, endpoint.dialect):
                 ep = endpoint_public_id(endpoint.id)
                 raise PostriderError(

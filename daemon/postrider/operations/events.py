@@ -91,11 +91,12 @@ async def resend(work: UnitOfWork, text: str, endpoint_id: int) -> tuple[Deliver
     endpoint, which may be paused."""
     event = await get(work, text)
     row = await endpoints.get(work.connection, work.setting.sealer, work.scope, endpoint_id)
-    key = await resending.resend(work, event, row.endpoint)
+    key, was = await resending.resend(work, event, row.endpoint)
     await work.note(
         "delivery.retried",
         delivery_public_id(*key),
         workspace_id=event.workspace_id,
+        before=None if was is None else {"state": was},
         after={"state": DeliveryState.WAITING},
     )
     return key, row.endpoint

@@ -4,6 +4,7 @@ from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.matching import wants
 from postrider.domain.model import (
     DeliveryKey,
+    DeliveryState,
     Endpoint,
     EndpointState,
     Event,
@@ -15,8 +16,11 @@ from postrider.operations.work import UnitOfWork
 from postrider.store import endpoint_deliveries, history, missed
 
 
-async def resend(work: UnitOfWork, event: Event, endpoint: Endpoint) -> DeliveryKey:
-    """Send an event to an endpoint that it matches, whether or not it was sent before; return the delivery.
+async def resend(
+    work: UnitOfWork, event: Event, endpoint: Endpoint
+) -> tuple[DeliveryKey, DeliveryState | None]:
+    """Send an event to an endpoint that it matches, whether or not it was sent before; return the delivery,
+    and the state that it was in, None where there was none.
 
     Raises UsageError where it does not match, PostriderError where it can't be sent now.
     """
@@ -40,8 +44,11 @@ async def resend(work: UnitOfWork, event: Event, endpoint: Endpoint) -> Delivery
         raise PostriderError(f"{ep} has not answered its handshake yet", f"postrider endpoint verify {ep}")
     key = (event.id, endpoint.id)
     fates = await missed.fates(work.connection, endpoint.workspace_id, endpoint.id, [event.id])
+    was = None
     if event.id in fates.recorded:
-        sent = bool(await history.retry(work.connection, work.scope, [key], work.now))
+        requeued = await history.retry(work.connection, work.scope, [key], work.now)
+        sent = bool(requeued)
+        was = requeued[0].was if requeued else None
     elif fates.queued or fates.claimed:
         raise PostriderError(
             f"{evt} is being delivered at this moment", "Look again soon: `postrider event show` tells."
@@ -57,4 +64,4 @@ async def resend(work: UnitOfWork, event: Event, endpoint: Endpoint) -> Delivery
             f"{delivery_public_id(*key)} is not over yet: it waits, or is being sent",
             f"postrider delivery show {delivery_public_id(*key)}",
         )
-    return key
+    return key, was

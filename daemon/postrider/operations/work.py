@@ -1,13 +1,14 @@
 """The unit of work of an act: one transaction in which the change, its line in the audit log and whatever
 else belongs to it commit together, for one actor within one scope."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 from postrider.domain.audit import Actor, Scope
 from postrider.domain.dialects import Dialect
+from postrider.domain.errors import UsageError
 from postrider.domain.sealing import Sealer
 from postrider.edges.clock import Clock, SystemClock
 from postrider.edges.config import Config
@@ -84,11 +85,35 @@ class Backend:
             yield UnitOfWork(connection, self.setting, actor, scope, self.clock.now())
 
 
+class _Unreadable(Mapping[str, Dialect]):
+    """In place of dialects that can't be read: whoever needs one is told. All others go on, since an endpoint
+    may have to be paused though somebody damaged a file."""
+
+    def __init__(self, error: UsageError) -> None:
+        self._error = error
+
+    def __getitem__(self, name: str) -> Dialect:
+        raise self._error
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._error
+
+    def __len__(self) -> int:
+        raise self._error
+
+
+def _dialects_of(config: Config) -> Mapping[str, Dialect]:
+    try:
+        return load_dialects(config.dialect.paths, config.dialect.values)
+    except UsageError as error:
+        return _Unreadable(error)
+
+
 @asynccontextmanager
 async def open_backend(config: Config, *, as_user: str | None = None) -> AsyncIterator[Backend]:
     """Connect to the database of the configuration, and check its schema. `as_user`: as root, become that
     system user for good, and connect as him."""
-    setting = Setting(config, load_dialects(config.dialect.paths, config.dialect.values), read_sealer(config))
+    setting = Setting(config, _dialects_of(config), read_sealer(config))
     async with open_database(config, as_user=as_user) as database:
         async with database.connection() as connection:
             await check_schema(connection, read_schema(sql_dir()))

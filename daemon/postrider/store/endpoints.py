@@ -10,6 +10,7 @@ from msgspec import UNSET
 from postrider.domain.audit import Scope
 from postrider.domain.endpoint_input import EndpointChange
 from postrider.domain.errors import PostriderError, UsageError
+from postrider.domain.keysets import Moment, Number, Text
 from postrider.domain.model import Endpoint, EndpointState, endpoint_public_id
 from postrider.domain.sealing import Sealer
 from postrider.store.database import Connection
@@ -21,9 +22,9 @@ from postrider.store.statement import Statement
 class Place(NamedTuple):
     """Where an endpoint stands in lists."""
 
-    workspace_id: str
-    created_at: datetime
-    endpoint_id: int
+    workspace_id: Text
+    created_at: Moment
+    endpoint_id: Number
 
 
 async def lock(connection: Connection) -> None:

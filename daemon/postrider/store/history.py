@@ -50,10 +50,16 @@ RETURNING d.event_id, d.endpoint_id, d.workspace_id, chosen.state AS was
 
 # A daemon that claims it at this moment, or has done so, makes it one that is being sent: it is left alone.
 _CANCEL = """
+WITH chosen AS (
+  SELECT state FROM postrider.delivery
+  WHERE event_id = $1 AND endpoint_id = $2 AND workspace_id = $4 AND state IN ('waiting', 'retrying')
+  FOR UPDATE
+)
 UPDATE postrider.delivery AS d
 SET state = 'cancelled', due = NULL, reason = 'a person cancelled it', updated_at = $3
-WHERE d.event_id = $1 AND d.endpoint_id = $2 AND d.workspace_id = $4 AND d.state IN ('waiting', 'retrying')
-RETURNING d.event_id
+FROM chosen
+WHERE d.event_id = $1 AND d.endpoint_id = $2 AND d.workspace_id = $4
+RETURNING chosen.state AS was
 """
 
 
@@ -100,9 +106,12 @@ async def retry(
     ]
 
 
-async def cancel(connection: Connection, workspace_id: str, key: DeliveryKey, now: datetime) -> bool:
-    """Cancel a delivery that waits, or is to be retried; False if it does neither."""
-    return await connection.fetchval(_CANCEL, *key, now, workspace_id) is not None
+async def cancel(
+    connection: Connection, workspace_id: str, key: DeliveryKey, now: datetime
+) -> DeliveryState | None:
+    """Cancel a delivery that waits, or is to be retried; return which it did, None if neither."""
+    was: str | None = await connection.fetchval(_CANCEL, *key, now, workspace_id)
+    return None if was is None else DeliveryState(was)
 
 
 def _attempt(row: asyncpg.Record) -> Attempt:
