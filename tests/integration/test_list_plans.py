@@ -5,6 +5,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import product
@@ -195,6 +196,8 @@ def test_every_list_of_deliveries_looks_at_a_bounded_number_of_rows(ninety_days:
         if best is Route.UNDER_WAY:
             routes.add(delivery_search._beside_many(scope, chosen))
             statements.append((f"{chosen}", delivery_search.count_statement(chosen, LOOK_AT_MOST), ()))
+        if best is Route.GIVEN_UP:
+            routes.add(delivery_search._without_index(scope, chosen))
         for route in routes:
             page: dict[str, Any] = {
                 "after": after,
@@ -258,5 +261,67 @@ def test_a_large_partition_gets_no_index_from_a_migration_and_every_later_one_ha
         async with connection.transaction():
             page: dict[str, Any] = {"after": None, "newest_first": True, "limit": 10}
             assert len((await delivery_search.search(connection, MINE, chosen, **page)).rows) == 10
+
+    connected(empty_database_dsn, story)
+
+
+def test_where_a_large_partition_has_no_index_a_list_looks_at_a_bounded_number_of_rows(
+    empty_database_dsn: str,
+) -> None:
+    schema = read_schema(sql_dir())
+
+    async def story(connection: Connection) -> None:
+        await migrate(connection, schema, to=20)
+        await connection.execute(
+            """INSERT INTO postrider.delivery (event_id, endpoint_id, workspace_id, state, updated_at, reason)
+               SELECT postrider.new_event_id(), 7, 'ws_1', 'failed', now(), repeat('x', 1900)
+               FROM generate_series(1, 5000)"""
+        )
+        await migrate(connection, schema)
+        await connection.execute(_ENDPOINTS)
+
+        async def looked_to(chosen: DeliveryFilter) -> UUID | None:
+            async with connection.transaction():
+                found = await delivery_search.search(
+                    connection, EVERYWHERE, chosen, after=None, newest_first=True, limit=10, look_at_most=100
+                )
+            assert found.rows == []
+            return found.looked_to and found.looked_to[0]
+
+        newest = await connection.fetch(
+            "SELECT event_id FROM postrider.delivery ORDER BY event_id DESC LIMIT 100"
+        )
+        other = DeliveryFilter(endpoint_id=8, state=DeliveryState.FAILED)
+        assert await looked_to(other) == newest[-1]["event_id"]
+        assert await looked_to(DeliveryFilter(state=DeliveryState.CANCELLED)) == newest[-1]["event_id"]
+        later = datetime.combine(NOW.date() + timedelta(days=1), datetime.min.time(), UTC)
+        assert await looked_to(replace(other, since=later)) is None
+
+    connected(empty_database_dsn, story)
+
+
+def test_many_small_partitions_do_not_keep_daemons_waiting_for_their_indexes(empty_database_dsn: str) -> None:
+    """The migration gives them to the newest ones."""
+    schema = read_schema(sql_dir())
+
+    async def story(connection: Connection) -> None:
+        await migrate(connection, schema, to=20)
+        await connection.execute(
+            """SELECT postrider.create_partition('delivery', $1::date - day)
+               FROM generate_series(1, 140) AS day""",
+            NOW.date(),
+        )
+        await migrate(connection, schema, to=21)
+        indexed = await connection.fetch(
+            """SELECT indrelid::regclass::text AS name FROM pg_index
+               WHERE pg_get_expr(indpred, indrelid) LIKE '%cancelled%'
+               GROUP BY 1 HAVING count(*) = 3 ORDER BY 1 DESC"""
+        )
+        assert len(indexed) == 128 + 1  # with the parent
+        names = [row["name"] for row in indexed]
+        assert names[:2] == [
+            "postrider.delivery_default",
+            f"postrider.delivery_{NOW.date() + timedelta(days=2):%Y%m%d}",
+        ]
 
     connected(empty_database_dsn, story)

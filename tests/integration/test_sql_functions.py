@@ -239,6 +239,21 @@ def test_who_migrated_and_left_the_roles_is_told_to_join_the_one_that_owns_the_f
         assert functions_of(dsn)[EMIT]["owner"] == "postrider_writer"
 
 
+@pytest.mark.usefixtures("template_database")
+def test_who_left_the_roles_before_an_upgrade_is_told_to_join_them_all_at_once(
+    empty_database_dsn: str,
+) -> None:
+    with login(empty_database_dsn, CREATOR, f"GRANT {ROLES} TO {{login}}") as dsn:
+        run(dsn, lambda c: migrate(c, SCHEMA, 19))
+        execute(empty_database_dsn, f"REVOKE {ROLES} FROM {user_of(dsn)}")
+        with pytest.raises(DatabaseError, match="is not a member of the role postrider_owner") as caught:
+            migrated(dsn, SCHEMA)
+        granted = caught.value.hint.partition("GRANT ")[2].partition(";")[0]
+        assert granted == f"{ROLES} TO {user_of(dsn)}"
+        execute(empty_database_dsn, f"GRANT {granted}")
+        assert "functions/partition" in migrated(dsn, SCHEMA)
+
+
 def test_another_than_who_migrated_before_is_told_to_be_a_superuser(database_dsn: str) -> None:
     rights = (
         "GRANT CREATE ON SCHEMA postrider TO {login}",

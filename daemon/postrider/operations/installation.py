@@ -15,6 +15,7 @@ from postrider.operations.wording import printable
 from postrider.store import captures, catalogue, migrations, server
 from postrider.store import uninstall as store
 from postrider.store.database import Database, DatabaseError
+from postrider.store.foreign_code import hold
 from postrider.store.patience import PATIENCE, Patience
 from postrider.store.upgrades import look_ahead
 
@@ -56,6 +57,7 @@ async def migrate(
         await connection.close(timeout=2)
     if to is None or to == schema.number:
         async with database.transaction() as connection:
+            await hold(connection, "catalogue", "event_type", to="write")
             await catalogue.publish(connection, default)
     return [str(each) for each in applied]
 

@@ -1,6 +1,7 @@
 """Finds deliveries for people, however many there are: along an index as far as one leads, and what no index
 knows among a bounded number of rows."""
 
+from datetime import UTC
 from enum import Enum
 
 import asyncpg
@@ -10,6 +11,7 @@ from postrider.domain.lists import DeliveryFilter, DeliveryRow, FoundDeliveries
 from postrider.domain.model import DeliveryKey, DeliveryState, first_event_id
 from postrider.store.database import Connection
 from postrider.store.event_search import of_type
+from postrider.store.partitions import name_of
 from postrider.store.statement import BY_INDEX, LOOK_AT_MOST, Statement, in_order
 
 _ENDS = (0, (1 << 63) - 1)
@@ -28,7 +30,10 @@ class Route(Enum):
     EVENT = "the deliveries of one event"
     LANE = "what waits for one endpoint"
     UNDER_WAY = "all in one of the states that pass, where these are few: then they can be sorted"
-    GIVEN_UP = "what failed, or was cancelled, of one endpoint, one workspace or all"
+    GIVEN_UP = (
+        "what failed, or was cancelled, of one endpoint, one workspace or all, where every day has indexes"
+    )
+    FAILED = "all that failed"
     EVENTS = "the events of a workspace, and from each to its deliveries"
     ALL = "all deliveries"
 
@@ -50,6 +55,17 @@ STATUS_OF = """
       AND a.workspace_id = d.workspace_id)) AS http_status OFFSET 0"""
 
 
+# Days of before these indexes were made may be without, until retention removes them.
+_UNINDEXED = """
+SELECT EXISTS (
+  SELECT FROM pg_inherits AS p JOIN pg_class AS c ON c.oid = p.inhrelid
+  WHERE p.inhparent = 'postrider.delivery'::regclass
+    AND (c.relname BETWEEN $1::text AND $2::text OR c.relname = 'delivery_default')
+    AND NOT EXISTS (SELECT FROM pg_index AS x JOIN pg_inherits AS i ON i.inhrelid = x.indexrelid
+                    WHERE x.indrelid = c.oid AND i.inhparent = 'postrider.delivery_given_up'::regclass))
+"""
+
+
 async def search(
     connection: Connection,
     scope: Scope,
@@ -65,6 +81,8 @@ async def search(
     route = route_of(scope, chosen)
     if route is Route.UNDER_WAY and not await _are_few(connection, chosen, look_at_most):
         route = _beside_many(scope, chosen)
+    if route is Route.GIVEN_UP and await _lacks_index(connection, chosen):
+        route = _without_index(scope, chosen)
     statement, parameters = search_statement(
         scope,
         chosen,
@@ -89,8 +107,16 @@ async def _are_few(connection: Connection, chosen: DeliveryFilter, look_at_most:
     return count <= look_at_most
 
 
+async def _lacks_index(connection: Connection, chosen: DeliveryFilter) -> bool:
+    """Whether a day that may have to be looked at is without the indexes of what was given up."""
+    first = "delivery_0" if chosen.since is None else name_of("delivery", chosen.since.astimezone(UTC).date())
+    last = "delivery_9" if chosen.until is None else name_of("delivery", chosen.until.astimezone(UTC).date())
+    lacks: bool = await connection.fetchval(_UNINDEXED, first, last)
+    return lacks
+
+
 def route_of(scope: Scope, chosen: DeliveryFilter) -> Route:
-    """The best route, where deliveries under way are few."""
+    """The best route, where deliveries under way are few, and all days have all indexes."""
     if chosen.event_id is not None:
         return Route.EVENT
     if chosen.state is DeliveryState.WAITING and chosen.endpoint_id is not None:
@@ -100,6 +126,11 @@ def route_of(scope: Scope, chosen: DeliveryFilter) -> Route:
     if chosen.state in (DeliveryState.FAILED, DeliveryState.CANCELLED):
         return Route.GIVEN_UP
     return _beside_many(scope, chosen)
+
+
+def _without_index(scope: Scope, chosen: DeliveryFilter) -> Route:
+    """The route to what was given up where not all days have its indexes: each has one of all that failed."""
+    return Route.FAILED if chosen.state is DeliveryState.FAILED else _beside_many(scope, chosen)
 
 
 def _beside_many(scope: Scope, chosen: DeliveryFilter) -> Route:
@@ -192,11 +223,11 @@ def _looked_at(
     if route is Route.UNDER_WAY:
         source = f"({_under_way(chosen.state, look_at_most)}) AS few"
     _keep_to_time(made, chosen, "event_id")
-    if route in (Route.LANE, Route.GIVEN_UP):
+    if route in (Route.LANE, Route.GIVEN_UP, Route.FAILED):
         made.require(f"state = '{chosen.state}'")  # no parameter: the plan has to know which index it is
     if route is Route.EVENT:
         made.require(f"event_id = {made.given(chosen.event_id, 'uuid')}")
-    if route is not Route.ALL:
+    if route not in (Route.FAILED, Route.ALL):
         if chosen.endpoint_id is not None:
             made.require(f"endpoint_id = ({_endpoint(made, scope, chosen, 'id')})")
         _keep_to_workspace(made, scope, chosen)

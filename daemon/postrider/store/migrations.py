@@ -25,6 +25,7 @@ import asyncpg
 from postrider.domain.errors import UsageError
 from postrider.store import sql_functions
 from postrider.store.database import Connection, DatabaseError, is_pooled, translated_errors
+from postrider.store.foreign_code import hold
 from postrider.store.patience import PATIENCE, Patience, Sleep, Unfinished, begin, patiently
 from postrider.store.script import Script
 from postrider.store.sql_functions import FunctionFile, read_functions
@@ -215,12 +216,12 @@ async def _apply_concurrently(
     connection: Connection, schema: Schema, migration: Migration, patience: Patience
 ) -> bool:
     """Apply a migration that runs outside of a transaction; False if it was applied before."""
-    if await _is_applied(connection, schema, migration):
-        return False
     names = _INDEX.findall(migration.sql)
     async with connection.transaction():
         await begin(connection, patience)
-        if await _is_applied_by_now(connection, schema, migration):
+        if await _is_applied(connection, schema, migration) or await _is_applied_by_now(
+            connection, schema, migration
+        ):
             return False
         for row in await connection.fetch(_INDEXES, names):
             if not row["valid"]:
@@ -251,9 +252,11 @@ async def _replace_functions(
     """Replace the functions that have changed; return their files."""
     async with connection.transaction():
         await begin(connection, patience)
+        await hold(connection, "sql_function", to="read")
         if not await sql_functions.outdated(connection, schema.functions):
             return []
         await _exclude_others(connection)
+        await hold(connection, "sql_function", to="write")
         await _applied_to(connection, schema)  # a newer program may have been here while this one waited
         outdated = await sql_functions.outdated(connection, schema.functions)
         await sql_functions.apply(connection, outdated)
@@ -286,11 +289,12 @@ async def _is_applied_by_now(connection: Connection, schema: Schema, migration: 
 
 async def _exclude_others(connection: Connection) -> None:
     # An advisory lock has no owner: any login could hold it. This one takes a right.
-    await connection.execute("LOCK TABLE postrider.migration IN SHARE ROW EXCLUSIVE MODE")
+    await hold(connection, "migration", to="write")
 
 
 async def _applied_to(connection: Connection, schema: Schema) -> dict[int, Applied]:
     """What is applied; raises OutdatedProgram where that is more than the program knows."""
+    await hold(connection, "migration", to="read")
     applied = await _applied(connection)
     _compare(applied, schema)
     if len(applied) > schema.number:

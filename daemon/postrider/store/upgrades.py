@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from postrider.store.daemons import ALIVE
 from postrider.store.database import Connection, pin, translated_errors
+from postrider.store.foreign_code import hold
 from postrider.store.migrations import Migration, applied_migrations
 
 # Whatever the schema, as of the first migration. A daemon that does not tell what it knows is of a release
@@ -71,11 +72,15 @@ def broken_by(
 async def look_ahead(connection: Connection, migrations: Sequence[Migration]) -> Upgrade:
     """What is to be applied of `migrations`, and who runs meanwhile."""
     with translated_errors():
-        applied = await applied_migrations(connection)
-        pending = [each for each in migrations if each.number not in applied]
-        if not applied or not pending:
-            return Upgrade(pending, [])
         async with connection.transaction():
             await pin(connection)
+            if await connection.fetchval("SELECT to_regclass('postrider.migration') IS NULL"):
+                return Upgrade(list(migrations), [])
+            await hold(connection, "migration", to="read")
+            applied = await applied_migrations(connection)
+            pending = [each for each in migrations if each.number not in applied]
+            if not pending:
+                return Upgrade([], [])
+            await hold(connection, "daemon", to="read")
             rows = await connection.fetch(_LIVING, LAST_UNTOLD)
     return Upgrade(pending, [LivingDaemon(**row) for row in rows])
