@@ -20,8 +20,9 @@ import structlog
 
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_schema
+from postrider.store.migrations import read_schema
 from tests.support.leaks import nothing_left, wait_for_no_sessions, watch_event_loops
+from tests.support.migrating import migrate
 
 _numbers = itertools.count()
 watch_event_loops()

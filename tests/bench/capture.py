@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from postrider.domain.capture import parse_captures
+from postrider.domain.capture_sections import parse_captures
 from postrider.store.database import Database
 from tests.bench.report import Row, compared
 from tests.bench.stage import Stage

@@ -26,13 +26,14 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.resources import sql_dir
 from postrider.store import endpoints
 from postrider.store.database import Database
-from postrider.store.migrations import migrate, read_schema
+from postrider.store.migrations import read_schema
 from tests.bench.peers_handler import CONCURRENCY, DATA_BYTES
 from tests.bench.peers_install import Installed, NotInstallable, installers
 from tests.bench.processes import DAEMON_CORE, Sink
 from tests.bench.report import Row, compared
 from tests.bench.stage import Stage
 from tests.support.daemon_process import write_config
+from tests.support.migrating import migrate
 
 REPOSITORY = Path(__file__).parents[2]
 CALIBRATION = 1000

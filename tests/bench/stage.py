@@ -20,11 +20,12 @@ from postrider.domain.sealing import Sealer
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
 from postrider.store.database import Connection
-from postrider.store.migrations import migrate, read_schema
+from postrider.store.migrations import read_schema
 from tests.bench import processes
 from tests.bench.floor import WORKERS, text
 from tests.bench.processes import DAEMON_CORE, OTHER_CORE, Daemon, Sink
 from tests.support.daemon_process import write_config
+from tests.support.migrating import migrate
 
 _SECRET = "bench-secret-of-sufficient-length"
 

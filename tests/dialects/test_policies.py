@@ -100,7 +100,7 @@ def test_the_schedule_in_real_seconds(database_dsn: str, tmp_path: Path, crm: st
             if crm == "workestra":
                 disabled = daemon.wait_for_log("endpoint.disabled")
                 assert disabled["reason"] == "a delivery failed 5 times, the last time with HTTP 500"
-                wait_until(lambda: query(database_dsn, ENDPOINT)[0]["state"] == "disabled", 5, "disabled")
+                wait_until(lambda: query(database_dsn, ENDPOINT)[0]["state"] == "disabled", "disabled")
                 emit(database_dsn)  # goes nowhere any more
             else:
                 assert query(database_dsn, ENDPOINT)[0]["state"] == "active"

@@ -29,7 +29,7 @@ def test_lack_of_descriptors_uses_up_no_attempt(database_dsn: str, tmp_path: Pat
         with DaemonProcess(config, within=["prlimit", f"--nofile={DESCRIPTORS}"]) as daemon:
             daemon.wait_for_log("host.exhausted")
             put_off = "SELECT attempts, reason FROM postrider.delivery WHERE state = 'retrying'"
-            wait_until(lambda: bool(query(database_dsn, put_off)), 15, "a delivery put off")
+            wait_until(lambda: bool(query(database_dsn, put_off)), "a delivery put off")
             assert all(row["attempts"] == 0 for row in query(database_dsn, put_off))
             receiver.set_mode("ok")
             # The connections of those that are never answered are let go of.

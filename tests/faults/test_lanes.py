@@ -23,6 +23,8 @@ PAUSE_S = 1.0
 TIMEOUT_S = 1.0
 STALL_S = 0.5
 """Requests that were under way when the lane began to pause may arrive so much later."""
+BUSY_S = 10.0
+"""So much the machine may delay an attempt; the rests that an endpoint gets else take longer together."""
 INEXACT_S = 0.2
 """Timers may be so much early, measured by another clock than their own."""
 PROBES = 2
@@ -97,11 +99,11 @@ def test_an_endpoint_that_refuses_connections_delays_no_attempt(database_dsn: st
     with DaemonProcess(write_config(tmp_path, database_dsn)):
         add_endpoint(database_dsn, "http://127.0.0.1:2/away", dialect="workestra")
         emit(database_dsn, 30)
-        wait_until(lambda: len(starts(database_dsn, 2)) == 30, 30, "the second attempts")
+        wait_until(lambda: len(starts(database_dsn, 2)) == 30, "the second attempts")
     first, second = starts(database_dsn, 1), starts(database_dsn, 2)
-    assert (first[-1] - first[0]).total_seconds() < 2
+    assert (first[-1] - first[0]).total_seconds() < BUSY_S
     assert (second[0] - first[0]).total_seconds() >= 5 - INEXACT_S
-    assert (second[-1] - first[-1]).total_seconds() < 5 + 2
+    assert (second[-1] - first[-1]).total_seconds() < 5 + BUSY_S
 
 
 def test_a_promised_schedule_holds_where_attempts_time_out(database_dsn: str, tmp_path: Path) -> None:
@@ -121,9 +123,9 @@ def test_a_promised_schedule_holds_where_attempts_time_out(database_dsn: str, tm
         add_endpoint(database_dsn, healthy.url("/ok"))
         with DaemonProcess(config) as daemon:
             emit(database_dsn, 8)
-            wait_until(lambda: len(starts(database_dsn, 4)) == 8, 40, "the last attempts")
+            wait_until(lambda: len(starts(database_dsn, 4)) == 8, "the last attempts")
             assert not daemon.logged("lane.broken")
             assert healthy.wait_for(8)["distinct"] == 8
     for number in (2, 3, 4):
         gap = starts(database_dsn, number)[-1] - starts(database_dsn, number - 1)[-1]
-        assert gap.total_seconds() < 2 + 1.5
+        assert gap.total_seconds() < 2 + 5  # one at a time takes 8 s

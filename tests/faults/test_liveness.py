@@ -52,7 +52,7 @@ def test_what_a_frozen_daemon_held_is_rescued_and_it_goes_on_under_a_new_id(
             receiver.set_mode("ok")
             with DaemonProcess(write_config(tmp_path, heir_dsn, "heir")) as heir:
                 heir.wait_for_log("daemon.rescued", timeout=RESCUE_S)
-                receiver.wait_for(20, timeout=30)
+                receiver.wait_for(20)
                 sleeper.signal(signal.SIGCONT)
                 replaced = sleeper.wait_for_log("daemon.replaced")
                 assert_settled(database_dsn)
@@ -60,7 +60,7 @@ def test_what_a_frozen_daemon_held_is_rescued_and_it_goes_on_under_a_new_id(
                 assert len(living) == 2
                 assert replaced["daemon"] not in living
                 ids += emit(database_dsn, 50)
-                receiver.wait_for(70, timeout=30)
+                receiver.wait_for(70)
                 assert_settled(database_dsn)
         assert set(receiver.ids("/a")) == set(ids)
 
@@ -81,7 +81,7 @@ def test_a_frozen_session_is_replaced_and_the_daemon_keeps_its_id(database_dsn: 
             except ProcessLookupError:
                 pytest.skip("the test server runs elsewhere")
             try:
-                daemon.wait_for_log("listener.reconnected", timeout=30)
+                daemon.wait_for_log("listener.reconnected")
                 assert not daemon.logged("daemon.replaced")
                 emit(database_dsn, 10)
                 receiver.wait_for(10)

@@ -109,7 +109,7 @@ def test_a_large_fan_out_keeps_no_other_workspace_waiting(database_dsn: str, tmp
 
 def test_silent_endpoints_leave_a_slot_to_one_that_may_answer(database_dsn: str, tmp_path: Path) -> None:
     """After a start no endpoint has answered yet."""
-    config = write_config(tmp_path, database_dsn, delivery={"timeout": "60s", "drain_timeout": "100ms"})
+    config = write_config(tmp_path, database_dsn, delivery={"timeout": "5m", "drain_timeout": "100ms"})
     with ReceiverProcess(SECRET, mode="never") as receiver:
         receiver.set_mode("ok", "/healthy")
         add_endpoints(database_dsn, [receiver.url(f"/silent/{n}") for n in range(40)])
@@ -117,7 +117,7 @@ def test_silent_endpoints_leave_a_slot_to_one_that_may_answer(database_dsn: str,
         add_endpoint(database_dsn, receiver.url("/healthy"))
         emit(database_dsn, 20)
         with DaemonProcess(config):
-            receiver.wait_for(20, path="/healthy", timeout=30)
+            receiver.wait_for(20, path="/healthy")
 
 
 @pytest.mark.parametrize("column", ["data", "previous_attributes"])
@@ -132,10 +132,10 @@ def test_large_payloads_of_slow_receivers_delay_nobody_and_fill_no_memory(
         emit_large(database_dsn, 40, 900_000, column=column)
         with DaemonProcess(config) as daemon:
             daemon.wait_for_log("daemon.started")
-            receiver.wait_for(1, "received", timeout=30)
+            receiver.wait_for(1, "received")
             for _ in range(5):
                 emit_large(database_dsn, 100, 100, workspace_id="healthy")
-            receiver.wait_for(500, path="/healthy", timeout=30)
+            receiver.wait_for(500, path="/healthy")
             # Of 640 requests of 10 s each, the first are under way.
             assert receiver.stats()["accepted"] < 500 + 100
             assert peak_memory_mb(daemon) < MEMORY_BOUND_MB
@@ -196,7 +196,6 @@ def test_rows_of_any_size_fail_their_own_deliveries_and_fill_no_memory(
                     )[0][0]
                     == 5
                 ),
-                60,
                 "all of them",
             )
             assert peak_memory_mb(daemon) < MEMORY_BOUND_MB
@@ -246,7 +245,7 @@ def test_an_event_that_can_not_be_read_fails_alone(server_dsn: str, tmp_path: Pa
                 unsettled = (
                     "SELECT count(*) FROM postrider.delivery WHERE state NOT IN ('succeeded', 'failed')"
                 )
-                wait_until(lambda: query(dsn, unsettled)[0][0] == 0, 30, "all of them")
+                wait_until(lambda: query(dsn, unsettled)[0][0] == 0, "all of them")
                 assert len(daemon.logged("event.unreadable")) >= 2
             reasons = query(dsn, "SELECT reason FROM postrider.delivery WHERE state = 'failed'")
             assert len(reasons) == 2
@@ -279,7 +278,7 @@ def test_a_herd_of_due_retries_does_not_hold_up_other_lanes(database_dsn: str, t
             left = "SELECT count(*) FROM postrider.delivery WHERE state = 'retrying'"
             assert query(database_dsn, left)[0][0] > 0
             receiver.wait_for(100, path="/healthy")
-            wait_until(lambda: query(database_dsn, left)[0][0] == 0, 60, "all promoted")
+            wait_until(lambda: query(database_dsn, left)[0][0] == 0, "all promoted")
 
 
 def test_a_delivery_whose_event_is_gone_fails_with_that_reason(database_dsn: str, tmp_path: Path) -> None:
@@ -295,7 +294,7 @@ def test_a_delivery_whose_event_is_gone_fails_with_that_reason(database_dsn: str
         )
         with DaemonProcess(config):
             failed = "SELECT reason FROM postrider.delivery WHERE state = 'failed'"
-            wait_until(lambda: bool(query(database_dsn, failed)), 15, "its failure")
+            wait_until(lambda: bool(query(database_dsn, failed)), "its failure")
             assert "retention removed it" in query(database_dsn, failed)[0]["reason"]
 
 
@@ -309,7 +308,7 @@ def test_a_large_event_reaches_very_many_endpoints_without_a_pause(database_dsn:
             daemon.wait_for_log("daemon.started")
             emit_large(database_dsn, 1, 100_000)
             # Looks for what nobody announced come every 5 s; with a few lanes at each it would take minutes.
-            receiver.wait_for(endpoints, timeout=30)
+            receiver.wait_for(endpoints)
         assert_settled(database_dsn)
 
 

@@ -30,7 +30,7 @@ def test_attempts_keep_their_schedule_across_a_restart_and_a_kill(database_dsn: 
         with DaemonProcess(config) as daemon:
             receiver.wait_for(2, key="received")
             daemon.wait_for_log("delivery.retrying")
-            wait_until(lambda: len(daemon.logged("delivery.retrying")) == 2, 5, "the second result")
+            wait_until(lambda: len(daemon.logged("delivery.retrying")) == 2, "the second result")
             assert daemon.terminate() == 0
         with DaemonProcess(config) as daemon:
             receiver.wait_for(3, key="received")

@@ -50,7 +50,7 @@ def test_each_sick_endpoint_fails_alone_and_says_why(database_dsn: str, tmp_path
         with DaemonProcess(config) as daemon:
             emit(database_dsn, 5, "sick.thing")
             emit(database_dsn, HEALTHY, "healthy.thing")
-            receiver.wait_for(HEALTHY + 5, path="/healthy", timeout=20)
+            receiver.wait_for(HEALTHY + 5, path="/healthy")
             assert_settled(database_dsn, ("succeeded", "failed"))
             assert daemon.process.poll() is None
             assert {line["address"] for line in daemon.logged("address.blocked")} == {"127.9.0.1"}
@@ -113,7 +113,6 @@ def test_without_permission_loopback_never_gets_a_connection(database_dsn: str, 
                 lambda: (
                     len(query(database_dsn, "SELECT FROM postrider.delivery WHERE state = 'failed'")) == 4
                 ),
-                10,
                 "four failed deliveries",
             )
         attempts = query(database_dsn, "SELECT error_kind, error FROM postrider.every_attempt")

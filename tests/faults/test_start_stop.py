@@ -81,7 +81,7 @@ def test_a_service_is_stopped_at_any_moment_and_goes_on_when_it_is_started_again
                     await stage.emit()
                     supervisor.start(name, service.run)
                     await turn(TURNS[number % len(TURNS)])
-                await eventually(lambda: settled(stage, ROUNDS + 1), True, timeout=30)
+                await eventually(lambda: settled(stage, ROUNDS + 1), True)
                 await eventually(lambda: _same(before), True)
 
         asyncio.run(story())
@@ -134,7 +134,7 @@ def test_daemons_that_start_and_stop_amid_events_lose_none(database_dsn: str, tm
                 assert await connection.fetchval("SELECT count(*) FROM postrider.claim") == 0
             await connection.close()
             async with staged(database_dsn, tmp_path) as stage:
-                await eventually(lambda: settled(stage, 5 * daemons), True, timeout=30)
+                await eventually(lambda: settled(stage, 5 * daemons), True)
 
         asyncio.run(story())
         assert receiver.stats()["distinct"] == 5 * daemons

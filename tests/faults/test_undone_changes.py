@@ -16,9 +16,10 @@ from postrider.domain.endpoint_input import EndpointChange
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
 from postrider.operations import endpoint_changes
-from postrider.store.migrations import migrate, read_schema
+from postrider.store.migrations import read_schema
 from tests.support.acting import ACTOR, backend_on
 from tests.support.daemon_process import SECRET, add_endpoint, query
+from tests.support.migrating import migrate
 from tests.support.stage import eventually, staged
 
 TRIALS = 3

@@ -82,15 +82,15 @@ def test_the_previous_release_delivers_on_while_the_schema_and_then_the_daemon_i
         with DaemonProcess(config, within=old) as older:
             older.wait_for_log("daemon.started")
             writers = writing(dsn)
-            receiver.wait_for(100, timeout=30)
+            receiver.wait_for(100)
             done = subprocess.run(Cli(config).command("migrate"), capture_output=True, text=True, check=True)
             assert "applied" in done.stdout
             assert "can't be started again before it is upgraded" in done.stderr
             before = receiver.stats()["accepted"]
-            receiver.wait_for(before + 100, timeout=30)  # by the older program, beside the newer schema
+            receiver.wait_for(before + 100)  # by the older program, beside the newer schema
             with DaemonProcess(config) as newer:
                 newer.wait_for_log("daemon.started")
-                receiver.wait_for(before + 200, timeout=30)
+                receiver.wait_for(before + 200)
                 assert older.terminate() == 0
                 all_arrived(dsn, receiver, writers)
                 assert not newer.logged("service.failed")
@@ -108,7 +108,7 @@ def test_a_program_that_lacks_the_last_migration_starts_and_delivers(
             one.wait_for_log("daemon.started")
             two.wait_for_log("daemon.started")
             writers = writing(database_dsn)
-            receiver.wait_for(500, timeout=30)
+            receiver.wait_for(500)
             all_arrived(database_dsn, receiver, writers)
             assert not one.logged("service.failed")
             rows = query(database_dsn, "SELECT schema FROM postrider.daemon ORDER BY schema")

@@ -94,11 +94,11 @@ def test_what_a_vanished_host_held_is_rescued(other_host: Host, tmp_path: Path) 
             vanished.wait_for_log("daemon.started")
             ids = emit(dsn, 20)
             held = "SELECT count(*) FROM postrider.claim"
-            wait_until(lambda: query(dsn, held)[0][0] > 0, 10, "a claim")
+            wait_until(lambda: query(dsn, held)[0][0] > 0, "a claim")
             other_host.plug(into=False)
             with DaemonProcess(write_config(tmp_path, dsn, "heir")) as heir:
                 heir.wait_for_log("daemon.rescued", timeout=RESCUE_S)
-                receiver.wait_for(20, timeout=30)
+                receiver.wait_for(20)
                 assert_settled(dsn)
                 other_host.plug(into=True)
                 vanished.wait_for_log("daemon.replaced", timeout=60)

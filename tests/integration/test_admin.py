@@ -67,7 +67,7 @@ def check_answers(database_dsn: str, daemon: DaemonProcess, receiver: ReceiverPr
     emit(database_dsn, 3)
     receiver.wait_for(3)
 
-    wait_until(lambda: samples(base).get(("postrider_deliveries_total", "succeeded")) == 3, 15, "the count")
+    wait_until(lambda: samples(base).get(("postrider_deliveries_total", "succeeded")) == 3, "the count")
     found = samples(base)
     assert found[("postrider_attempts_total", "ok")] == 3
     assert found[("postrider_delivery_lag_seconds_count",)] == 3
@@ -100,9 +100,9 @@ def test_metrics_of_the_whole_database(database_dsn: str, tmp_path: Path) -> Non
         def counted() -> bool:
             return samples(base)[("postrider_database_counted_timestamp_seconds",)] > daemon.started_at
 
-        wait_until(counted, 15, "the first count")
+        wait_until(counted, "the first count")
         wait_until(
-            lambda: samples(base)[("postrider_database_partitions_ahead", "outbox")] == 7, 15, "partitions"
+            lambda: samples(base)[("postrider_database_partitions_ahead", "outbox")] == 7, "partitions"
         )
         found = samples(base)
         for name, values in FROM_THE_START.items():
@@ -170,11 +170,11 @@ def test_it_is_not_ready_but_healthy_while_the_database_is_away(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
         )
         try:
-            wait_until(lambda: get(base, "/readyz")[0] == 503, 10, "unreadiness")
+            wait_until(lambda: get(base, "/readyz")[0] == 503, "unreadiness")
             assert get(base, "/healthz")[0] == 200
         finally:
             execute(server_dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        wait_until(lambda: get(base, "/readyz")[0] == 200, 10, "readiness")
+        wait_until(lambda: get(base, "/readyz")[0] == 200, "readiness")
 
 
 def test_a_port_in_use_is_a_clear_error(database_dsn: str, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from postrider.domain.capture import Capture, parse_captures
+from postrider.domain.capture import Capture
+from postrider.domain.capture_sections import parse_captures
 from postrider.domain.capture_steps import Step
 from postrider.domain.errors import UsageError
 from postrider.store.database import Connection, Database, DatabaseError

@@ -271,7 +271,7 @@ async def test_a_daemon_recovers_rows_by_itself(database_dsn: str, tmp_path: Pat
         async with locked(database_dsn, "postrider.outbox"):
             await crm.connection.execute("INSERT INTO crm.deals (id) SELECT generate_series(1, 12)")
         count = "SELECT count(*) FROM postrider.outbox"
-        await eventually(lambda: crm.connection.fetchval(count), 12, timeout=30)
+        await eventually(lambda: crm.connection.fetchval(count), 12)
         assert not await crm.rejected()
 
 
@@ -419,7 +419,7 @@ async def test_rescue_does_not_wait_for_recovery(database_dsn: str, tmp_path: Pa
         await crm.connection.execute("INSERT INTO crm.deals VALUES (1, 'slow'), (2, 'slow'), (3, 'slow')")
         evaluating = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%postrider.evaluate(%' "
         evaluating += "AND state = 'active' AND pid <> pg_backend_pid() AND datname = current_database()"
-        await eventually(lambda: crm.connection.fetchval(evaluating), True, timeout=30)
+        await eventually(lambda: crm.connection.fetchval(evaluating), True)
         async with asyncio.timeout(8):
             await stage.daemon.services.janitor.run_once()
         assert await crm.connection.fetchval(evaluating), "recovery was over"

@@ -16,9 +16,10 @@ from postrider.domain.status import Progress
 from postrider.domain.timeshare import TimeShare
 from postrider.edges.clock import SystemClock
 from postrider.engine.rescue import leave, rescue
-from postrider.store import deliveries, outbox, situation
+from postrider.store import deliveries, delivery_results, outbox, situation
 from postrider.store.database import Database
-from postrider.store.deliveries import ClaimProgress, DeliveryResult, WaitingWanted
+from postrider.store.deliveries import WaitingWanted
+from postrider.store.delivery_results import ClaimProgress, DeliveryResult
 from postrider.store.outbox import ClaimedEvents, Pending
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import SECRET, add_endpoint, emit, query
@@ -62,7 +63,7 @@ class Stores:
         result = DeliveryResult(event_id, 7, "default", DeliveryState.FAILED, attempts=1, claim_id=claim_id)
         progress = ClaimProgress(claim_id, before, before + 1, finished)
         async with self.database.transaction() as connection:
-            written, _ = await deliveries.record(
+            written, _ = await delivery_results.record(
                 connection, owner, first_results=[result], later_results=[], claims=[progress], now=NOW
             )
         return len(written)
@@ -183,7 +184,7 @@ def test_who_lost_a_delivery_can_not_record_it(database_dsn: str) -> None:
         async def record(owner: int, state: DeliveryState) -> int:
             result = DeliveryResult(event_id, 7, "default", state, attempts=2, attempt=attempt)
             async with stores.database.transaction() as connection:
-                written, _ = await deliveries.record(
+                written, _ = await delivery_results.record(
                     connection, owner, first_results=[], later_results=[result], claims=[], now=NOW
                 )
             return len(written)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from postrider.domain.audit import EVERYWHERE
-from postrider.domain.lists import DeliveryFilter, DeliveryKey
+from postrider.domain.lists import DeliveryFilter
 from postrider.domain.model import (
+    DeliveryKey,
     DeliveryState,
     delivery_public_id,
     endpoint_public_id,

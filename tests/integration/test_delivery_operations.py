@@ -13,8 +13,9 @@ import pytest
 
 from postrider.domain.audit import EVERYWHERE, Scope
 from postrider.domain.errors import PostriderError
-from postrider.domain.lists import DeliveryFilter, DeliveryKey, DeliveryRow, EventFilter
+from postrider.domain.lists import DeliveryFilter, DeliveryRow, EventFilter
 from postrider.domain.model import (
+    DeliveryKey,
     DeliveryState,
     delivery_public_id,
     endpoint_public_id,

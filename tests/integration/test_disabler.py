@@ -17,7 +17,7 @@ from postrider.engine.ledger import HeldEvent, Job
 from postrider.engine.recorded import Entry, Recorded
 from postrider.store import endpoint_health, endpoints
 from postrider.store.database import Database
-from postrider.store.deliveries import DeliveryResult
+from postrider.store.delivery_results import DeliveryResult
 from tests.support.clock import FakeClock
 from tests.support.daemon_process import add_endpoint
 

@@ -69,7 +69,7 @@ def test_tail_prints_what_an_event_says(cli: Cli, database_dsn: str) -> None:
             ids.extend(emit(database_dsn))
             return bool(select([lines], [], [], 0.5)[0])
 
-        wait_until(printed, 30, "a line of tail")
+        wait_until(printed, "a line of tail")
         time, event_id, what, object_id = lines.readline().split()
         assert datetime.strptime(time, "%H:%M:%S.%f%z").tzinfo is not None
         assert (event_id in ids, what, object_id) == (True, "deal.updated", "-")

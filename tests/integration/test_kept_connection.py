@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from postrider.store.database import Connection, Database, DatabaseUnavailable
+from postrider.store.kept_connection import kept_connection
 
 
 async def backend(connection: Connection) -> int:
@@ -16,7 +17,7 @@ def test_it_is_the_same_for_each_use_and_nobody_elses_meanwhile(database_dsn: st
     async def main() -> None:
         database = Database(database_dsn, pool_size=3)
         await database.open()
-        async with database.kept_connection() as kept:
+        async with kept_connection(database) as kept:
             async with kept.connection() as connection:
                 first = await backend(connection)
             async with database.connection() as connection:
@@ -34,7 +35,7 @@ def test_a_pool_too_small_to_keep_one_lends_one_for_each_use(database_dsn: str) 
     async def main() -> None:
         database = Database(database_dsn, pool_size=2)
         await database.open()
-        async with database.kept_connection() as kept:
+        async with kept_connection(database) as kept:
             async with kept.connection() as connection:
                 await backend(connection)
             async with database.connection() as one, database.connection() as two:
@@ -48,7 +49,7 @@ def test_one_that_the_server_ended_is_replaced(database_dsn: str) -> None:
     async def main() -> None:
         database = Database(database_dsn, pool_size=3)
         await database.open()
-        async with database.kept_connection() as kept:
+        async with kept_connection(database) as kept:
             async with kept.connection() as connection:
                 first = await backend(connection)
             async with database.connection() as connection:
@@ -64,7 +65,7 @@ def test_one_that_breaks_under_way_tells_so_and_is_replaced(database_dsn: str) -
     async def main() -> None:
         database = Database(database_dsn, pool_size=3)
         await database.open()
-        async with database.kept_connection() as kept:
+        async with kept_connection(database) as kept:
             with pytest.raises(DatabaseUnavailable):
                 async with kept.connection() as connection:
                     first = await backend(connection)
@@ -82,7 +83,7 @@ def test_it_is_of_the_new_pool_once_the_database_renewed_it(database_dsn: str) -
     async def main() -> None:
         database = Database(database_dsn, pool_size=3)
         await database.open()
-        async with database.kept_connection() as kept:
+        async with kept_connection(database) as kept:
             async with kept.connection() as connection:
                 first = await backend(connection)
             await database.renew()

@@ -8,7 +8,14 @@ from postrider.engine.last_deliveries import LastDeliveryKeeper, LastDeliveryTun
 from postrider.store.endpoint_rows import LISTED
 from tests.support.cli import Cli
 from tests.support.clock import FakeClock
-from tests.support.daemon_process import DaemonProcess, add_endpoint, emit, query, wait_until, write_config
+from tests.support.daemon_process import (
+    DaemonProcess,
+    add_endpoint,
+    emit,
+    query,
+    wait_until,
+    write_config,
+)
 from tests.support.receiver_process import ReceiverProcess
 from tests.support.stage import eventually, staged
 
@@ -27,7 +34,7 @@ def test_the_list_tells_the_last_delivery_and_what_came_of_it(database_dsn: str,
         add_endpoint(database_dsn, receiver.url("/b"), "contact.*")
         with DaemonProcess(config):
             emit(database_dsn)
-            wait_until(lambda: len(query(database_dsn, LAST)) == 1, 10, "the first one")
+            wait_until(lambda: len(query(database_dsn, LAST)) == 1, "the first one")
             busy, idle = sorted(cli.json("endpoint", "list"), key=lambda each: each["url"])
             (delivery,) = cli.json("delivery", "list")
             assert busy["last_delivery"]["at"] <= delivery["updated_at"]
@@ -36,9 +43,7 @@ def test_the_list_tells_the_last_delivery_and_what_came_of_it(database_dsn: str,
             assert idle["last_delivery"] is None
             receiver.set_mode("500")
             emit(database_dsn)
-            wait_until(
-                lambda: query(database_dsn, "SELECT count(*) FROM postrider.attempt")[0][0] == 1, 10, "it"
-            )
+            wait_until(lambda: query(database_dsn, "SELECT count(*) FROM postrider.attempt")[0][0] == 1, "it")
         # A daemon that stops leaves nothing unwritten.
         assert re.search(r"retrying \d+ s ago: HTTP 500", cli("endpoint", "list"))
         assert cli.json("endpoint", "show", busy["id"])["last_delivery"]["state"] == "retrying"
@@ -78,7 +83,7 @@ def test_an_endpoint_costs_a_row_every_few_seconds_whatever_it_gets(
         assert row["hot"] == row["updates"]
         return int(row["inserts"] + row["updates"])
 
-    wait_until(lambda: written() > 0, 10, "statistics")
+    wait_until(lambda: written() > 0, "statistics")
     assert written() <= 10
 
 
@@ -96,7 +101,7 @@ def test_an_attempt_that_can_not_be_recorded_is_left_out_and_its_delivery_is_tol
         add_endpoint(database_dsn, receiver.url("/a"))
         with DaemonProcess(config) as daemon:
             emit(database_dsn, 3)
-            wait_until(lambda: len(daemon.logged("attempt.unrecorded")) == 3, 60, "them")
+            wait_until(lambda: len(daemon.logged("attempt.unrecorded")) == 3, "them")
         rows = query(database_dsn, "SELECT state, reason, status FROM postrider.delivery")
         assert [row["state"] for row in rows] == ["succeeded"] * 3
         assert all(row["reason"].startswith("the attempt can't be recorded: Check") for row in rows)

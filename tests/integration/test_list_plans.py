@@ -22,8 +22,9 @@ from postrider.edges.resources import sql_dir
 from postrider.store import delivery_search, event_search
 from postrider.store.database import Connection
 from postrider.store.delivery_search import Route
-from postrider.store.migrations import migrate, read_schema
+from postrider.store.migrations import read_schema
 from postrider.store.statement import BY_INDEX, LOOK_AT_MOST
+from tests.support.migrating import migrate
 
 NOW = datetime.now(UTC)
 DAYS, ROWS = 90, 10_000_000

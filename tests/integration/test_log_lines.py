@@ -21,7 +21,7 @@ STATES = "SELECT state, count(*) AS n FROM postrider.delivery GROUP BY state"
 
 
 def wait_for_deliveries(dsn: str, state: str, count: int) -> None:
-    wait_until(lambda: {row["state"]: row["n"] for row in query(dsn, STATES)}.get(state) == count, 30, state)
+    wait_until(lambda: {row["state"]: row["n"] for row in query(dsn, STATES)}.get(state) == count, state)
 
 
 def lines_about(daemon: DaemonProcess, endpoint: int) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def test_at_debug_each_delivery_has_its_line(database_dsn: str, tmp_path: Path) 
     with ReceiverProcess(mode="500") as receiver, DaemonProcess(config) as daemon:
         add_endpoint(database_dsn, receiver.url("/a"), concurrency=1)
         emit(database_dsn, 4)
-        wait_until(lambda: len(daemon.logged("delivery.retrying")) == 4, 30, "all lines")
+        wait_until(lambda: len(daemon.logged("delivery.retrying")) == 4, "all lines")
         levels = [line["level"] for line in daemon.logged("delivery.retrying")]
         assert levels == ["info", "debug", "debug", "debug"]
 

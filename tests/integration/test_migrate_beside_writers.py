@@ -10,12 +10,13 @@ import pytest
 
 from postrider.edges.resources import sql_dir
 from postrider.store.database import DatabaseError
-from postrider.store.migrations import Migration, Schema, migrate, read_schema
+from postrider.store.migrations import Migration, Schema, read_schema
 from postrider.store.patience import Patience
 from tests.conftest import execute
 from tests.support.cli import Cli
 from tests.support.daemon_process import query, write_config
 from tests.support.logins import login, user_of
+from tests.support.migrating import migrate
 from tests.support.pooler import transaction_pooler
 
 SCHEMA = read_schema(sql_dir())

@@ -11,8 +11,9 @@ import pytest
 
 from postrider.edges.resources import sql_dir
 from postrider.store.database import Connection, DatabaseError
-from postrider.store.migrations import Schema, SchemaError, check_schema, migrate, read_schema
+from postrider.store.migrations import Schema, SchemaError, check_schema, read_schema
 from tests.conftest import execute
+from tests.support.migrating import migrate
 
 SCHEMA = read_schema(sql_dir())
 MIGRATIONS = SCHEMA.migrations

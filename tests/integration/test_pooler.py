@@ -68,11 +68,11 @@ def test_search_path_is_pinned_behind_a_pooler_too(database_dsn: str, tmp_path: 
             daemon.wait_for_log("listener.polling")
             daemon.wait_for_log("partitions.created")
             daemon.wait_for_log("capture.recovered")
-            receiver.wait_for(5, timeout=30)
+            receiver.wait_for(5)
             left = "SELECT attempts > 0 AS postponed FROM postrider.capture_rejected"
-            wait_until(lambda: bool(query(database_dsn, left)[0]["postponed"]), 30, "a postponed row")
+            wait_until(lambda: bool(query(database_dsn, left)[0]["postponed"]), "a postponed row")
             emit(database_dsn, 20)
-            receiver.wait_for(25, timeout=30)
+            receiver.wait_for(25)
             assert_settled(database_dsn)
             assert query(database_dsn, "SELECT pooled FROM postrider.daemon")[0]["pooled"]
             cli = Cli(config)
@@ -80,7 +80,7 @@ def test_search_path_is_pinned_behind_a_pooler_too(database_dsn: str, tmp_path: 
             assert "is set aside" in cli("check", "--no-endpoints", exit_code=1)
             cli("event", "list")
             cli("emit", "deal.updated", "--data", "{}")
-            receiver.wait_for(26, timeout=30)
+            receiver.wait_for(26)
             assert daemon.terminate() == 0
         assert [each for each in caught(database_dsn) if each[0] == user_of(daemon_dsn)] == []
 

@@ -13,6 +13,7 @@ from postrider.domain.model import EndpointState
 from postrider.store import (
     audit,
     deliveries,
+    delivery_results,
     endpoint_deliveries,
     endpoints,
     missed,
@@ -31,7 +32,7 @@ HOT = {
     ),
     "read": (outbox._READ, "ARRAY['019a8f6e-0000-7000-8000-000000000000']::uuid[]"),
     "record first": (
-        deliveries._RECORD_FIRST,
+        delivery_results._RECORD_FIRST,
         "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
         " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::float8[], ARRAY[]::real[], ARRAY[]::real[],"
         " ARRAY[]::smallint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::bigint[], ARRAY[]::bigint[],"
@@ -39,7 +40,7 @@ HOT = {
         " now()",
     ),
     "record later": (
-        deliveries._RECORD_LATER,
+        delivery_results._RECORD_LATER,
         "1, ARRAY[]::uuid[], ARRAY[]::bigint[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::smallint[],"
         " ARRAY[]::timestamptz[], ARRAY[]::text[], ARRAY[]::float8[], ARRAY[]::real[], ARRAY[]::real[],"
         " ARRAY[]::smallint[], ARRAY[]::text[], ARRAY[]::text[], now()",

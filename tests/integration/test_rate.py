@@ -6,7 +6,14 @@ from pathlib import Path
 
 from postrider.domain.model import parse_endpoint_id
 from tests.support.cli import Cli
-from tests.support.daemon_process import DaemonProcess, assert_settled, emit, query, wait_until, write_config
+from tests.support.daemon_process import (
+    DaemonProcess,
+    assert_settled,
+    emit,
+    query,
+    wait_until,
+    write_config,
+)
 from tests.support.receiver_process import ReceiverProcess
 
 EVENTS = 40
@@ -43,24 +50,24 @@ def test_a_rate_limit_holds_and_changes_while_the_daemon_runs(database_dsn: str,
             took = receiver.wait_for(EVENTS, path="/limited", timeout=60)
             assert took["last_at"] - took["first_at"] >= 3.5
             assert receiver.stats("/free")["last_at"] < took["last_at"]
-            wait_until(lambda: len(sent_at(database_dsn, limited)) == EVENTS, 30, "all attempts recorded")
+            wait_until(lambda: len(sent_at(database_dsn, limited)) == EVENTS, "all attempts recorded")
             arrivals = [each["at"] for each in receiver.requests(1000) if each["path"] == "/limited"]
             assert burst(arrivals) <= BURST + RATE * STALL_S
             assert burst(sent_at(database_dsn, limited)) <= BURST + 0.1
 
             cli("endpoint", "update", limited, "--rate", "30/m")
             emit(database_dsn, EVENTS)
-            receiver.wait_for(2 * EVENTS, path="/free", timeout=30)
+            receiver.wait_for(2 * EVENTS, path="/free")
             reason = "no more than 0.5 requests a second are allowed"
-            wait_until(lambda: lanes(cli) == {limited: ("limited", reason)}, 30, "a limited lane")
+            wait_until(lambda: lanes(cli) == {limited: ("limited", reason)}, "a limited lane")
             accepted = receiver.stats("/limited")["accepted"]
-            receiver.wait_for(accepted + 3, path="/limited", timeout=30)
+            receiver.wait_for(accepted + 3, path="/limited")
             before_last, last = sent_at(database_dsn, limited)[-2:]
             assert last - before_last >= 1.9
             assert receiver.stats("/limited")["accepted"] < 2 * EVENTS
 
             cli("endpoint", "update", limited, "--rate", "none")
-            receiver.wait_for(2 * EVENTS, path="/limited", timeout=30)
+            receiver.wait_for(2 * EVENTS, path="/limited")
         assert_settled(database_dsn)
         assert receiver.stats("/limited")["duplicates"] == 0
 

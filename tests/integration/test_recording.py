@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from postrider.domain.model import Attempt, DeliveryState, ErrorKind, Failure, Reply
-from postrider.store import deliveries
+from postrider.store import deliveries, delivery_results
 from postrider.store.database import Connection, Database
-from postrider.store.deliveries import ClaimProgress, DeliveryResult, WaitingWanted
+from postrider.store.deliveries import WaitingWanted
+from postrider.store.delivery_results import ClaimProgress, DeliveryResult
 from postrider.store.outbox import Pending
 
 OWNER = 1
@@ -86,7 +87,7 @@ async def test_first_and_later_results_stand_there_as_they_were(
         claim_id, events = await claimed(connection, count)
         results = [make(event_id, number) for number, event_id in enumerate(events)]
         first = [msgspec.structs.replace(each, claim_id=claim_id) for each in results]
-        written, counted = await deliveries.record(
+        written, counted = await delivery_results.record(
             connection,
             OWNER,
             first_results=first,
@@ -103,7 +104,7 @@ async def test_first_and_later_results_stand_there_as_they_were(
         await deliveries.claim_waiting(
             connection, OWNER, wanted, NOW + timedelta(days=3650), most_bytes=10**8, most_bytes_each=10**8
         )
-        written, _ = await deliveries.record(
+        written, _ = await delivery_results.record(
             connection, OWNER, first_results=[], later_results=results, claims=[], now=NOW
         )
         assert len(written) == count
@@ -119,7 +120,7 @@ async def test_a_claim_whose_events_need_nothing_is_counted_without_a_result(dat
 
         async def count(before: int, after: int, *, finished: bool) -> set[int]:
             progress = ClaimProgress(claim_id, before, after, finished)
-            _, counted = await deliveries.record(
+            _, counted = await delivery_results.record(
                 connection, OWNER, first_results=[], later_results=[], claims=[progress], now=NOW
             )
             return counted

@@ -97,7 +97,7 @@ def test_a_reload_that_brings_a_key_seals_too(database_dsn: str, tmp_path: Path,
         assert TOKEN in stored(database_dsn)
         config.write_text(sealing.read_text())
         daemon.signal(signal.SIGHUP)
-        wait_until(lambda: TOKEN not in stored(database_dsn), 10, "the sealing")
+        wait_until(lambda: TOKEN not in stored(database_dsn), "the sealing")
         assert daemon.wait_for_log("config.reloaded")["needs_restart"] == []
 
 

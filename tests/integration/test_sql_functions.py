@@ -12,14 +12,7 @@ import pytest
 
 from postrider.edges.resources import sql_dir
 from postrider.store.database import Connection, DatabaseError
-from postrider.store.migrations import (
-    OutdatedProgram,
-    Schema,
-    SchemaError,
-    check_schema,
-    migrate,
-    read_schema,
-)
+from postrider.store.migrations import OutdatedProgram, Schema, SchemaError, check_schema, read_schema
 from postrider.store.patience import Patience
 from postrider.store.sql_functions import FunctionFile
 from tests.conftest import execute
@@ -27,6 +20,7 @@ from tests.support.cli import Cli
 from tests.support.daemon_process import query, write_config
 from tests.support.functions import functions_of
 from tests.support.logins import login, user_of
+from tests.support.migrating import migrate
 
 SCHEMA = read_schema(sql_dir())
 EMIT = "postrider.emit(text,json,json,text,text,text,json,json,timestamp with time zone,text)"

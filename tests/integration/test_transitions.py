@@ -26,6 +26,7 @@ from postrider.domain.transitions import DELIVERY, ENDPOINT, Transitions
 from postrider.engine import rescue
 from postrider.store import (
     deliveries,
+    delivery_results,
     endpoint_deliveries,
     endpoint_health,
     endpoints,
@@ -34,7 +35,8 @@ from postrider.store import (
     retention,
 )
 from postrider.store.database import Connection, Database
-from postrider.store.deliveries import ClaimProgress, DeliveryResult, WaitingWanted
+from postrider.store.deliveries import WaitingWanted
+from postrider.store.delivery_results import ClaimProgress, DeliveryResult
 from tests.support.daemon_process import ROOT, SECRET
 from tests.support.endpoints import endpoint
 
@@ -141,7 +143,7 @@ def record(state: DeliveryState, *, first: bool) -> Run:
     made = [result(state)]
 
     async def run(case: Case) -> None:
-        await deliveries.record(
+        await delivery_results.record(
             case.connection,
             OWNER,
             first_results=made if first else [],
@@ -158,7 +160,7 @@ def record_test(state: DeliveryState) -> Run:
         event = Event(EVENT, "default", "a.b", "{}", 2, None, None, None, None, None, NOW, test=True)
         await case.connection.execute("DELETE FROM postrider.outbox")
         await outbox.add_test(case.connection, event)
-        await deliveries.add_finished(case.connection, result(state), NOW)
+        await delivery_results.add_finished(case.connection, result(state), NOW)
 
     return run
 

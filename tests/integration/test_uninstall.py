@@ -8,11 +8,12 @@ import asyncpg
 import pytest
 
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_schema
+from postrider.store.migrations import read_schema
 from tests.conftest import execute, on_database
 from tests.integration.test_capture import SIMPLE, crm_of
 from tests.support.cli import Cli
 from tests.support.daemon_process import DaemonProcess, add_endpoint, query, write_config
+from tests.support.migrating import migrate
 from tests.support.own_server import own_server
 
 ROLES = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'postrider%'"

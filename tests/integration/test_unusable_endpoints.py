@@ -111,8 +111,8 @@ def test_a_key_file_that_is_mended_lets_deliveries_go_on(database_dsn: str, tmp_
             assert "secrets.key_file" in unusable["reason"]
             emit(database_dsn)
             receiver.wait_for(1, path="/plain")
-            wait_until(lambda: deliveries(cli, added["id"]) == ["waiting"], 10, "the delivery that waits")
-            wait_until(lambda: bool(cli.json("status")["endpoints_in_trouble"]), 10, "the daemon's report")
+            wait_until(lambda: deliveries(cli, added["id"]) == ["waiting"], "the delivery that waits")
+            wait_until(lambda: bool(cli.json("status")["endpoints_in_trouble"]), "the daemon's report")
             status = cli.json("status")
             assert [each["state"] for each in status["endpoints_in_trouble"]] == ["unusable"]
             assert any("can't use 1 endpoint" in problem for problem in status["problems"])
@@ -128,7 +128,7 @@ def test_a_key_file_that_is_mended_lets_deliveries_go_on(database_dsn: str, tmp_
             daemon.signal(signal.SIGHUP)
             receiver.wait_for(1, path="/sealed")
             assert daemon.wait_for_log("endpoint.usable")["endpoint"] == added["id"]
-            wait_until(lambda: deliveries(cli, added["id"]) == ["succeeded"], 10, "the success")
+            wait_until(lambda: deliveries(cli, added["id"]) == ["succeeded"], "the success")
             # What was in clear text was not sealed with the wrong key.
             assert deliveries(cli, endpoint_public_id(plain)) == ["succeeded"]
             assert cli.json("endpoint", "show", endpoint_public_id(plain))["unusable"] is None

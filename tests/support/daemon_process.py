@@ -27,6 +27,8 @@ SELECT (SELECT count(*) FROM postrider.pending)
 """
 """Events of which something is to be recorded."""
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60.0
+"""How long a test waits for what has to come: a bound of a loaded machine, not of the daemon."""
 SECRET = "whsec_" + "c2VjcmV0" * 6
 
 
@@ -83,15 +85,15 @@ class DaemonProcess:
         lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
-    def wait_for_log(self, event: str, timeout: float = 15) -> dict[str, Any]:
-        wait_until(lambda: bool(self.logged(event)) or self.process.poll() is not None, timeout, event)
+    def wait_for_log(self, event: str, timeout: float = PATIENCE_S) -> dict[str, Any]:
+        wait_until(lambda: bool(self.logged(event)) or self.process.poll() is not None, event, timeout)
         return self.logged(event)[0]
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
 
-    def terminate(self, timeout: float = 60) -> int:
+    def terminate(self, timeout: float = PATIENCE_S) -> int:
         self.process.terminate()
         return self.process.wait(timeout)
 
@@ -99,7 +101,7 @@ class DaemonProcess:
         self.process.send_signal(number)
 
 
-def wait_until(holds: Callable[[], bool], timeout: float, what: str) -> None:
+def wait_until(holds: Callable[[], bool], what: str, timeout: float = PATIENCE_S) -> None:
     """Poll for a condition in another process."""
     ends_at = time.monotonic() + timeout
     while not holds():
@@ -208,9 +210,9 @@ class Writers:
 
 def assert_settled(dsn: str, states: Sequence[str] = ("succeeded",)) -> None:
     """Nothing is pending, and every delivery has come to an end."""
-    wait_until(lambda: query(dsn, QUEUED)[0][0] == 0, 30, "an empty queue")
+    wait_until(lambda: query(dsn, QUEUED)[0][0] == 0, "an empty queue")
     # What was claimed apart from its event is recorded apart, a moment later.
     under_way = "SELECT count(*) FROM postrider.delivery WHERE state = 'sending'"
-    wait_until(lambda: query(dsn, under_way)[0][0] == 0, 30, "no delivery under way")
+    wait_until(lambda: query(dsn, under_way)[0][0] == 0, "no delivery under way")
     found = {row["state"] for row in query(dsn, "SELECT DISTINCT state FROM postrider.delivery")}
     assert found <= set(states), found

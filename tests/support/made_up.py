@@ -6,25 +6,24 @@ from typing import Any, Self
 
 import pytest
 
-from postrider.store import daemons, deliveries, outbox
+from postrider.store import daemons, deliveries, delivery_results, outbox
 
 VERBS = {
     deliveries: (
-        "recorded", "record", "claim_waiting", "promote_due", "next_due", "waiting_endpoints", "owned",
-        "release",
+        "recorded", "claim_waiting", "promote_due", "next_due", "waiting_endpoints", "owned", "release",
     ),
+    delivery_results: ("record",),
     outbox: ("claims", "read", "release"),
     daemons: ("set_idle",),
 }  # fmt: skip
 
 
 class MadeUpDatabase:
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Self]:
-        yield self
+    spares_one = False
+    """No service keeps a connection."""
 
     @asynccontextmanager
-    async def kept_connection(self) -> AsyncIterator[Self]:
+    async def connection(self) -> AsyncIterator[Self]:
         yield self
 
     @asynccontextmanager

@@ -14,7 +14,8 @@ import asyncpg
 
 from postrider.edges.embedded import EmbeddedPostgres
 from postrider.edges.resources import sql_dir
-from postrider.store.migrations import migrate, read_schema
+from postrider.store.migrations import read_schema
+from tests.support.migrating import migrate
 
 
 class OwnServer:

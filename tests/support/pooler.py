@@ -59,7 +59,7 @@ default_pool_size = 4
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", port)) == 0
 
-        wait_until(listening, 10, "pgbouncer")
+        wait_until(listening, "pgbouncer")
         place = f"{parts.username}:{parts.password or ''}@127.0.0.1:{port}"
         yield urlunsplit(parts._replace(netloc=place, query=""))
     finally:

@@ -72,7 +72,7 @@ class ReceiverProcess:
         return requests
 
     def wait_for(
-        self, count: int, key: str = "accepted", *, path: str | None = None, timeout: float = 10
+        self, count: int, key: str = "accepted", *, path: str | None = None, timeout: float = 60
     ) -> dict[str, Any]:
         """The stats as soon as their count `key` reaches `count`; fails with the stats after `timeout` s."""
         parameters: dict[str, Any] = {"key": key, "count": count, "timeout": timeout} | (

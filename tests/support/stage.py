@@ -12,7 +12,7 @@ from postrider.app import Daemon, Tuning
 from postrider.edges.clock import SharedClock
 from postrider.edges.config import load_config
 from postrider.store.database import Connection
-from tests.support.daemon_process import QUEUED, write_config
+from tests.support.daemon_process import PATIENCE_S, QUEUED, write_config
 
 
 class Stage:
@@ -41,7 +41,7 @@ class Stage:
         await eventually(self.states, list(states))
 
 
-async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any, timeout: float = 10) -> None:
+async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any, timeout: float = PATIENCE_S) -> None:
     """Ask until the answer is the expected one."""
     answer = None
     try:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from postrider.domain.capture import Column, Constant, Fields, Lookup, parse_captures
+from postrider.domain.capture import Column, Constant, Fields, Lookup
+from postrider.domain.capture_sections import parse_captures
 from postrider.edges.config import parse_config
 from postrider.edges.resources import config_dir
 

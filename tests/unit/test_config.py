@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postrider.domain.capture import parse_captures
+from postrider.domain.capture_sections import parse_captures
 from postrider.domain.errors import UsageError
 from postrider.edges.config import SECTIONS, load_config, parse_config
 from postrider.edges.durations import format_duration, parse_duration, parse_rate

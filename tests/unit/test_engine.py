@@ -33,7 +33,8 @@ from postrider.engine.recorder import Readers, Recorder, RecorderTuning
 from postrider.engine.scheduler import Scheduler, SchedulerTuning
 from postrider.engine.signals import EngineSignals
 from postrider.store.database import DatabaseUnavailable
-from postrider.store.deliveries import ClaimedDelivery, ClaimProgress, DeliveryResult, WaitingWanted
+from postrider.store.deliveries import ClaimedDelivery, WaitingWanted
+from postrider.store.delivery_results import ClaimProgress, DeliveryResult
 from postrider.store.outbox import ClaimedEvents
 from tests.support.endpoints import endpoint
 from tests.support.lanes import Nobody

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 from postrider.domain.model import Event
 from postrider.engine.ledger import MIB, Claim, ClaimedEvent, Ledger, LedgerTuning, Share
-from postrider.store.deliveries import ClaimProgress
+from postrider.store.delivery_results import ClaimProgress
 
 
 def event(size: int = 100, event_id: UUID | None = None) -> Event:

@@ -9,7 +9,7 @@ from postrider.engine.disabler import OutcomeBook, Refusal
 from postrider.engine.last_deliveries import LastDeliveryBook
 from postrider.engine.ledger import HeldEvent, Job
 from postrider.engine.recorded import Entry, Recorded
-from postrider.store.deliveries import DeliveryResult
+from postrider.store.delivery_results import DeliveryResult
 from postrider.store.endpoint_health import Failing
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from postrider.domain.model import Attempt, DeliveryState, ErrorKind, Event, Failure, Reply
+from postrider.domain.model import Attempt, DeliveryKey, DeliveryState, ErrorKind, Event, Failure, Reply
 from postrider.domain.policy import Outcome
 from postrider.edges.metrics import Metrics
 from postrider.engine.failures import Failures
@@ -18,7 +18,7 @@ from postrider.engine.recorded import LeftWaiting, Recorded
 from postrider.engine.recorder import Readers, RecordCounts, Recorder, RecorderTuning
 from postrider.engine.signals import Signal
 from postrider.store.database import DatabaseUnavailable
-from postrider.store.deliveries import ClaimProgress, DeliveryKey, DeliveryResult
+from postrider.store.delivery_results import ClaimProgress, DeliveryResult
 from tests.support.clock import FakeClock
 from tests.support.made_up import MadeUpDatabase, answer_verbs
 

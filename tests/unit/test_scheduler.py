@@ -9,12 +9,12 @@ from uuid import UUID
 
 import pytest
 
-from postrider.domain.model import EndpointState, Event
+from postrider.domain.model import DeliveryKey, EndpointState, Event
 from postrider.engine.ledger import MIB, Ledger
 from postrider.engine.recorded import LeftWaiting, Recorded
 from postrider.engine.scheduler import ScheduleCounts, Scheduler, SchedulerTuning
 from postrider.store.database import DatabaseUnavailable
-from postrider.store.deliveries import ClaimedDelivery, DeliveryKey, WaitingWanted
+from postrider.store.deliveries import ClaimedDelivery, WaitingWanted
 from tests.support.clock import FakeClock
 from tests.support.endpoints import endpoint
 from tests.support.lanes import kept_lanes

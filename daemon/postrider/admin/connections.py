@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
+from postrider.edges.clock import Clock
+
 LIMIT = 64
 PATIENCE_S = 10.0
 """How long a connection may be without a complete request, its first or its next."""
@@ -21,19 +23,24 @@ class Connections:
     never ask can't keep out those who do.
     """
 
-    def __init__(self, make_handler: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, make_handler: Callable[[], asyncio.Protocol], clock: Clock) -> None:
         self._make_handler = make_handler
+        self._clock = clock
         self._open: set[asyncio.Transport] = set()
         self._waiting: dict[asyncio.Transport, float] = {}
-        """Since when each waits, on the loop's clock; the longest stands first."""
-        self._tick: asyncio.TimerHandle | None = None
+        """Since when each waits; the longest stands first."""
+        self._watch: asyncio.Task[None] | None = None
+        """While any is open."""
+
+    def __repr__(self) -> str:
+        return f"<Connections {len(self._open)} open, {len(self._waiting)} waiting>"
 
     def __call__(self) -> asyncio.Protocol:
         return _Connection(self._make_handler(), self)
 
     def close(self) -> None:
-        if self._tick is not None:
-            self._tick.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         for transport in self._open:
             transport.abort()
 
@@ -46,7 +53,7 @@ class Connections:
             yield
         finally:
             if transport is not None and transport in self._open:
-                self._waiting[transport] = asyncio.get_running_loop().time()
+                self._waiting[transport] = self._clock.monotonic()
 
     def opened(self, transport: asyncio.Transport) -> None:
         if len(self._open) >= LIMIT:
@@ -54,9 +61,9 @@ class Connections:
         if transport.is_closing():
             return
         self._open.add(transport)
-        self._waiting[transport] = asyncio.get_running_loop().time()
-        if self._tick is None:
-            self._look_at_the_clock()
+        self._waiting[transport] = self._clock.monotonic()
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._keep_watching())
 
     def closed(self, transport: asyncio.Transport) -> None:
         self._open.discard(transport)
@@ -66,12 +73,13 @@ class Connections:
         transport.abort()
         self.closed(transport)
 
-    def _look_at_the_clock(self) -> None:
-        loop = asyncio.get_running_loop()
-        overdue = loop.time() - PATIENCE_S
-        for transport in [each for each, since in self._waiting.items() if since <= overdue]:
-            self._drop(transport)
-        self._tick = loop.call_later(_TICK_S, self._look_at_the_clock) if self._open else None
+    async def _keep_watching(self) -> None:
+        while self._open:
+            await self._clock.sleep(_TICK_S)
+            overdue = self._clock.monotonic() - PATIENCE_S
+            for transport in [each for each, since in self._waiting.items() if since <= overdue]:
+                self._drop(transport)
+        self._watch = None
 
 
 class _Connection(asyncio.Protocol):

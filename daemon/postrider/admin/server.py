@@ -37,7 +37,7 @@ class AdminServer:
         self._own_names = {"localhost", self._host.lower()}
         if config.public_url is not None:
             self._own_names.add(URL(config.public_url).host or "")
-        self._connections = Connections(self._make_handler)
+        self._connections = Connections(self._make_handler, daemon.clock)
         app = web.Application(
             middlewares=[self._note_request, self._check_host], client_max_size=_MAX_BODY_BYTES
         )

@@ -83,7 +83,7 @@ class Daemon:
         config = self._started_with
         sealer = read_sealer(config)
         dialects = load_dialects(config.dialect.paths, config.dialect.values)
-        spoken = default_dialect(dialects, config.dialect.default)
+        default = default_dialect(dialects, config.dialect.default)
         await self._patiently(self.database.open)
         self._opened.push_async_callback(self.database.close)
         self._opened.push_async_callback(self._clients.close_all)
@@ -106,7 +106,7 @@ class Daemon:
         await self._patiently(services.janitor.rescue)
         await self._patiently(services.snapshot.run_once)
         # Last: what emit() accepts changes only for a daemon that can run.
-        await self._patiently(lambda: publish(self.database, spoken))
+        await self._patiently(lambda: publish(self.database, default))
         await self._patiently(lambda: tell_of_overruled(self.database, config, dialects))
         self._reloader = Reloader(
             config,

@@ -62,7 +62,7 @@ class Reloader:
 
     async def _reload(self, config: Config) -> None:
         dialects = load_dialects(config.dialect.paths, config.dialect.values)
-        spoken = default_dialect(dialects, config.dialect.default)
+        default = default_dialect(dialects, config.dialect.default)
         sealer = read_sealer(config)
         retention = Retention(config.retention.events, config.retention.attempts)
         retry = retry_settings(config)
@@ -70,7 +70,7 @@ class Reloader:
         services = self._services
         try:
             await tell_of_overruled(self._database, config, dialects)
-            await publish(self._database, spoken)
+            await publish(self._database, default)
         except BaseException:
             await self._clients.close(client)
             raise
@@ -89,17 +89,17 @@ class Reloader:
         log.info("config.reloaded", needs_restart=fixed)
 
 
-async def publish(database: Database, spoken: Dialect) -> None:
+async def publish(database: Database, default: Dialect) -> None:
     """Let emit() take the event types of the default dialect."""
     async with database.transaction() as connection:
-        await catalogue.publish(connection, spoken)
+        await catalogue.publish(connection, default)
 
 
 async def tell_of_overruled(database: Database, config: Config, dialects: Mapping[str, Dialect]) -> None:
     """Say which keys have no effect on endpoints, because what their dialect promises goes first."""
     async with database.connection() as connection:
-        spoken = {config.dialect.default, *await endpoints.dialects(connection)}
-    for name in sorted(spoken & dialects.keys()):
+        in_use = {config.dialect.default, *await endpoints.dialects(connection)}
+    for name in sorted(in_use & dialects.keys()):
         for key in overruled(dialects[name], retry_settings(config)):
             log.warning("config.overruled", dialect=name, key=key, reason="the dialect promises its schedule")
 

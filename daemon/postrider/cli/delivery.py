@@ -22,9 +22,10 @@ from postrider.cli.common import (
 from postrider.cli.groups import Commands
 from postrider.domain.audit import EVERYWHERE
 from postrider.domain.errors import PostriderError, UsageError
-from postrider.domain.lists import DeliveryFilter, DeliveryKey
+from postrider.domain.lists import DeliveryFilter
 from postrider.domain.model import (
     Attempt,
+    DeliveryKey,
     Reply,
     delivery_public_id,
     endpoint_public_id,

@@ -17,8 +17,8 @@ from postrider.cli.common import (
 )
 from postrider.cli.endpoint_facts import last_delivery_text, pattern_text, state_text
 from postrider.cli.groups import Commands
+from postrider.cli.single_requests import test, verify
 from postrider.cli.subscription import add, update
-from postrider.cli.trial import test, verify
 from postrider.domain.audit import EVERYWHERE
 from postrider.domain.errors import UsageError
 from postrider.domain.model import endpoint_public_id, parse_endpoint_id

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from postrider.cli.common import as_option, config_option, json_option, print_json, run_async
+from postrider.edges.clock import SystemClock
 from postrider.edges.config import load_config
 from postrider.edges.dialect_files import default_dialect, load_dialects
 from postrider.operations import installation
@@ -37,12 +38,12 @@ async def migrate(
     Example: postrider migrate --as postgres
     """
     config = load_config(config_path, os.environ)
-    spoken = default_dialect(
+    default = default_dialect(
         load_dialects(config.dialect.paths, config.dialect.values), config.dialect.default
     )
     async with open_database(config, as_user=as_user) as database:
         applied = await installation.migrate(
-            database, spoken, to, though_daemons_stop=yes, warn=partial(click.echo, err=True)
+            database, SystemClock(), default, to, though_daemons_stop=yes, warn=partial(click.echo, err=True)
         )
     if as_json:
         print_json({"applied": applied})

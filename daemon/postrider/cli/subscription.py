@@ -16,7 +16,7 @@ from postrider.cli.common import (
     read_data,
     run_async,
 )
-from postrider.cli.trial import show_delivery
+from postrider.cli.single_requests import show_delivery
 from postrider.domain.audit import EVERYWHERE
 from postrider.domain.endpoint_input import EndpointChange, NewEndpoint
 from postrider.domain.errors import UsageError

@@ -139,7 +139,7 @@ class Demo:
     async def _create_database(self, config: Config) -> None:
         await installation.create_database(self._server_dsn, self._database_name)
         async with open_database(config) as database:
-            await installation.migrate(database, self.dialect)
+            await installation.migrate(database, self._clock, self.dialect)
         await make_tables(self.dsn, self.dialect.name)
 
     async def _start_receivers(self) -> web.AppRunner:

@@ -5,10 +5,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from postrider.domain.model import DeliveryState, Event, emitted_at_s
-
-DeliveryKey = tuple[UUID, int]
-"""(event id, endpoint id): what names a delivery."""
+from postrider.domain.model import DeliveryKey, DeliveryState, Event, emitted_at_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

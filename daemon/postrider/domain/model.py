@@ -148,6 +148,9 @@ class Failure(msgspec.Struct, frozen=True):
 
 AttemptResult = Reply | Failure
 
+DeliveryKey = tuple[UUID, int]
+"""(event id, endpoint id): what names a delivery."""
+
 
 class Attempt(msgspec.Struct, frozen=True):
     """One HTTP request of a delivery and what came of it. `number` counts from 1."""
@@ -202,6 +205,6 @@ def parse_endpoint_id(public_id: str) -> int:
     return int(_hex(public_id, "ep_", 16, "an endpoint"), 16)
 
 
-def parse_delivery_id(public_id: str) -> tuple[UUID, int]:
+def parse_delivery_id(public_id: str) -> DeliveryKey:
     digits = _hex(public_id, "dlv_", 48, "a delivery")
     return UUID(hex=digits[:32]), int(digits[32:], 16)

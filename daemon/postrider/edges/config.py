@@ -4,221 +4,27 @@ Sections and keys are the contract's; config/postrider.toml explains each of the
 """
 
 import difflib
-import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
-from urllib.parse import urlsplit
 
 from postrider import __version__
-from postrider.domain.capture import Capture, parse_captures
-from postrider.domain.dsn import DsnMistake, parse_dsn
+from postrider.domain.capture import Capture
+from postrider.domain.capture_sections import parse_captures
 from postrider.domain.errors import UsageError
-from postrider.edges.durations import format_duration, parse_duration
+from postrider.edges import config_values as kinds
+from postrider.edges.durations import format_duration
 
 DEFAULT_PATH = Path("/etc/postrider/postrider.toml")
 DAY_S = 86_400.0
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_HOST_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^:\[\]\s/]*)(?::(\d{1,5}))?", re.ASCII)
-_DSN_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _PASSWORD = re.compile(r"(//[^:@/]*:)[^@/]*(?=@)|([?&](?:ssl)?password=)[^&#]*")
 
 
-class _Mistake(Exception):
-    """What was expected of a value, or, by their index, of elements of a list."""
-
-    def __init__(self, expected: str = "", elements: Mapping[int, "_Mistake"] | None = None) -> None:
-        super().__init__(expected)
-        self._elements = elements or {}
-
-    def lines(self, path: str, value: Any) -> list[str]:
-        if not self._elements:
-            return [f"{path}: expected {self}, found {_shown(value)}"]
-        return [
-            line
-            for index, mistake in self._elements.items()
-            for line in mistake.lines(f"{path}[{index}]", value[index])
-        ]
-
-
-Reader = Callable[[Any], Any]
-
-
-def _integer(low: int, high: int) -> Reader:
-    def read(value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise _Mistake(f"a whole number from {low} to {high}")
-        return value
-
-    return read
-
-
-def _fraction(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise _Mistake("a number from 0 to 1")
-    return float(value)
-
-
-def _boolean(value: Any) -> bool:
-    if type(value) is not bool:
-        raise _Mistake("true or false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str or not value.strip() or not value.isprintable():
-        raise _Mistake("text")
-    return value
-
-
-def _header_value(value: Any) -> str:
-    text = _text(value)
-    if not text.isascii():
-        raise _Mistake("ASCII text")
-    return text
-
-
-def _duration(low: str, high: str) -> Reader:
-    def read(value: Any) -> float:
-        expected = f'a duration from "{low}" to "{high}", such as "15s" (units: ms, s, m, h, d)'
-        try:
-            seconds = parse_duration(value) if type(value) is str else None
-        except UsageError:
-            seconds = None
-        if seconds is None or not parse_duration(low) <= seconds <= parse_duration(high):
-            raise _Mistake(expected)
-        return seconds
-
-    return read
-
-
-def _choice(*choices: str) -> Reader:
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise _Mistake("one of " + ", ".join(f'"{choice}"' for choice in choices))
-        return str(value)
-
-    return read
-
-
-def _list(item: Reader) -> Reader:
-    def read(value: Any) -> tuple[Any, ...]:
-        if type(value) is not list:
-            raise _Mistake("a list")
-        items = []
-        mistakes = {}
-        for index, element in enumerate(value):
-            try:
-                items.append(item(element))
-            except _Mistake as mistake:
-                mistakes[index] = mistake
-        if mistakes:
-            raise _Mistake(elements=mistakes)
-        return tuple(items)
-
-    return read
-
-
-def _values(value: Any) -> Mapping[str, Mapping[str, str]]:
-    """By dialect. The dialects themselves say which values they have."""
-    if type(value) is not dict or not all(type(each) is dict for each in value.values()):
-        raise _Mistake("sections such as [dialect.values.nutshell]")
-    if not all(type(text) is str for each in value.values() for text in each.values()):
-        raise _Mistake("texts in sections such as [dialect.values.nutshell]")
-    return dict(value)
-
-
-def _schedule(value: Any) -> tuple[float, ...]:
-    delays: tuple[float, ...] = _list(_duration("0s", "30d"))(value)
-    if not 1 <= len(delays) <= 100:
-        raise _Mistake("1 to 100 durations, one before each attempt")
-    if zeros := [index for index, delay in enumerate(delays) if index > 0 and delay == 0]:
-        raise _Mistake(elements=dict.fromkeys(zeros, _Mistake("a wait; only the first may be zero")))
-    return delays
-
-
-def _network(value: Any) -> Network:
-    try:
-        return ipaddress.ip_network(value if type(value) is str else "")
-    except ValueError:
-        pass
-    try:
-        corrected = ipaddress.ip_network(value if type(value) is str else "", strict=False)
-    except ValueError:
-        raise _Mistake('an address range such as "10.0.0.0/8"') from None
-    raise _Mistake(f'an address range without host bits: "{corrected}"')
-
-
-def _address(value: Any) -> Address:
-    try:
-        return ipaddress.ip_address(value if type(value) is str else "")
-    except ValueError:
-        raise _Mistake('an address of this host such as "203.0.113.7"') from None
-
-
-def _dsn(value: Any) -> str:
-    scheme, _, rest = value.partition("://") if type(value) is str else ("", "", "")
-    if scheme not in {"postgresql", "postgres"}:
-        raise _Mistake('a URL such as "postgresql://postrider@localhost/crm"')
-    user, _, hosts = re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")
-    # A bare / or @ in the password would make a host of its rest, and the driver would show that.
-    places = [_HOST_PORT.fullmatch(host) for host in hosts.split(",")]
-    if "@" in user or not all(places):
-        raise _Mistake("a URL in which special characters of user and password are percent-encoded")
-    if any(place and int(place[2] or 1) not in range(1, 65_536) for place in places):
-        raise _Mistake("a URL with a port from 1 to 65535")
-    try:
-        parsed = parse_dsn(value)
-    except DsnMistake as mistake:
-        raise _Mistake(str(mistake)) from None
-    for name in _DSN_FILES & parsed.parameters.keys():
-        try:
-            _readable_file(parsed.parameters[name])
-        except _Mistake as mistake:
-            raise _Mistake(f"{name} to be {mistake}") from None
-    return str(value)
-
-
-def _url(*schemes: str) -> Reader:
-    def read(value: Any) -> str:
-        expected = f'a URL such as "{schemes[0]}://host:port"'
-        try:
-            parts = urlsplit(value if type(value) is str else "")
-            usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise _Mistake(expected)
-        return str(value)
-
-    return read
-
-
-def _listen(value: Any) -> str:
-    if value == "":
-        return ""
-    match = _HOST_PORT.fullmatch(value if type(value) is str else "")
-    if match is None or not match[1] or int(match[2] or 65_536) > 65_535:
-        raise _Mistake('"host:port" such as "127.0.0.1:8710", or "" for none')
-    return str(value)
-
-
-def _readable_file(value: Any) -> str:
-    path = _text(value)
-    try:
-        Path(path).open("rb").close()
-    except OSError as error:
-        raise _Mistake(f"a file that can be read ({error.strerror})") from None
-    return path
-
-
-def key(read: Reader, default: Any = MISSING, *, secret: bool = False) -> Any:
+def key(read: kinds.Reader, default: Any = MISSING, *, secret: bool = False) -> Any:
     """A key of a section: how its value is read, and what it is where the file leaves it out.
 
     One that may hold a secret is shown neither in `repr` nor in errors.
@@ -230,9 +36,9 @@ def key(read: Reader, default: Any = MISSING, *, secret: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseConfig:
-    dsn: str = key(_dsn, secret=True)
-    pool_size: int = key(_integer(2, 100), 4)
-    notify: bool | None = key(_boolean, None)
+    dsn: str = key(kinds.dsn, secret=True)
+    pool_size: int = key(kinds.integer(2, 100), 4)
+    notify: bool | None = key(kinds.boolean, None)
 
     @property
     def safe_dsn(self) -> str:
@@ -242,61 +48,61 @@ class DatabaseConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryConfig:
-    concurrency: int = key(_integer(1, 10_000), 256)
-    endpoint_concurrency: int = key(_integer(1, 10_000), 16)
-    timeout: float = key(_duration("100ms", "5m"), 15.0)
-    connect_timeout: float = key(_duration("50ms", "1m"), 5.0)
-    drain_timeout: float = key(_duration("0s", "10m"), 30.0)
-    max_response_bytes: int = key(_integer(0, 1_048_576), 16_384)
-    user_agent: str = key(_header_value, f"Postrider/{__version__}")
+    concurrency: int = key(kinds.integer(1, 10_000), 256)
+    endpoint_concurrency: int = key(kinds.integer(1, 10_000), 16)
+    timeout: float = key(kinds.duration("100ms", "5m"), 15.0)
+    connect_timeout: float = key(kinds.duration("50ms", "1m"), 5.0)
+    drain_timeout: float = key(kinds.duration("0s", "10m"), 30.0)
+    max_response_bytes: int = key(kinds.integer(0, 1_048_576), 16_384)
+    user_agent: str = key(kinds.header_value, f"Postrider/{__version__}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    https_only: bool = key(_boolean, True)
-    allow: tuple[Network, ...] = key(_list(_network), ())
-    deny: tuple[Network, ...] = key(_list(_network), ())
-    allow_ports: tuple[int, ...] = key(_list(_integer(1, 65_535)), ())
-    source_addresses: tuple[Address, ...] = key(_list(_address), ())
-    proxy: str | None = key(_url("http"), None, secret=True)
-    ca_file: str | None = key(_readable_file, None)
+    https_only: bool = key(kinds.boolean, True)
+    allow: tuple[kinds.Network, ...] = key(kinds.list_of(kinds.network), ())
+    deny: tuple[kinds.Network, ...] = key(kinds.list_of(kinds.network), ())
+    allow_ports: tuple[int, ...] = key(kinds.list_of(kinds.integer(1, 65_535)), ())
+    source_addresses: tuple[kinds.Address, ...] = key(kinds.list_of(kinds.address), ())
+    proxy: str | None = key(kinds.url("http"), None, secret=True)
+    ca_file: str | None = key(kinds.readable_file, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialectConfig:
-    default: str = key(_text, "standard")
-    paths: tuple[str, ...] = key(_list(_text), ())
-    values: Mapping[str, Mapping[str, str]] | None = key(_values, None)
+    default: str = key(kinds.text, "standard")
+    paths: tuple[str, ...] = key(kinds.list_of(kinds.text), ())
+    values: Mapping[str, Mapping[str, str]] | None = key(kinds.dialect_values, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryConfig:
-    schedule: tuple[float, ...] | None = key(_schedule, None)
-    jitter: float | None = key(_fraction, None)
-    disable_after: float = key(_duration("1m", "365d"), 5 * DAY_S)
+    schedule: tuple[float, ...] | None = key(kinds.schedule, None)
+    jitter: float | None = key(kinds.fraction, None)
+    disable_after: float = key(kinds.duration("1m", "365d"), 5 * DAY_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminConfig:
-    listen: str = key(_listen, "127.0.0.1:8710")
-    public_url: str | None = key(_url("https", "http"), None)
+    listen: str = key(kinds.listen, "127.0.0.1:8710")
+    public_url: str | None = key(kinds.url("https", "http"), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
-    level: str = key(_choice("debug", "info", "warning", "error"), "info")
-    format: str = key(_choice("auto", "json", "text"), "auto")
+    level: str = key(kinds.choice("debug", "info", "warning", "error"), "info")
+    format: str = key(kinds.choice("auto", "json", "text"), "auto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionConfig:
-    events: float = key(_duration("1d", "3650d"), 30 * DAY_S)
-    attempts: float = key(_duration("1d", "3650d"), 14 * DAY_S)
+    events: float = key(kinds.duration("1d", "3650d"), 30 * DAY_S)
+    attempts: float = key(kinds.duration("1d", "3650d"), 14 * DAY_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretsConfig:
-    key_file: str | None = key(_readable_file, None)
+    key_file: str | None = key(kinds.readable_file, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -405,7 +211,7 @@ def _section(name: str, kind: type[Any], table: Any, mistakes: list[str]) -> Any
             value = table[each.name]
             try:
                 values[each.name] = each.metadata["read"](value)
-            except _Mistake as mistake:
+            except kinds.Mistake as mistake:
                 mistakes += mistake.lines(path, value) if each.repr else [f"{path}: expected {mistake}"]
         elif each.default is MISSING:
             mistakes.append(f"{path}: missing; set it, or $POSTRIDER_DATABASE_DSN")
@@ -432,8 +238,3 @@ def _contradictions(section: str, values: Mapping[str, Any]) -> list[str]:
         for (where, smaller), larger in _AT_MOST.items()
         if where == section and {smaller, larger} <= values.keys() and values[smaller] > values[larger]
     ]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, bool) else str(value).lower()
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -17,7 +17,8 @@ from postrider.engine.ledger import Ledger
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
 from postrider.store import daemons, outbox
-from postrider.store.database import Database, KeptConnection
+from postrider.store.database import Database
+from postrider.store.kept_connection import KeptConnection, kept_connection
 from postrider.store.outbox import ClaimedEvents, Pending
 
 log = structlog.get_logger()
@@ -129,7 +130,7 @@ class Dispatcher:
         self._wake.set()
 
     async def run(self) -> None:
-        async with self._database.kept_connection() as self._lender:
+        async with kept_connection(self._database) as self._lender:
             await self._keep_claiming()
 
     async def _keep_claiming(self) -> None:

@@ -13,8 +13,8 @@ from uuid import UUID
 
 import msgspec
 
-from postrider.domain.model import Event
-from postrider.store.deliveries import ClaimProgress, DeliveryKey
+from postrider.domain.model import DeliveryKey, Event
+from postrider.store.delivery_results import ClaimProgress
 
 MIB = 1024 * 1024
 _OVERHEAD_BYTES = 1024

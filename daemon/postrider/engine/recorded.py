@@ -10,7 +10,7 @@ import msgspec
 from postrider.domain.policy import Outcome
 from postrider.engine.ledger import Job
 from postrider.engine.signals import Signal
-from postrider.store.deliveries import DeliveryResult
+from postrider.store.delivery_results import DeliveryResult
 
 
 class Entry(msgspec.Struct, frozen=True):

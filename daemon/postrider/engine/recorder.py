@@ -18,6 +18,7 @@ import structlog
 
 from postrider.domain.model import (
     Attempt,
+    DeliveryKey,
     DeliveryState,
     Reply,
     delivery_public_id,
@@ -31,9 +32,9 @@ from postrider.engine.failures import Failures
 from postrider.engine.ledger import Claim, ClaimedEvent, Job, Ledger
 from postrider.engine.recorded import Entry, Reader, Recorded
 from postrider.engine.signals import Signal
-from postrider.store import deliveries
+from postrider.store import delivery_results
 from postrider.store.database import Database
-from postrider.store.deliveries import UNWRITABLE, DeliveryKey, DeliveryResult
+from postrider.store.delivery_results import UNWRITABLE, DeliveryResult
 
 log = structlog.get_logger()
 
@@ -253,9 +254,9 @@ class Recorder:
                 results[claim] += events
         if not (results or later_results):
             return set()
-        whole = deliveries.is_one_statement(first_results, later_results)
+        whole = delivery_results.is_one_statement(first_results, later_results)
         async with self._database.connection() if whole else self._database.transaction() as connection:
-            written, counted = await deliveries.record(
+            written, counted = await delivery_results.record(
                 connection,
                 self._ledger.owner,
                 first_results=first_results,

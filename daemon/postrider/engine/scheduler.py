@@ -12,7 +12,7 @@ from uuid import UUID
 
 import structlog
 
-from postrider.domain.model import Event, emitted_at_s, endpoint_public_id
+from postrider.domain.model import DeliveryKey, Event, emitted_at_s, endpoint_public_id
 from postrider.edges.clock import Clock
 from postrider.engine.lane import Lane
 from postrider.engine.lane_keeper import LaneKeeper
@@ -23,7 +23,7 @@ from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
 from postrider.store import deliveries, endpoint_deliveries, outbox
 from postrider.store.database import Database
-from postrider.store.deliveries import ClaimedDelivery, DeliveryKey, WaitingWanted
+from postrider.store.deliveries import ClaimedDelivery, WaitingWanted
 
 _FIRST = -1
 

@@ -86,14 +86,14 @@ async def retry(backend: Backend, scope: Scope, name: str | None) -> Retried:
 
 def check_event_types(setting: Setting) -> None:
     """Raise UsageError for a capture whose event types the default dialect's closed catalogue lacks."""
-    spoken = known_dialect(setting.dialects, setting.config.dialect.default)
+    default = known_dialect(setting.dialects, setting.config.dialect.default)
     for each in setting.config.capture:
         for event_type in each.event_types:
             try:
-                spoken.catalogue.check_type(event_type)
+                default.catalogue.check_type(event_type)
             except UsageError as error:
                 raise UsageError(
-                    f"capture {each.name}: {error.message} in the catalogue of {spoken.name}",
+                    f"capture {each.name}: {error.message} in the catalogue of {default.name}",
                     f"{error.hint} Or leave it out: events = {{ … = false }}.",
                 ) from None
 

@@ -29,7 +29,7 @@ async def check(
     try:
         config = load_config(config_path, environ)
         dialects = load_dialects(config.dialect.paths, config.dialect.values)
-        spoken = default_dialect(dialects, config.dialect.default)
+        default = default_dialect(dialects, config.dialect.default)
         sealer = read_sealer(config)
         tls = tls_context(config.network.ca_file)
         leave_from = SourceAddresses(network_options(config).source_addresses)
@@ -54,7 +54,7 @@ async def check(
         except PostriderError as error:
             yield Finding("fail", "database", error.message, error.hint)
             return
-        in_use = {spoken.name, *(row.endpoint.dialect for row in rows)} & dialects.keys()
+        in_use = {default.name, *(row.endpoint.dialect for row in rows)} & dialects.keys()
         used = [dialects[name] for name in sorted(in_use)]
         for finding in overruled_findings(used, config):
             yield finding

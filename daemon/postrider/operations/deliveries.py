@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from postrider.domain.audit import Actor, Scope
 from postrider.domain.errors import PostriderError, UsageError
-from postrider.domain.lists import DeliveryFilter, DeliveryKey, DeliveryRow, FoundDeliveries
+from postrider.domain.lists import DeliveryFilter, DeliveryRow, FoundDeliveries
 from postrider.domain.model import (
     Attempt,
+    DeliveryKey,
     DeliveryState,
     delivery_public_id,
     endpoint_public_id,

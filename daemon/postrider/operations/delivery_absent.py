@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from postrider.domain.lists import DeliveryKey, DeliveryRow
+from postrider.domain.lists import DeliveryRow
 from postrider.domain.model import (
     UNSETTLED,
+    DeliveryKey,
     DeliveryState,
     endpoint_public_id,
     event_public_id,

@@ -9,8 +9,8 @@ from uuid import UUID
 from postrider.domain.audit import Actor, Scope
 from postrider.domain.dialects import parse_event_ids
 from postrider.domain.errors import UsageError
-from postrider.domain.lists import DeliveryFilter, DeliveryKey, DeliveryRow, EventFilter, FoundEvents
-from postrider.domain.model import DeliveryState, Endpoint, Event, delivery_public_id
+from postrider.domain.lists import DeliveryFilter, DeliveryRow, EventFilter, FoundEvents
+from postrider.domain.model import DeliveryKey, DeliveryState, Endpoint, Event, delivery_public_id
 from postrider.domain.status import Progress
 from postrider.operations import resending
 from postrider.operations.work import Backend, UnitOfWork

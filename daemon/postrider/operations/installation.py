@@ -4,7 +4,6 @@ Each migration is recorded in a table of its own; and with the schema the audit 
 leaves a line there.
 """
 
-import asyncio
 from collections.abc import Callable
 
 from postrider.domain.dialects import Dialect
@@ -23,7 +22,8 @@ from postrider.store.upgrades import look_ahead
 
 async def migrate(
     database: Database,
-    spoken: Dialect,
+    clock: Clock,
+    default: Dialect,
     to: int | None = None,
     *,
     though_daemons_stop: bool = False,
@@ -52,13 +52,13 @@ async def migrate(
             warn(line)
         for each in upgrade.unstartable():
             warn(f"{printable(each)} goes on, but can't be started again before it is upgraded")
-        applied = await migrations.migrate(connection, schema, to)
+        applied = await migrations.migrate(connection, schema, to, sleep=clock.sleep)
     finally:
         await connection.close(timeout=2)
     if to is None or to == schema.number:
         async with database.transaction() as connection:
             await hold(connection, "catalogue", "event_type", to="write")
-            await catalogue.publish(connection, spoken)
+            await catalogue.publish(connection, default)
     return [str(each) for each in applied]
 
 
@@ -89,14 +89,13 @@ async def uninstall(database: Database, clock: Clock, *, patience: Patience = PA
     demand_removable(found)
     async with database.transaction() as connection:
         await captures.drop(connection, None)
-    never = asyncio.Event()
     for tries_left in reversed(range(patience.tries)):
         try:
             async with database.transaction() as connection:
                 dropped, kept = await store.remove(connection, patience.lock_ms)
         except store.Locked:
             if tries_left:
-                await clock.wait(never, patience.pause_s)
+                await clock.sleep(patience.pause_s)
         else:
             return Removal(len(found.triggers), dropped, kept)
     raise DatabaseError(

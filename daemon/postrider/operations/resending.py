@@ -3,6 +3,7 @@
 from postrider.domain.errors import PostriderError, UsageError
 from postrider.domain.matching import wants
 from postrider.domain.model import (
+    DeliveryKey,
     DeliveryState,
     Endpoint,
     EndpointState,
@@ -13,7 +14,6 @@ from postrider.domain.model import (
 )
 from postrider.operations.work import UnitOfWork
 from postrider.store import endpoint_deliveries, history, missed
-from postrider.store.deliveries import DeliveryKey
 
 
 async def resend(

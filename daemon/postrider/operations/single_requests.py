@@ -31,8 +31,8 @@ from postrider.edges.randomness import random_bits
 from postrider.edges.settings import network_options
 from postrider.engine.sender import SendSettings, send
 from postrider.operations.work import Backend, Setting
-from postrider.store import deliveries, last_deliveries, outbox
-from postrider.store.deliveries import DeliveryResult
+from postrider.store import delivery_results, last_deliveries, outbox
+from postrider.store.delivery_results import DeliveryResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ async def send_once(
     )
     async with backend.begin(actor, scope) as work:
         await outbox.add_test(work.connection, event)
-        await deliveries.add_finished(work.connection, delivery, work.now)
+        await delivery_results.add_finished(work.connection, delivery, work.now)
         await last_deliveries.note(work.connection, [delivery.as_last])
     return Sent(event, endpoint.id, delivery.state, delivery.reason, result)
 

@@ -8,8 +8,8 @@ from postrider.operations.work import UnitOfWork
 async def trigger(work: UnitOfWork, event_type: str, *, workspace_id: str, dialect: str | None = None) -> str:
     """Emit an event with the sample of that type; return its public id. `dialect`: whose catalogue has it;
     None takes the default one."""
-    spoken = known_dialect(work.setting.dialects, dialect or work.setting.config.dialect.default)
-    sample = catalogue_sample(spoken, event_type)
+    chosen = known_dialect(work.setting.dialects, dialect or work.setting.config.dialect.default)
+    sample = catalogue_sample(chosen, event_type)
     new = NewEvent(
         type=event_type,
         data=sample.data,

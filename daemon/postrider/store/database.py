@@ -259,15 +259,10 @@ class Database:
         async with asyncio.timeout(timeout):
             return Loan(await pool.acquire(), pool, timeout)
 
-    @asynccontextmanager
-    async def kept_connection(self) -> AsyncIterator["KeptConnection"]:
-        """For one service that asks again and again: to give a connection back takes two turns of the event
-        loop, for which what it asked for would wait."""
-        kept = KeptConnection(self, keeps=not self.pooled and self._pool_size > KEPT_FROM_POOL_SIZE)
-        try:
-            yield kept
-        finally:
-            await kept.give_back()
+    @property
+    def spares_one(self) -> bool:
+        """Whether one service may keep a connection of its own, with enough left for the others."""
+        return not self.pooled and self._pool_size > KEPT_FROM_POOL_SIZE
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -343,45 +338,6 @@ class Loan:
     async def give_back(self) -> None:
         # Even if the database renewed its pool meanwhile, to the one that it is of.
         await self._pool.release(self.connection, timeout=self._timeout_s)
-
-
-class KeptConnection:
-    """Lends one connection to one borrower at a time, who need not wait until it is given back."""
-
-    def __init__(self, database: Database, *, keeps: bool) -> None:
-        """Without `keeps` each use borrows one of its own."""
-        self._database = database
-        self._keeps = keeps
-        self._loan: Loan | None = None
-
-    def __repr__(self) -> str:
-        return f"<KeptConnection {'open' if self._loan is not None else 'closed'}>"
-
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        """As `Database.connection`."""
-        if not self._keeps:
-            async with self._database.connection() as connection:
-                yield connection
-            return
-        async with self._database.watched():
-            try:
-                yield await self._current()
-            except BaseException:
-                await self.give_back()
-                raise
-
-    async def _current(self) -> Connection:
-        if self._loan is not None and not self._loan.usable:
-            await self.give_back()
-        if self._loan is None:
-            self._loan = await self._database.lend()
-        return self._loan.connection
-
-    async def give_back(self) -> None:
-        loan, self._loan = self._loan, None
-        if loan is not None:
-            await loan.give_back()
 
 
 async def _keep_session(connection: Connection) -> None:

@@ -7,8 +7,8 @@ from enum import Enum
 import asyncpg
 
 from postrider.domain.audit import Scope
-from postrider.domain.lists import DeliveryFilter, DeliveryKey, DeliveryRow, FoundDeliveries
-from postrider.domain.model import DeliveryState, first_event_id
+from postrider.domain.lists import DeliveryFilter, DeliveryRow, FoundDeliveries
+from postrider.domain.model import DeliveryKey, DeliveryState, first_event_id
 from postrider.store.database import Connection
 from postrider.store.event_search import of_type
 from postrider.store.partitions import name_of

@@ -8,8 +8,8 @@ from datetime import datetime
 import asyncpg
 
 from postrider.domain.audit import Scope
-from postrider.domain.lists import DeliveryKey, DeliveryRow
-from postrider.domain.model import Attempt, DeliveryState, ErrorKind, Failure, Reply
+from postrider.domain.lists import DeliveryRow
+from postrider.domain.model import Attempt, DeliveryKey, DeliveryState, ErrorKind, Failure, Reply
 from postrider.store.database import Connection
 from postrider.store.delivery_search import EVENT_OF, SHOWN, STATUS_OF, delivery_row
 from postrider.store.statement import Statement

@@ -26,7 +26,7 @@ from postrider.domain.errors import UsageError
 from postrider.store import sql_functions
 from postrider.store.database import Connection, DatabaseError, is_pooled, translated_errors
 from postrider.store.foreign_code import hold
-from postrider.store.patience import PATIENCE, Patience, Unfinished, begin, patiently
+from postrider.store.patience import PATIENCE, Patience, Sleep, Unfinished, begin, patiently
 from postrider.store.script import Script
 from postrider.store.sql_functions import FunctionFile, read_functions
 
@@ -120,6 +120,7 @@ async def migrate(
     schema: Schema,
     to: int | None = None,
     *,
+    sleep: Sleep,
     patience: Patience = PATIENCE,
 ) -> list[Migration | FunctionFile]:
     """Apply what is missing up to number `to` (None: all), and after the last migration the functions that
@@ -135,15 +136,15 @@ async def migrate(
     applied_now: list[Migration | FunctionFile] = []
     with translated_errors():
         try:
-            await patiently(connection, patience, partial(_bootstrap, connection, patience))
+            await patiently(connection, sleep, patience, partial(_bootstrap, connection, patience))
             for migration in schema.migrations[:target]:
                 apply = _apply_concurrently if migration.concurrently else _apply
                 act = partial(apply, connection, schema, migration, patience)
-                if await patiently(connection, patience, act):
+                if await patiently(connection, sleep, patience, act):
                     applied_now.append(migration)
             if schema.functions and target == schema.number:
                 replace = partial(_replace_functions, connection, schema, patience)
-                applied_now += await patiently(connection, patience, replace)
+                applied_now += await patiently(connection, sleep, patience, replace)
         except asyncpg.InsufficientPrivilegeError as error:
             raise DatabaseError(
                 f"migrate lacks a right: {error}",

@@ -2,7 +2,6 @@
 moment, let the writers who queued behind it pass, and try again.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +11,8 @@ import asyncpg
 from postrider.store.database import Connection, DatabaseError, pin
 
 T = TypeVar("T")
+Sleep = Callable[[float], Awaitable[None]]
+"""Waits so many seconds."""
 
 # Whoever has held a lock on a table of Postrider's for as long as somebody waited for it; the longest first.
 # What another user's session does may not be shown to this one.
@@ -52,7 +53,9 @@ async def begin(connection: Connection, patience: Patience) -> None:
     await connection.execute(f"SET LOCAL lock_timeout = {patience.lock_ms}; SET LOCAL statement_timeout = 0")
 
 
-async def patiently(connection: Connection, patience: Patience, act: Callable[[], Awaitable[T]]) -> T:
+async def patiently(
+    connection: Connection, sleep: Sleep, patience: Patience, act: Callable[[], Awaitable[T]]
+) -> T:
     """Act again while a lock can't be had, with pauses in which those who waited behind it go on. Raises
     DatabaseError, with the sessions in the way, if none of the tries gets it."""
     for _ in range(patience.tries - 1):
@@ -65,7 +68,7 @@ async def patiently(connection: Connection, patience: Patience, act: Callable[[]
             asyncpg.DuplicateTableError,  # or the same index
             Unfinished,
         ):
-            await asyncio.sleep(patience.pause_s)
+            await sleep(patience.pause_s)
     try:
         return await act()
     except (asyncpg.LockNotAvailableError, Unfinished) as error:

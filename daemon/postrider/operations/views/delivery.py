@@ -1,7 +1,7 @@
 """Deliveries as JSON."""
 
-from postrider.domain.lists import DeliveryKey, DeliveryRow
-from postrider.domain.model import delivery_public_id, endpoint_public_id, event_public_id
+from postrider.domain.lists import DeliveryRow
+from postrider.domain.model import DeliveryKey, delivery_public_id, endpoint_public_id, event_public_id
 from postrider.operations.deliveries import Retried, RetriedAll, ShownDelivery
 from postrider.operations.views.attempt import attempt_view
 
