@@ -110,7 +110,7 @@ def test_a_promised_schedule_holds_where_attempts_time_out(database_dsn: str, tm
     """As far as the lane's own slots go."""
     shipped = (config_dir() / "dialects" / "workestra.toml").read_text()
     own = shipped.replace("retry_delays = [0, 5, 30, 120, 600]", "retry_delays = [0, 1, 1, 1]\ntimeout = 1")
-    # Else the first delivery that ends its schedule disables the endpoint before all others begin their last try.
+    # Else the first delivery that ends its schedule disables the endpoint before all have begun their last.
     own = own.replace("disable_when_exhausted = true", "disable_when_exhausted = false")
     assert own.count("\n") == shipped.count("\n") + 1 and "= false" in own
     (tmp_path / "workestra.toml").write_text(own)

@@ -4,11 +4,13 @@ Whatever becomes possible meanwhile waits for the turn to end, such as the deliv
 answer at once; and where the core is the limit, more requests at a time make nothing faster. So there are as
 many as keep a turn short, which for new connections is a few, for open ones many.
 
-Requests to endpoints that are slow, or never answered, give way to the others: while there are some to those
-that answer, as many begin as keep a turn four times shorter.
+Requests to endpoints that are slow, or never answered, give way to the others: while there are a few to those
+that answer, as many begin as keep a turn four times shorter. Where most are to those that answer, as when all
+of a backlog is sent, turns are long anyway.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,8 +92,9 @@ class LoopTurn:
         self._limit = _next_limit(self._limit, begun, took, tuning.turn_s)
         if unproven:
             alone = now - self._proven_at > tuning.alone_after_s
-            bound = tuning.turn_s if alone else tuning.unproven_turn_s
-            self._unproven_limit = _next_limit(self._unproven_limit, unproven, took, bound)
+            few_others = 2 * unproven > begun and not alone
+            most_s = tuning.unproven_turn_s if few_others else math.inf
+            self._unproven_limit = _next_limit(self._unproven_limit, unproven, took, most_s)
         self._under_way = False
         if self.refusing:
             # As many as began may come back with the next turn, and go on at once: that costs less than to
