@@ -27,7 +27,7 @@ def parse_keyset_cursor(cursor: str, of: str, kind: type[Keys]) -> Keys:
     try:
         raw = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         named, keys = msgspec.json.decode(raw, type=tuple[str, kind])  # type: ignore[valid-type]
-    except ValueError:  # of its letters, or of what they say
+    except (ValueError, msgspec.DecodeError):  # of its letters, or of what they say
         named = None
     if named != of:
         raise UsageError(f"{cursor!r} is not a cursor", "Take it from the list before, as it is.")
