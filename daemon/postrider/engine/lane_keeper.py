@@ -67,7 +67,7 @@ class LaneKeeper:
         """Look after the lanes that need it."""
         while True:
             await self._watch.wait(self._clock)
-            await self._clock.wait(asyncio.Event(), self._tuning.tick_s)
+            await self._clock.sleep(self._tuning.tick_s)
             self.run_once()
             if not self._lanes.watched:
                 self._watching = False

@@ -5,6 +5,7 @@ Woken when a retry falls due, when deliveries were left waiting and when a lane 
 works in small steps, so that a herd of retries and the refill of one lane don't hold up the others.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import structlog
 
 from postrider.domain.model import DeliveryKey, Event, emitted_at_s, endpoint_public_id
 from postrider.edges.clock import Clock
+from postrider.engine.cancelling import cancel_left
 from postrider.engine.lane import Lane
 from postrider.engine.lane_keeper import LaneKeeper
 from postrider.engine.lanes import Lanes
@@ -21,7 +23,7 @@ from postrider.engine.ledger import MIB, Job, Ledger, Share
 from postrider.engine.recorded import LeftWaiting
 from postrider.engine.recorder import Recorder
 from postrider.engine.signals import Signal
-from postrider.store import deliveries, endpoint_deliveries, outbox
+from postrider.store import deliveries, outbox
 from postrider.store.database import Database
 from postrider.store.deliveries import ClaimedDelivery, WaitingWanted
 
@@ -149,24 +151,12 @@ class Scheduler:
         cancelled = 0
         for endpoint_id in found:
             if not self._lanes.note_found(endpoint_id):
-                count = await self._cancel_left(endpoint_id)
+                count = await cancel_left(self._database, self._clock, endpoint_id, self._tuning.cancel_batch)
                 if count:
                     endpoint = endpoint_public_id(endpoint_id)
                     log.info("deliveries.cancelled", endpoint=endpoint, deliveries=count)
                 cancelled += count
         return cancelled
-
-    async def _cancel_left(self, endpoint_id: int) -> int:
-        """Cancel what waits for an endpoint if it is deleted."""
-        cancelled = 0
-        while True:
-            async with self._database.transaction() as connection:
-                count = await endpoint_deliveries.cancel_left(
-                    connection, endpoint_id, self._clock.now(), self._tuning.cancel_batch
-                )
-            cancelled += count
-            if count < self._tuning.cancel_batch:
-                return cancelled
 
     async def _promote(self) -> int:
         now = self._clock.now()
@@ -267,11 +257,15 @@ class Scheduler:
                     most_bytes_each=self._tuning.lane_bytes,
                 )
         finally:
+            of_endpoint: defaultdict[int, list[ClaimedDelivery]] = defaultdict(list)
+            for each in claimed or ():
+                of_endpoint[each.endpoint_id].append(each)
+            all_cut = claimed is None or sum(each.bytes for each in claimed) >= most_bytes
             for want in wanted:
-                floor = _rest_from(want, claimed, most_bytes, self._tuning.lane_bytes)
+                own = of_endpoint[want.endpoint_id]
+                floor = _rest_from(want, own, all_cut=all_cut, most_bytes=self._tuning.lane_bytes)
                 if floor is not None:
-                    taken = sum(each.endpoint_id == want.endpoint_id for each in claimed or ())
-                    rest = max(1, backlogs[want.endpoint_id] - taken)
+                    rest = max(1, backlogs[want.endpoint_id] - len(own))
                     self._lanes.note_waiting(want.endpoint_id, floor, rest)
         return claimed
 
@@ -316,17 +310,11 @@ class Scheduler:
 
 
 def _rest_from(
-    wanted: WaitingWanted, claimed: list[ClaimedDelivery] | None, most_bytes: int, most_bytes_each: int
+    wanted: WaitingWanted, own: Sequence[ClaimedDelivery], *, all_cut: bool, most_bytes: int
 ) -> UUID | None:
-    """From which event on deliveries of a lane may still wait after a claim (None: it failed); None where
-    none does."""
-    if claimed is None:
-        return wanted.floor
-    own = [each for each in claimed if each.endpoint_id == wanted.endpoint_id]
-    cut = (
-        sum(each.bytes for each in claimed) >= most_bytes
-        or sum(each.bytes for each in own) >= most_bytes_each
-    )
+    """From which event on deliveries of a lane may still wait after a claim that brought it its `own`; None
+    where none does. `all_cut`: the claim ended before all lanes had what there is."""
+    cut = all_cut or sum(each.bytes for each in own) >= most_bytes
     if len(own) < wanted.room and not cut:
         return None
     return own[-1].event_id if own else wanted.floor

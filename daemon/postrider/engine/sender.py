@@ -143,7 +143,7 @@ class Sender:
         outcome = None
         try:
             while self._recorder.full:
-                await self._clock.wait(asyncio.Event(), self._tuning.full_poll_s)
+                await self._clock.sleep(self._tuning.full_poll_s)
             outcome = await self.run_once(job)
         except BaseException:
             # Else it would be held for ever, and never sent. A worker is cut off only after the grace.
@@ -195,7 +195,7 @@ class Sender:
             self._alarm_at = now + self._tuning.alarm_s
             log.error("host.exhausted", reason=error.message, hint=error.hint)
         # The slot stays taken for a moment: there is no hurry to find out again.
-        await self._clock.wait(asyncio.Event(), self._tuning.exhausted_pause_s)
+        await self._clock.sleep(self._tuning.exhausted_pause_s)
         due = self._clock.now() + timedelta(seconds=self._tuning.exhausted_delay_s)
         self._recorder.put(job, DeliveryState.RETRYING, due=due, reason=error.message)
 

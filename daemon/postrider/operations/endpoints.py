@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from postrider.domain.audit import Actor, Scope
 from postrider.domain.keysets import keyset_cursor, parse_keyset_cursor
 from postrider.domain.model import EndpointState, endpoint_public_id
+from postrider.engine.cancelling import cancel_left
 from postrider.operations.endpoint_audit import note_endpoint
 from postrider.operations.endpoint_rules import demand_living, demand_verified
 from postrider.operations.work import Backend, UnitOfWork
@@ -119,15 +120,7 @@ async def delete(backend: Backend, actor: Actor, scope: Scope, endpoint_id: int)
         endpoint = demand_living(await get(work, endpoint_id))
         await endpoints.delete(work.connection, endpoint.workspace_id, endpoint.id, work.now)
         await note_endpoint(work, "endpoint.deleted", before=endpoint)
-    cancelled = 0
-    while True:
-        async with backend.begin(actor, scope) as work:
-            count = await endpoint_deliveries.cancel_left(
-                work.connection, endpoint.id, work.now, CANCELLED_AT_A_TIME
-            )
-        cancelled += count
-        if count < CANCELLED_AT_A_TIME:
-            return cancelled
+    return await cancel_left(backend.database, backend.clock, endpoint.id, CANCELLED_AT_A_TIME)
 
 
 async def _set_state(work: UnitOfWork, endpoint_id: int, state: EndpointState, action: str) -> bool:

@@ -4,13 +4,21 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from postrider.domain.audit import Actor, Scope
 from postrider.domain.dialects import parse_event_ids
 from postrider.domain.errors import UsageError
 from postrider.domain.lists import DeliveryFilter, DeliveryRow, EventFilter, FoundEvents
-from postrider.domain.model import DeliveryKey, DeliveryState, Endpoint, Event, delivery_public_id
+from postrider.domain.model import (
+    DeliveryKey,
+    DeliveryState,
+    Endpoint,
+    Event,
+    delivery_public_id,
+    first_event_id,
+)
 from postrider.domain.status import Progress
 from postrider.operations import resending
 from postrider.operations.work import Backend, UnitOfWork
@@ -20,7 +28,7 @@ from postrider.store.missed import Missed
 MAX_DELIVERIES = 1000
 """Of one event, that are shown with it."""
 FOLLOW_POLL_S = 0.3
-FOLLOW_OVERLAP_S = 30.0
+FOLLOW_OVERLAP = timedelta(seconds=30)
 """How far back `follow` looks each time: rows become visible as they commit, not in the order of ids."""
 FOLLOW_PAGE = 500
 
@@ -91,7 +99,7 @@ async def resend(work: UnitOfWork, text: str, endpoint_id: int) -> tuple[Deliver
     endpoint, which may be paused."""
     event = await get(work, text)
     row = await endpoints.get(work.connection, work.setting.sealer, work.scope, endpoint_id)
-    key, was = await resending.resend(work, event, row.endpoint)
+    key, was = await resending.resend(work, event, row)
     await work.note(
         "delivery.retried",
         delivery_public_id(*key),
@@ -107,10 +115,10 @@ async def follow(
 ) -> AsyncIterator[Event]:
     """The events of a filter as they are committed, from now on until `stop`."""
     seen: OrderedDict[UUID, None] = OrderedDict()
-    started = backend.clock.now().timestamp()
+    started = backend.clock.now()
     while not stop.is_set():
-        since = max(started, backend.clock.now().timestamp() - FOLLOW_OVERLAP_S)
-        after: UUID | None = _at(since)
+        since = max(started, backend.clock.now() - FOLLOW_OVERLAP)
+        after: UUID | None = first_event_id(since)
         while after is not None:
             async with backend.begin(actor, scope) as work:
                 found = await list_events(work, chosen, after=after, newest_first=False, limit=FOLLOW_PAGE)
@@ -119,12 +127,7 @@ async def follow(
                     seen[each.id] = None
                     yield each
             after = found.rows[-1].id if len(found.rows) == FOLLOW_PAGE else found.looked_to
-        oldest = _at(since - 1)
+        oldest = first_event_id(since - timedelta(seconds=1))
         for event_id in [each for each in seen if each < oldest]:
             del seen[event_id]
         await backend.clock.wait(stop, FOLLOW_POLL_S)
-
-
-def _at(seconds: float) -> UUID:
-    """The smallest id of an event that is emitted then."""
-    return UUID(int=int(seconds * 1000) << 80)

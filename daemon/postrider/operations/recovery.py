@@ -5,7 +5,6 @@ transactions; what has a delivery is passed over. So it may be cut off at any mo
 holds up nobody; the daemon takes what waits as its lanes have room.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -104,7 +103,6 @@ async def recover_missed(
         )
     clock = backend.clock
     tally = Tally()
-    never = asyncio.Event()
 
     async def send(events: Sequence[UUID]) -> None:
         for start in range(0, len(events), SENT_AT_A_TIME):
@@ -115,7 +113,7 @@ async def recover_missed(
                 )
             _add(tally, sent)
             on_progress(tally.events)
-            await clock.wait(never, PAUSE_S)
+            await clock.sleep(PAUSE_S)
 
     claimed: set[UUID] = set()
     begin = _FIRST
@@ -128,7 +126,7 @@ async def recover_missed(
         if first_open is None:
             break
         begin = first_open
-        await clock.wait(never, SETTLE_S)
+        await clock.sleep(SETTLE_S)
     for _ in range(TRIES):
         if not claimed:
             break
@@ -136,7 +134,7 @@ async def recover_missed(
         await send(sorted(claimed - fates.recorded - fates.queued - fates.claimed))
         claimed = set(fates.claimed - fates.recorded)
         if claimed:
-            await clock.wait(never, SETTLE_S)
+            await clock.sleep(SETTLE_S)
     tally.under_way = len(claimed)
     return tally
 

@@ -5,25 +5,27 @@ from postrider.domain.matching import wants
 from postrider.domain.model import (
     DeliveryKey,
     DeliveryState,
-    Endpoint,
     EndpointState,
     Event,
     delivery_public_id,
     endpoint_public_id,
     event_public_id,
 )
+from postrider.operations.endpoint_rules import demand_living
 from postrider.operations.work import UnitOfWork
 from postrider.store import endpoint_deliveries, history, missed
+from postrider.store.endpoint_rows import EndpointRow
 
 
 async def resend(
-    work: UnitOfWork, event: Event, endpoint: Endpoint
+    work: UnitOfWork, event: Event, row: EndpointRow
 ) -> tuple[DeliveryKey, DeliveryState | None]:
     """Send an event to an endpoint that it matches, whether or not it was sent before; return the delivery,
     and the state that it was in, None where there was none.
 
     Raises UsageError where it does not match, PostriderError where it can't be sent now.
     """
+    endpoint = row.endpoint
     evt, ep = event_public_id(event.id), endpoint_public_id(endpoint.id)
     if endpoint.workspace_id != event.workspace_id:
         raise UsageError(
@@ -38,8 +40,7 @@ async def resend(
         raise UsageError(
             f"{ep} is not subscribed to {event.type}", f"postrider endpoint update {ep} --events …"
         )
-    if endpoint.state is EndpointState.DELETED:
-        raise PostriderError(f"endpoint {ep} is deleted", "Add it anew with `postrider endpoint add`.")
+    demand_living(row)
     if endpoint.state is EndpointState.UNVERIFIED:
         raise PostriderError(f"{ep} has not answered its handshake yet", f"postrider endpoint verify {ep}")
     key = (event.id, endpoint.id)
